@@ -1,0 +1,209 @@
+"""The connection to Redis: one socket, any number of commands in flight.
+
+redis-py opens it (the URL, TLS, AUTH, SELECT, Sentinel's discovery of the master); from then on
+its transport is ours, and replies go from hiredis's reader straight to their callers, in order.
+That is a fifth of the cost of redis-py's command cycle, and it is safe to cancel: a caller that
+leaves keeps its place in the queue, so no reply can reach another, and there is no pool whose
+connections could leak.
+
+Relies on redis-py 8: ``ConnectionPool.make_connection()``, ``AbstractConnection._writer`` (the
+``asyncio.StreamWriter``) and ``AbstractConnection._parser.parse_error`` (the reply's text to an
+exception). On a Cluster redis-py's own client carries every command.
+"""
+
+import asyncio
+from collections import deque
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+import hiredis
+from redis.asyncio import ConnectionPool, RedisCluster, Sentinel
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+Argument = str | bytes | int
+
+
+class Commands(Protocol):
+    """What the store needs of Redis."""
+
+    async def execute(self, *arguments: Argument) -> Any:
+        """One command's reply. Raises redis.exceptions.RedisError."""
+
+    def reset(self) -> None:
+        """Drop the connection: the next command opens, and where Sentinel knows it finds, anew."""
+
+    async def aclose(self) -> None:
+        """Close for good."""
+
+
+def connect(url: str, timeout_seconds: float) -> Commands:
+    """Commands on the server that the URL names; no I/O until the first one.
+
+    URLs are redis-py's, and ``redis+sentinel://host:port,.../master/db`` and
+    ``redis+cluster://host:port,...``. Raises ValueError or TypeError for any other.
+    """
+    options: dict[str, Any] = {
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": timeout_seconds,
+        # Retries are the store's affair: it knows what may be repeated, and until when.
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+        "driver_info": None,
+    }
+    scheme, _, rest = url.partition("://")
+    if scheme == "redis+cluster":
+        nodes, _, credentials = _addresses(rest)
+        return _Cluster(
+            RedisCluster(
+                startup_nodes=[ClusterNode(host, port) for host, port in nodes],
+                require_full_coverage=False,
+                **credentials,
+                **options,
+            )
+        )
+    if scheme == "redis+sentinel":
+        nodes, path, credentials = _addresses(rest)
+        master, _, database = path.partition("/")
+        if not master:
+            raise ValueError("the name of the master is missing: redis+sentinel://host:port/master")
+        sentinel = Sentinel(  # type: ignore[no-untyped-call]
+            nodes, sentinel_kwargs=dict(options), **options
+        )
+        client = sentinel.master_for(master, db=int(database or 0), **credentials)
+        return _Single(client.connection_pool, timeout_seconds)
+    return _Single(ConnectionPool.from_url(url, **options), timeout_seconds)
+
+
+def _addresses(rest: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]]:
+    """The hosts and ports, the path and the credentials of ``[user:password@]h:p,h:p/path``."""
+    authority, _, path = rest.partition("/")
+    userinfo, _, hosts = authority.rpartition("@")
+    nodes = []
+    for host in hosts.split(","):
+        parts = urlsplit(f"//{host}")
+        if not parts.hostname:
+            raise ValueError("a host is missing")
+        nodes.append((parts.hostname, parts.port or 6379))
+    username, _, password = userinfo.rpartition(":")
+    credentials = {"username": unquote(username), "password": unquote(password)}
+    return nodes, path, {name: value for name, value in credentials.items() if value}
+
+
+class _Link(asyncio.Protocol):
+    """One open connection, until it is lost."""
+
+    def __init__(self, connection: AbstractConnection, timeout_seconds: float) -> None:
+        assert connection._writer is not None
+        self._writer = connection._writer  # kept: it closes the transport when collected
+        connection._reader = connection._writer = None
+        self.transport: asyncio.WriteTransport = self._writer.transport
+        self._timeout_seconds = timeout_seconds
+        self._loop = asyncio.get_running_loop()
+        self._reader = hiredis.Reader(
+            protocolError=RedisConnectionError,
+            replyError=connection._parser.parse_error,
+        )
+        self._waiting: deque[tuple[asyncio.Future[Any], asyncio.TimerHandle]] = deque()
+        self.transport.set_protocol(self)
+
+    def send(self, arguments: tuple[Argument, ...]) -> asyncio.Future[Any]:
+        future = self._loop.create_future()
+        timer = self._loop.call_later(self._timeout_seconds, self._overdue, future)
+        self._waiting.append((future, timer))
+        self.transport.write(hiredis.pack_command(arguments))  # type: ignore[arg-type]
+        return future
+
+    def _overdue(self, future: asyncio.Future[Any]) -> None:
+        # Replies come in order: when the first in the queue is late, nothing will come in time.
+        if self._waiting and self._waiting[0][0] is future:
+            self.fail("no reply in time")
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._reader.feed(data)
+            while (reply := self._reader.gets()) is not False:
+                future, timer = self._waiting.popleft()
+                timer.cancel()
+                if future.done():  # its caller left
+                    continue
+                if isinstance(reply, Exception):
+                    future.set_exception(reply)
+                else:
+                    future.set_result(reply)
+        except (RedisConnectionError, IndexError):
+            self.fail("not Redis's protocol")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.fail("connection lost")
+
+    def fail(self, reason: str) -> None:
+        """Drop the connection, with everything in flight."""
+        self.transport.abort()
+        for future, timer in self._waiting:
+            timer.cancel()
+            if not future.done():
+                future.set_exception(RedisConnectionError(reason))
+        self._waiting.clear()
+
+
+class _Single:
+    """One server, or the master that Sentinel names."""
+
+    def __init__(self, pool: ConnectionPool, timeout_seconds: float) -> None:
+        # Raises for options that no connection has.
+        pool.make_connection()  # type: ignore[no-untyped-call]
+        self._pool = pool
+        self._timeout_seconds = timeout_seconds
+        self._link: _Link | None = None
+        self._opening: asyncio.Task[_Link] | None = None
+
+    async def execute(self, *arguments: Argument) -> Any:
+        link = self._link
+        if link is None or link.transport.is_closing():
+            link = await self._open_once()
+        return await link.send(arguments)
+
+    async def _open_once(self) -> _Link:
+        # However many callers wait, one connection is opened; a caller that leaves does not end it.
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open())
+            self._opening.add_done_callback(self._opened)
+        return await asyncio.shield(self._opening)
+
+    def _opened(self, task: asyncio.Task[_Link]) -> None:
+        self._opening = None
+        if not task.cancelled():
+            task.exception()  # seen, even where every caller has left
+
+    async def _open(self) -> _Link:
+        connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        await connection.connect()
+        self._link = _Link(connection, self._timeout_seconds)
+        return self._link
+
+    def reset(self) -> None:
+        if self._link is not None:
+            self._link.fail("reset")
+
+    async def aclose(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+        self.reset()
+
+
+class _Cluster:
+    def __init__(self, cluster: RedisCluster) -> None:
+        self._cluster = cluster
+
+    async def execute(self, *arguments: Argument) -> Any:
+        return await self._cluster.execute_command(*arguments)
+
+    def reset(self) -> None:
+        """redis-py's client finds a slot's new master by itself."""
+
+    async def aclose(self) -> None:
+        await self._cluster.aclose()

@@ -1,0 +1,52 @@
+"""Who is asking: the caller's token, and the service keys of POST and PUT.
+
+Headers are ASGI's: lists of (lower-case name, value) in bytes. Each function returns what it
+found and whether any header that counts was sent, which the 401 tells.
+"""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable
+
+from sesiones import tokens
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+_BEARER = re.compile(rb"bearer(?: +(.*))?", re.IGNORECASE | re.DOTALL)  # RFC 9110, 11.4
+
+
+def _bearers(headers: Headers) -> tuple[list[bytes], bool]:
+    """The credentials of the Bearer scheme, and whether Authorization was repeated."""
+    values = [value for name, value in headers if name == b"authorization"]
+    matches = [match for value in values if (match := _BEARER.fullmatch(value))]
+    return [match[1] or b"" for match in matches], len(values) > 1
+
+
+def caller_token(headers: Headers) -> tuple[str | None, bool]:
+    """The one well-formed token of x-auth-token or Authorization: Bearer."""
+    headers = list(headers)
+    bearers, repeated = _bearers(headers)
+    sent = [value for name, value in headers if name == b"x-auth-token"] + bearers
+    if len(sent) == 1 and not (bearers and repeated):
+        token = sent[0].decode("latin-1")
+        if tokens.is_well_formed(token):
+            return token, True
+    return None, bool(sent)
+
+
+class ServiceKeys:
+    """The keys that POST and PUT accept. ``open_without``: whether none at all opens them."""
+
+    def __init__(self, keys: Iterable[str], *, open_without: bool) -> None:
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self._open = open_without and not self._digests
+
+    def admit(self, headers: Headers) -> tuple[bool, bool]:
+        """Whether exactly one of the keys was sent; the time tells nothing of the keys."""
+        bearers, repeated = _bearers(headers)
+        if self._open:
+            return True, bool(bearers)
+        given = hashlib.sha256(bearers[0] if bearers else b"").digest()
+        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
+        return len(bearers) == 1 and not repeated and any(matches), bool(bearers)

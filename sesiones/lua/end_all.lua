@@ -1,0 +1,23 @@
+#!lua flags=allow-oom
+-- Ends every session of the caller's user.
+--
+-- KEYS[1]  the caller's session
+-- KEYS[2]  the session that the request designates, of the same slot; may be the same key
+--
+-- Return value: how many live sessions ended; or what refusal() in session.lua gives.
+
+local caller, designated = read_live(KEYS[1]), read_live(KEYS[2])
+local refused = refusal(caller, designated)
+if refused then
+  return refused
+end
+
+local base = split(KEYS[1])
+local index = base .. 'u:' .. caller[USUARIO]
+local ended = 0
+for _, digest in ipairs(redis.call('ZRANGEBYSCORE', index, '(' .. int(now), '+inf')) do
+  ended = ended + redis.call('DEL', base .. 's:' .. digest)
+end
+redis.call('DEL', index)
+-- Were the index ever incomplete, the caller's own session still ends.
+return ended + redis.call('DEL', KEYS[1])

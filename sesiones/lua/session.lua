@@ -1,0 +1,94 @@
+-- Shared by every script: the store puts this text after the script's first line.
+--
+-- <prefix>:{<bucket>}:s:<digest>   hash        one session; its expiry is the key's own
+-- <prefix>:{<bucket>}:u:<usuario>  sorted set  the user's digests, scored by expiry
+-- <prefix>:{<bucket>}:n            string      the bucket's counter, never expires
+--
+-- The first key of a script gives it all others: they differ only after "}:".
+
+local ID, USUARIO, INICIO, ESTADO, ACTIVIDAD, VENTANA, DISPOSITIVO, EXPIRACION = 1, 2, 3, 4, 5, 6, 7, 8
+
+local now = tonumber(redis.call('TIME')[1])
+
+-- Lua's own tostring() rounds integers above 10^14.
+local function int(number)
+  return string.format('%.0f', number)
+end
+
+-- "<prefix>:{<bucket>}:" and the digest of a session's key.
+local function split(key)
+  return string.match(key, '^([^}]*}:)s:(.*)$')
+end
+
+-- Return value: nil when no session lives at the key (Redis keeps a key for the whole millisecond
+-- of its expiry, so the clock decides); else its seven fields as strings and its expiry as a
+-- number; else, for a record that cannot be a session, a string that says what is wrong with it.
+local function read(key)
+  local expiracion = redis.call('EXPIRETIME', key)
+  if expiracion == -1 then
+    return 'the key has no expiry'
+  end
+  if expiracion <= now then
+    return nil
+  end
+  local session = redis.pcall('HMGET', key,
+    'id', 'usuario', 'inicio', 'estado', 'actividad', 'ventana', 'dispositivo')
+  if session.err then
+    return session.err
+  end
+  for field = ID, VENTANA do
+    if not tonumber(session[field]) then
+      return 'a field is missing or not a number'
+    end
+  end
+  if not session[DISPOSITIVO] then
+    return 'dispositivo is missing'
+  end
+  session[EXPIRACION] = expiracion
+  return session
+end
+
+-- Like read(), but nil for a record that is not a session: it counts as not live.
+local function read_live(key)
+  local session = read(key)
+  if type(session) == 'table' then
+    return session
+  end
+end
+
+-- Whether the caller may end the designated session (nil when it is not live).
+-- Return value: nil when it may; -1 when the caller's own session is not live and active; -2 when
+-- the designated one is another user's.
+local function refusal(caller, designated)
+  if not caller or caller[ESTADO] ~= '1' then
+    return -1
+  end
+  if designated and designated[USUARIO] ~= caller[USUARIO] then
+    return -2
+  end
+end
+
+-- Drops the index's dead members and lets it expire with its latest one. An index of another
+-- type stays as it is: ending a session must not fail for it.
+local function settle(index)
+  redis.pcall('ZREMRANGEBYSCORE', index, '-inf', int(now))
+  local latest = redis.pcall('ZRANGE', index, -1, -1, 'WITHSCORES')
+  if latest[2] then
+    redis.call('EXPIREAT', index, latest[2])
+  end
+end
+
+-- Moves a session's expiry, in its key and in the index. The index goes first: it alone can
+-- refuse (a key of another type), and then nothing has been written.
+-- Return value: nil, or a string that says why nothing was written.
+local function expire(key, session, expiracion)
+  local base, digest = split(key)
+  local index = base .. 'u:' .. session[USUARIO]
+  local added = redis.pcall('ZADD', index, int(expiracion), digest)
+  if type(added) == 'table' then
+    return 'index: ' .. added.err
+  end
+  settle(index)
+  redis.call('EXPIREAT', key, int(expiracion))
+  session[EXPIRACION] = expiracion
+end

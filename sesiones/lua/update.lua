@@ -1,0 +1,57 @@
+#!lua
+-- Updates a live session, active or not, from its object.
+--
+-- KEYS[1]  the session
+-- ARGV     ID_Sesion, ID_Usuario, Fecha_Inicio, Fecha_Expiracion, Estado_Sesion,
+--          Ultima_Actividad, Dispositivo, max seconds
+--
+-- Return value: {'ok', session as read() in session.lua gives it};
+-- {'absent'} when no session lives at the key;
+-- {'immutable', field, ...} when fields differ that never change;
+-- {'dates', reason} with reason 'window' (Fecha_Expiracion is not after Ultima_Actividad),
+-- 'lifetime' (beyond Fecha_Inicio + max) or 'past' (it would have expired already).
+
+local expiracion, actividad = tonumber(ARGV[4]), tonumber(ARGV[6])
+local max = tonumber(ARGV[8])
+
+local session = read(KEYS[1])
+if type(session) ~= 'table' then
+  return {'absent', session}
+end
+
+local immutable = {'immutable'}
+for argument, field in ipairs({ID, USUARIO, INICIO}) do
+  if session[field] ~= ARGV[argument] then
+    immutable[#immutable + 1] = ({'ID_Sesion', 'ID_Usuario', 'Fecha_Inicio'})[argument]
+  end
+end
+if #immutable > 1 then
+  return immutable
+end
+
+-- Ultima_Actividad never goes back, nor beyond now.
+local given_window = expiracion - actividad
+actividad = math.max(session[ACTIVIDAD], math.min(actividad, now))
+
+if expiracion ~= session[EXPIRACION] then
+  local last = session[INICIO] + max
+  if given_window < 1 then
+    return {'dates', 'window'}
+  elseif expiracion > last then
+    return {'dates', 'lifetime'}
+  end
+  expiracion = math.min(actividad + given_window, last)
+  if expiracion <= now then
+    return {'dates', 'past'}
+  end
+  local refused = expire(KEYS[1], session, expiracion)
+  if refused then
+    return redis.error_reply(refused)
+  end
+  session[VENTANA] = int(given_window)
+end
+
+session[ESTADO], session[ACTIVIDAD], session[DISPOSITIVO] = ARGV[5], int(actividad), ARGV[7]
+redis.call('HSET', KEYS[1], 'estado', session[ESTADO], 'actividad', session[ACTIVIDAD],
+  'ventana', session[VENTANA], 'dispositivo', session[DISPOSITIVO])
+return {'ok', session}

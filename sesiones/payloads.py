@@ -1,0 +1,161 @@
+"""Bytes to validated values, or a Problem. No Redis."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+from sesiones.problems import Problem
+from sesiones.sesion import INT_MAX, Sesion
+
+BODY_MAX_BYTES = 16 * 1024
+
+_DECIMAL = re.compile(r"0|[1-9][0-9]{0,15}")
+_FORBIDDEN_IN_DEVICE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # Cc and surrogates
+
+Members = Mapping[str, Any]
+
+
+def parse_json(body: bytes) -> Members:
+    """The members of a JSON object (RFC 8259).
+
+    The standard library's parser and not orjson's, which keeps the last of two members of one
+    name and reads integers over 2^64 as floats.
+    """
+    try:
+        value = json.loads(
+            body.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_int=_bounded,
+        )
+    except (ValueError, RecursionError):
+        raise Problem(400, "El cuerpo no es JSON válido.") from None
+    if not isinstance(value, dict):
+        raise Problem(400, "El cuerpo debe ser un objeto JSON.")
+    return value
+
+
+def parse_form(text: bytes) -> Members:
+    """The members of an application/x-www-form-urlencoded body or query (WHATWG URL, 5.1)."""
+    try:
+        return _unique(
+            parse_qsl(
+                text.decode("utf-8"), keep_blank_values=True, encoding="utf-8", errors="strict"
+            )
+        )
+    except ValueError:
+        raise Problem(400, "El formulario o la consulta no son válidos.") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("a repeated member")
+    return members
+
+
+def _bounded(digits: str) -> int:
+    # int() refuses thousands of digits, which are JSON all the same.
+    return int(digits) if len(digits) < 20 else INT_MAX + 1
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+PARSERS: dict[bytes, Callable[[bytes], Members]] = {
+    b"application/json": parse_json,
+    b"application/x-www-form-urlencoded": parse_form,
+}
+
+
+class _Reader:
+    """Reads members and collects every bad one."""
+
+    def __init__(self, members: Members, *, form: bool) -> None:
+        self._members = members
+        self._form = form
+        self._errores: list[tuple[str, str]] = []
+
+    def _get(self, campo: str) -> Any:
+        if campo not in self._members:
+            self._errores.append((campo, "es obligatorio"))
+            return None
+        return self._members[campo]
+
+    def integer(self, campo: str, low: int = 0, high: int = INT_MAX) -> int:
+        value = self._get(campo)
+        if value is None and campo not in self._members:
+            return low
+        if self._form and isinstance(value, str) and _DECIMAL.fullmatch(value):
+            value = int(value)
+        if type(value) is int and low <= value <= high:
+            return value
+        self._errores.append((campo, f"debe ser un entero entre {low} y {high}"))
+        return low
+
+    def string(self, campo: str) -> str:
+        value = self._get(campo)
+        if isinstance(value, str):
+            return value
+        if campo in self._members:
+            self._errores.append((campo, "debe ser una cadena"))
+        return ""
+
+    def device(self) -> str:
+        value = self._members.get("Dispositivo")
+        text = self.string("Dispositivo")
+        if isinstance(value, str) and (
+            not 1 <= len(value) <= 512 or _FORBIDDEN_IN_DEVICE.search(value)
+        ):
+            self._errores.append(
+                ("Dispositivo", "debe tener de 1 a 512 caracteres, ninguno de control")
+            )
+        return text
+
+    def finish(self) -> None:
+        if self._errores:
+            raise unprocessable(*self._errores)
+
+
+def unprocessable(*errores: tuple[str, str]) -> Problem:
+    """422 naming each bad field as (campo, motivo)."""
+    return Problem(422, "Hay campos no válidos.", errores=errores)
+
+
+def creation(members: Members, *, form: bool) -> tuple[int, str]:
+    """ID_Usuario and Dispositivo of a POST. Raises Problem 422."""
+    reader = _Reader(members, form=form)
+    values = reader.integer("ID_Usuario"), reader.device()
+    reader.finish()
+    return values
+
+
+def update(members: Members, *, form: bool) -> Sesion:
+    """The session object of a PUT. Raises Problem 422."""
+    reader = _Reader(members, form=form)
+    sesion = Sesion(
+        ID_Sesion=reader.integer("ID_Sesion", low=1),
+        ID_Usuario=reader.integer("ID_Usuario"),
+        Token_Sesion=reader.string("Token_Sesion"),
+        Fecha_Inicio=reader.integer("Fecha_Inicio"),
+        Fecha_Expiracion=reader.integer("Fecha_Expiracion"),
+        Estado_Sesion=reader.integer("Estado_Sesion", high=1),
+        Ultima_Actividad=reader.integer("Ultima_Actividad"),
+        Dispositivo=reader.device(),
+    )
+    reader.finish()
+    return sesion
+
+
+def designation(body: Members, query: Members) -> str:
+    """Token_Sesion of a DELETE, from its body, its query or both alike. Raises Problem 422."""
+    merged = {**body, **query}
+    if "Token_Sesion" in body and merged["Token_Sesion"] != body["Token_Sesion"]:
+        raise unprocessable(("Token_Sesion", "difiere entre el cuerpo y la consulta"))
+    reader = _Reader(merged, form=False)
+    token = reader.string("Token_Sesion")
+    reader.finish()
+    return token

@@ -1,0 +1,69 @@
+"""Errors as problem details (RFC 9457), in the API's language."""
+
+from collections.abc import Mapping, Sequence
+
+import orjson
+
+TITLES = {
+    400: "Solicitud incorrecta",
+    401: "No autorizado",
+    403: "Prohibido",
+    404: "No encontrado",
+    405: "Método no permitido",
+    408: "Tiempo de espera agotado",
+    409: "Conflicto",
+    413: "Contenido demasiado grande",
+    415: "Tipo de contenido no admitido",
+    422: "Contenido no procesable",
+    431: "Cabeceras demasiado grandes",
+    500: "Error interno",
+    503: "Servicio no disponible",
+}
+
+
+class Problem(Exception):
+    """A request that ends in an error. ``errores``: (campo, motivo) of each bad field."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        errores: Sequence[tuple[str, str]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, detail)
+        self.status = status
+        self.detail = detail
+        self.errores = errores
+        self.headers = headers or {}
+
+    def body(self) -> bytes:
+        members: dict[str, object] = {
+            "type": "about:blank",
+            "title": TITLES[self.status],
+            "status": self.status,
+            "detail": self.detail,
+        }
+        if self.errores:
+            members["errores"] = [
+                {"campo": campo, "motivo": motivo} for campo, motivo in self.errores
+            ]
+        return orjson.dumps(members)
+
+
+def unauthorized(*, presented: bool) -> Problem:
+    """The one and same 401. ``presented``: a header that could carry a credential was sent
+    (RFC 6750, 3.1: without one, no error code)."""
+    challenge = 'Bearer realm="sesiones"' + (', error="invalid_token"' if presented else "")
+    detail = "Falta una credencial válida."
+    return Problem(401, detail, headers={"WWW-Authenticate": challenge})
+
+
+def unavailable() -> Problem:
+    """Redis does not answer, or refuses."""
+    return Problem(
+        503,
+        "El almacén de sesiones no responde; inténtelo de nuevo.",
+        headers={"Retry-After": "1"},
+    )

@@ -1,0 +1,174 @@
+"""uvicorn's HTTP/1.1 protocol, with what it lacks between a client and the routes.
+
+Malformed requests get the API's own 400; a head has at most 16 KiB and 100 fields (431); a request
+arrives within 5 s (408); a connection that never says anything is closed like an idle one; a client
+that shuts its sending side still gets its answer; a request to upgrade is answered as HTTP/1.1, and
+the connection closed, because the parser stops there.
+
+Relies on uvicorn 0.54's ``HttpToolsProtocol``: the parser's callbacks; ``cycle``, the newest
+request whose head is complete; ``pipeline``, those that wait for the ones before them, newest
+first; ``flow``; and ``timeout_keep_alive_task`` with ``_unset_keepalive_if_required()``.
+"""
+
+import asyncio
+from typing import Any
+
+import httptools
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from sesiones.problems import Problem
+
+HEAD_MAX_BYTES = 16 * 1024
+HEAD_MAX_FIELDS = 100
+RECEIVE_SECONDS = 5.0
+LINGER_SECONDS = 1.0
+"""How long a refused client may take to stop sending: closing on unread bytes would reset the
+connection and lose the answer (RFC 9112, 9.6)."""
+
+MALFORMED = Problem(400, "La petición HTTP está mal formada.")
+TOO_SLOW = Problem(408, f"La petición no llegó entera en {RECEIVE_SECONDS:.0f} s.")
+TOO_LARGE = Problem(
+    431, f"Las cabeceras superan los {HEAD_MAX_BYTES} bytes o los {HEAD_MAX_FIELDS} campos."
+)
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._in_head = False
+        self._in_body = False
+        self._head_bytes = 0  # of the head, before the chunk being read
+        self._chunk_bytes = 0
+        self._reason = MALFORMED  # why the parser's callbacks raise
+        self._deaf = False  # what the client still sends is of no use
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_deadline()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        if self._in_head or self._in_body or not self._owes():
+            return False  # close
+        self.cycle.keep_alive = False
+        return True
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        self._chunk_bytes = len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._deaf = True
+            self.cycle.keep_alive = False
+        except httptools.HttpParserError:
+            self._refuse(self._reason)
+        else:
+            if self._in_head:
+                self._head_bytes += len(data)
+                if self._head_bytes > HEAD_MAX_BYTES:
+                    self._refuse(TOO_LARGE)
+                    return
+            if (self._in_head or self._in_body) and self._deadline is None:
+                self._deadline = self.loop.call_later(RECEIVE_SECONDS, self._refuse, TOO_SLOW)
+
+    def on_message_begin(self) -> None:
+        self._unset_keepalive_if_required()
+        super().on_message_begin()
+        self._in_head = True
+        # What came before the message in the same chunk is not the head's.
+        self._head_bytes = -self._chunk_bytes
+
+    def on_headers_complete(self) -> None:
+        if len(self.headers) > HEAD_MAX_FIELDS or self._head_too_long():
+            self._reason = TOO_LARGE
+            raise ValueError("head too large")
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts < 1 and self.parser.get_http_version() == "1.1"):
+            raise ValueError("RFC 9112, 3.2: exactly one Host")
+        super().on_headers_complete()
+        self._in_head, self._in_body = False, True
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        self._stop_deadline()
+        super().on_message_complete()
+
+    def timeout_keep_alive_handler(self) -> None:
+        if not (self._in_head or self._in_body or self._owes()):
+            super().timeout_keep_alive_handler()
+
+    def _head_too_long(self) -> bool:
+        if self._head_bytes + 2 * self._chunk_bytes <= HEAD_MAX_BYTES:  # the usual case
+            return False
+        fields = sum(len(name) + len(value) + 4 for name, value in self.headers)
+        return len(self.url) + fields > HEAD_MAX_BYTES
+
+    def _owes(self) -> bool:
+        """Whether a request whose head is complete has not been answered."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _stop_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer the request that is being received with an error, in its turn, and close."""
+        self._deaf = True
+        self._stop_deadline()
+        if not self._owes():
+            # A body that nobody waits for, or a head with nothing before it.
+            if not self._in_body:
+                self._write(problem)
+            self._close()
+        elif not self._in_body:
+            # Requests before it are still being answered; the last of them closes.
+            self.cycle.keep_alive = False
+        elif self.pipeline:
+            # It waits in the queue, as the newest: its turn comes.
+            self.pipeline[0] = (self.cycle, _refusal(problem))
+        else:
+            # Its endpoint waits for the body, or is about to answer: this is the answer.
+            self._write(problem)
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            self._close()
+
+    def _write(self, problem: Problem) -> None:
+        response = _response(problem)
+        lines = [STATUS_LINE[response.status_code]]
+        for name, value in [*self.server_state.default_headers, *response.raw_headers]:
+            lines += [name, b": ", value, b"\r\n"]
+        self.transport.write(b"".join([*lines, b"\r\n", bytes(response.body)]))
+
+    def _close(self) -> None:
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        else:
+            self.transport.close()
+
+
+def _response(problem: Problem) -> Response:
+    headers = {"Cache-Control": "no-store", "Connection": "close"}
+    return Response(problem.body(), problem.status, headers, "application/problem+json")
+
+
+def _refusal(problem: Problem) -> Any:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await _response(problem)(scope, receive, send)
+
+    return app

@@ -1,0 +1,142 @@
+"""Serving: the listening socket, uvicorn, start and stop."""
+
+import functools
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from sesiones import logs
+from sesiones.app import create_app
+from sesiones.protocol import HttpProtocol
+from sesiones.settings import Settings, SettingsError
+
+logger = logging.getLogger("sesiones.server")
+
+KEEP_ALIVE_SECONDS = 75
+"""Longer than gateways keep idle connections, so that they are the ones to close."""
+
+STOP_SECONDS = 8
+"""What requests in flight may take after SIGTERM."""
+
+
+class ListenError(Exception):
+    """The address cannot be listened on; the message is one line."""
+
+
+def serve(settings: Settings, listener: socket.socket) -> None:
+    """Serve on the socket until SIGTERM or SIGINT: then stop accepting, answer what is in flight
+    and close Redis.
+
+    Without a service key POST and PUT are open: listen() saw to it that only this machine is
+    let in.
+    """
+    config = uvicorn.Config(
+        functools.partial(create_app, settings, open_without_key=True),
+        factory=True,
+        http=HttpProtocol,
+        ws="none",
+        workers=settings.workers,
+        log_config=logs.config(),
+        access_log=settings.access_log,
+        server_header=False,
+        proxy_headers=settings.forwarded_allow_ips is not None,
+        forwarded_allow_ips=settings.forwarded_allow_ips,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+    logger.info("listening on %s", listener.getsockname())
+    if settings.workers > 1:
+        Multiprocess(config, [listener]).run()
+        return
+    # uvicorn raises the signal that stopped it again once it is done; ending is then our
+    # business, and it ended well.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    uvicorn.Server(config).run([listener])
+
+
+@contextmanager
+def listen(settings: Settings) -> Iterator[tuple[socket.socket, str]]:
+    """A listening socket and its URL, closed at the end.
+
+    Without a service key only loopback and unix sockets will do. Raises SettingsError and
+    ListenError.
+    """
+    if settings.uds is not None:
+        with _bind_unix(settings.uds) as listener:
+            yield listener, f"unix:{settings.uds}"
+        return
+    with _bind_tcp(settings) as listener:
+        host, port = listener.getsockname()[:2]
+        yield listener, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _bind_tcp(settings: Settings) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise ListenError(f"cannot listen on {settings.host}: {error.strerror}") from None
+    if not settings.service_key and not ipaddress.ip_address(address[0]).is_loopback:
+        raise SettingsError(
+            f"set SESIONES_SERVICE_KEY to listen on {settings.host}: without it anyone who "
+            "reaches it can make sessions, so only loopback and unix sockets are allowed"
+        )
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        # Listening already now: a second server on the same port fails here, not later.
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise ListenError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
+        ) from None
+    listener.set_inheritable(True)
+    return listener
+
+
+@contextmanager
+def _bind_unix(path: str) -> Iterator[socket.socket]:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        mask = os.umask(0o117)  # 0660 from the first moment
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(mask)
+    except OSError as error:
+        listener.close()
+        reason = error.strerror or error  # "AF_UNIX path too long" has no errno
+        raise ListenError(f"cannot listen on {path}: {reason}") from None
+    listener.set_inheritable(True)
+    try:
+        yield listener
+    finally:
+        listener.close()
+        os.unlink(path)
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket file that a killed server left. Raises OSError when one is served."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return  # bind() will refuse
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)

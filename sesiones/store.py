@@ -1,0 +1,282 @@
+"""The session store on Redis: find, create, update, end, end_all.
+
+The only module that names a key. Each operation is one atomic script on one hash slot (lua/);
+lua/session.lua says what lies where. An absent session is a value; only Redis failing raises.
+"""
+
+import asyncio
+import hashlib
+import logging
+import time
+from dataclasses import dataclass
+from enum import Enum
+from importlib.resources import files
+from typing import Any, Literal
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
+
+from sesiones import tokens
+from sesiones.connection import Argument, Commands
+from sesiones.sesion import Sesion
+
+logger = logging.getLogger("sesiones.store")
+
+
+class StoreUnavailable(Exception):
+    """Redis cannot answer, or refuses: the operation may or may not have happened."""
+
+
+class Refusal(Enum):
+    """Why a session was not ended."""
+
+    UNAUTHENTICATED = -1
+    """The caller's own session is not live and active."""
+    FORBIDDEN = -2
+    """The designated session is another user's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Immutable:
+    """An update was refused: it changes fields that never change."""
+
+    fields: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BadDates:
+    """An update was refused: its Fecha_Expiracion is not after its Ultima_Actividad (window),
+    beyond the absolute lifetime (lifetime), or would have passed already (past)."""
+
+    reason: Literal["window", "lifetime", "past"]
+
+
+class _Script:
+    """One file of lua/, with session.lua after its first line."""
+
+    def __init__(self, name: str) -> None:
+        folder = files("sesiones") / "lua"
+        shebang, _, body = (folder / f"{name}.lua").read_text("utf-8").partition("\n")
+        shared = (folder / "session.lua").read_text("utf-8")
+        self.source = f"{shebang}\n{shared}\n{body}"
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+_CHECK, _PEEK = _Script("check"), _Script("peek")
+_CREATE, _UPDATE = _Script("create"), _Script("update")
+_END, _END_ALL = _Script("end"), _Script("end_all")
+
+
+class SessionStore:
+    """Sessions in Redis.
+
+    Every method raises StoreUnavailable when Redis does not answer within ``timeout_seconds``
+    or refuses. ``idle_seconds``: a new session's window; ``max_seconds``: the longest life;
+    ``touch_seconds``: how old Ultima_Actividad must be before a check slides it;
+    ``max_per_user``: sessions a user may have.
+
+    ``read_only_checks``: answer checks without sliding while Redis refuses writes (MISCONF,
+    NOREPLICAS). Only for a server that no other can have replaced as the master.
+    """
+
+    def __init__(
+        self,
+        commands: Commands,
+        *,
+        key_prefix: str,
+        idle_seconds: int,
+        max_seconds: int,
+        touch_seconds: int,
+        max_per_user: int,
+        timeout_seconds: float,
+        read_only_checks: bool,
+    ) -> None:
+        self._commands = commands
+        self._key_prefix = key_prefix
+        self._idle_seconds = idle_seconds
+        self._max_seconds = max_seconds
+        self._touch_seconds = touch_seconds
+        self._max_per_user = max_per_user
+        self._timeout_seconds = timeout_seconds
+        self._read_only_checks = read_only_checks
+        self._failed_at: float | None = None
+
+    async def find(self, token: str) -> Sesion | None:
+        """The live and active session of a well-formed token, slid when due; else None."""
+        sesion = await self._read(_CHECK, token)
+        return sesion if sesion is not None and sesion.active else None
+
+    async def create(self, ID_Usuario: int, Dispositivo: str) -> Sesion:
+        """A new session with a new token. A user at the limit loses the one that expires first."""
+        token = tokens.make(ID_Usuario)  # before the first try: a second one finds its session
+        base = self._base(token)
+        reply = await self._run(
+            _CREATE,
+            [self._key(token), f"{base}u:{ID_Usuario}", f"{base}n"],
+            tokens.bucket_number(tokens.bucket(token)),
+            ID_Usuario,
+            Dispositivo,
+            self._idle_seconds,
+            self._max_seconds,
+            self._max_per_user,
+        )
+        sesion = _session(token, reply)
+        if sesion is None:
+            raise StoreUnavailable("the new session could not be read back")
+        return sesion
+
+    async def update(self, given: Sesion) -> Sesion | Immutable | BadDates | None:
+        """Update the live session of the given object's token, active or not, and return it as
+        it now stands; None when there is none."""
+        if not tokens.is_well_formed(given.Token_Sesion):
+            return None
+        outcome, *details = await self._run(
+            _UPDATE,
+            [self._key(given.Token_Sesion)],
+            given.ID_Sesion,
+            given.ID_Usuario,
+            given.Fecha_Inicio,
+            given.Fecha_Expiracion,
+            given.Estado_Sesion,
+            given.Ultima_Actividad,
+            given.Dispositivo,
+            self._max_seconds,
+        )
+        match outcome:
+            case b"ok":
+                return _session(given.Token_Sesion, details[0])
+            case b"immutable":
+                return Immutable(tuple(field.decode() for field in details))
+            case b"dates":
+                return BadDates(details[0].decode())
+        return _session(given.Token_Sesion, details[0] if details else None)
+
+    async def end(self, caller: str, designated: str) -> int | Refusal:
+        """End the designated session, of the same user as the caller's: how many ended, 0 or 1.
+
+        Never tried twice: a caller that lost the reply asks again.
+        """
+        return await self._end(_END, caller, designated)
+
+    async def end_all(self, caller: str, designated: str) -> int | Refusal:
+        """End every live session of the caller's user: how many ended. Never tried twice."""
+        return await self._end(_END_ALL, caller, designated)
+
+    async def aclose(self) -> None:
+        """Close the connection to Redis."""
+        await self._commands.aclose()
+
+    def _base(self, token: str) -> str:
+        return f"{self._key_prefix}:{{{tokens.bucket(token)}}}:"
+
+    def _key(self, token: str) -> str:
+        return f"{self._base(token)}s:{tokens.digest(token)}"
+
+    async def _read(self, script: _Script, token: str) -> Sesion | None:
+        key = self._key(token)
+        arguments = (self._touch_seconds, self._max_seconds, key)
+        try:
+            reply = await self._run(script, [key], *arguments)
+        except _WritesRefused:
+            if not self._read_only_checks:
+                raise
+            reply = await self._run(_PEEK, [key], *arguments)
+        return _session(token, reply[0])
+
+    async def _end(self, script: _Script, caller: str, designated: str) -> int | Refusal:
+        designated_key = None
+        if tokens.is_well_formed(designated):
+            if tokens.bucket(designated) == tokens.bucket(caller):
+                designated_key = self._key(designated)
+            elif await self._read(_PEEK, designated) is not None:
+                # A bucket is a function of the user: another bucket's session is another user's.
+                return Refusal.FORBIDDEN
+        if designated_key is None:
+            if script is _END:
+                return 0
+            designated_key = self._key(caller)
+        ended: int = await self._run(script, [self._key(caller), designated_key], tries=1)
+        return Refusal(ended) if ended < 0 else ended
+
+    async def _run(
+        self, script: _Script, keys: list[str], *arguments: Argument, tries: int = 2
+    ) -> Any:
+        """The script's reply. A second try follows at once, for a connection that Redis closed."""
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                while True:
+                    tries -= 1
+                    try:
+                        reply = await self._evaluate(script, keys, arguments)
+                    except ReadOnlyError:
+                        # Demoted: nothing was written. The master is elsewhere.
+                        self._commands.reset()
+                        if tries < 1:
+                            raise
+                    except RedisConnectionError:
+                        if tries < 1:
+                            raise
+                    else:
+                        break
+        except (RedisError, OSError, TimeoutError) as error:
+            reason = str(error) or type(error).__name__
+            self._log_failure(reason)
+            refused = reason.startswith(("MISCONF", "NOREPLICAS"))
+            raise (_WritesRefused if refused else StoreUnavailable)(reason) from error
+        if self._failed_at is not None and script is not _PEEK:
+            self._log_success()
+        return reply
+
+    def _log_failure(self, reason: str) -> None:
+        """The first failure of an outage is logged, not each of its thousands."""
+        if self._failed_at is None:
+            logger.error("Redis is unavailable: %s", reason)
+        self._failed_at = time.monotonic()
+
+    def _log_success(self) -> None:
+        """An outage is over when nothing has failed for a second."""
+        if self._failed_at is not None and time.monotonic() - self._failed_at > 1:
+            logger.info("Redis is available again")
+            self._failed_at = None
+
+    async def _evaluate(
+        self, script: _Script, keys: list[str], arguments: tuple[Argument, ...]
+    ) -> Any:
+        try:
+            return await self._commands.execute("EVALSHA", script.sha, len(keys), *keys, *arguments)
+        except NoScriptError:
+            return await self._commands.execute("EVAL", script.source, len(keys), *keys, *arguments)
+
+
+class _WritesRefused(StoreUnavailable):
+    """Redis answers, but takes no writes."""
+
+
+def _session(token: str, reply: list[Any] | bytes | None) -> Sesion | None:
+    """The session of a script's reply (read() in lua/session.lua). A record that is none is an
+    error of its own: logged, and as good as absent."""
+    if reply is None:
+        return None
+    try:
+        return _parse(token, reply)
+    except ValueError as error:
+        logger.error("bad record of session %s: %s", tokens.fingerprint(token), error)
+        return None
+
+
+def _parse(token: str, reply: list[Any] | bytes) -> Sesion:
+    if isinstance(reply, bytes):
+        raise ValueError(reply.decode(errors="replace"))
+    id_, usuario, inicio, estado, actividad, _, dispositivo, expiracion = reply
+    if estado not in (b"0", b"1"):
+        raise ValueError("estado is neither 0 nor 1")
+    return Sesion(
+        ID_Sesion=int(id_),
+        ID_Usuario=int(usuario),
+        Token_Sesion=token,
+        Fecha_Inicio=int(inicio),
+        Fecha_Expiracion=expiracion,
+        Estado_Sesion=int(estado),
+        Ultima_Actividad=int(actividad),
+        Dispositivo=dispositivo.decode(),
+    )

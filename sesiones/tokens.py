@@ -1,0 +1,51 @@
+"""Session tokens: make, check, bucket, digest. No I/O.
+
+A token is ``ses_``, two characters of bucket, and 43 characters of base64url (32 bytes from the
+system's CSPRNG). The bucket is the first 12 bits of SHA-256 of ``ID_Usuario`` in decimal: it puts
+every key of a user in one Redis Cluster hash slot, and says nothing about the user that a
+1-in-4096 guess would not.
+"""
+
+import base64
+import hashlib
+import re
+import secrets
+
+_WELL_FORMED = re.compile(r"ses_[A-Za-z0-9_-]{45}")
+_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"  # RFC 4648, 5
+
+
+def make(ID_Usuario: int) -> str:
+    """A new token of 49 characters for the user."""
+    return f"ses_{user_bucket(ID_Usuario)}{secrets.token_urlsafe(32)}"
+
+
+def is_well_formed(value: str) -> bool:
+    """Whether the value has the shape of a token; says nothing of whether it is one."""
+    return _WELL_FORMED.fullmatch(value) is not None
+
+
+def user_bucket(ID_Usuario: int) -> str:
+    """The user's bucket, two base64url characters."""
+    first, second = hashlib.sha256(b"%d" % ID_Usuario).digest()[:2]
+    return _ALPHABET[first >> 2] + _ALPHABET[(first & 3) << 4 | second >> 4]
+
+
+def bucket_number(bucket: str) -> int:
+    """The bucket as an integer, 0..4095."""
+    return _ALPHABET.index(bucket[0]) << 6 | _ALPHABET.index(bucket[1])
+
+
+def bucket(token: str) -> str:
+    """The bucket that a well-formed token names."""
+    return token[4:6]
+
+
+def digest(token: str) -> str:
+    """SHA-256 of the token in base64url without padding, 43 characters: its name in Redis."""
+    return base64.urlsafe_b64encode(hashlib.sha256(token.encode()).digest())[:43].decode()
+
+
+def fingerprint(token: str) -> str:
+    """The token's name in a log: the first 8 hex digits of its SHA-256."""
+    return hashlib.sha256(token.encode()).hexdigest()[:8]

@@ -1,0 +1,82 @@
+"""Fixtures: a real Redis or Valkey server, a store on it, and the service as a process."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from redis import Redis
+
+from scripts.redis_server import RedisServer
+from sesiones.connection import connect
+from sesiones.store import SessionStore
+from tests.service import Service
+
+KEY = "k" * 32
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "redis_server" in getattr(item, "fixturenames", ()):
+            item.add_marker("redis")
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A server of the whole run. Tests that stop or reconfigure one start their own."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def redis(redis_server: RedisServer) -> Iterator["Redis"]:
+    """A plain client on the emptied server, to see what is really there."""
+    with Redis(unix_socket_path=str(redis_server.socket)) as client:
+        client.flushall()
+        yield client
+
+
+def open_store(
+    url: str,
+    *,
+    key_prefix: str = "sesiones",
+    idle_seconds: int = 1800,
+    max_seconds: int = 43200,
+    touch_seconds: int = 1,
+    max_per_user: int = 1000,
+    timeout_seconds: float = 5.0,
+    read_only_checks: bool = True,
+) -> SessionStore:
+    """A store with the defaults of the settings, but patience for a busy machine."""
+    return SessionStore(
+        connect(url, timeout_seconds),
+        key_prefix=key_prefix,
+        idle_seconds=idle_seconds,
+        max_seconds=max_seconds,
+        touch_seconds=touch_seconds,
+        max_per_user=max_per_user,
+        timeout_seconds=timeout_seconds,
+        read_only_checks=read_only_checks,
+    )
+
+
+@pytest.fixture
+async def store(redis_server: RedisServer, redis: "Redis") -> AsyncIterator[SessionStore]:
+    store = open_store(redis_server.url)
+    yield store
+    await store.aclose()
+
+
+@pytest.fixture(scope="session")
+def service(redis_server: RedisServer) -> Iterator[Service]:
+    """The service as a process, with a service key; its sessions are never flushed under it by
+    the `redis` fixture unless the test asks for both."""
+    with Service(
+        SESIONES_REDIS_URL=redis_server.url,
+        SESIONES_SERVICE_KEY=KEY,
+        SESIONES_REDIS_TIMEOUT="5",
+    ) as service:
+        yield service

@@ -1,0 +1,113 @@
+"""The service as a process, and its wire: what the tests outside the process use."""
+
+import http.client
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import orjson
+
+
+@dataclass
+class Reply:
+    """A response: headers by lower-case name (repeated ones joined with a comma)."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+
+class Service:
+    """`python -m sesiones serve` on a free port of loopback; variables are its environment."""
+
+    def __init__(self, *flags: str, **variables: str) -> None:
+        self.flags = flags
+        self.variables = variables
+        self.process: subprocess.Popen[bytes] | None = None
+        self.port = 0
+        self._log = tempfile.NamedTemporaryFile(prefix="sesiones-log-")  # noqa: SIM115
+
+    @property
+    def log(self) -> str:
+        with open(self._log.name) as file:
+            return file.read()
+
+    def start(self) -> "Service":
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("SESIONES_")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "sesiones", "serve", "--port", "0", *self.flags],
+            env=environment | self.variables,
+            stderr=self._log,
+        )
+        deadline = time.monotonic() + 20
+        while not (match := re.search(r"listening on \('127\.0\.0\.1', (\d+)\)", self.log)):
+            assert self.process.poll() is None, self.log
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.02)
+        self.port = int(match[1])
+        return self
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """The exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(timeout=20)
+
+    def __enter__(self) -> "Service":
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.stop()
+        self._log.close()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str] | None = None,
+        body: bytes | str | None = None,
+    ) -> Reply:
+        """One request on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            fields: dict[str, str] = {}
+            for name, value in response.getheaders():
+                name = name.lower()
+                fields[name] = f"{fields[name]}, {value}" if name in fields else value
+            return Reply(response.status, fields, response.read())
+        finally:
+            connection.close()
+
+    def connect(self) -> socket.socket:
+        """A raw connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+
+    def raw(self, data: bytes) -> bytes:
+        """Everything that comes back for the bytes, up to the end of the connection."""
+        with self.connect() as connection:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            received = bytearray()
+            while chunk := connection.recv(65536):
+                received += chunk
+            return bytes(received)

@@ -1,0 +1,31 @@
+"""A session's life over a real socket: the test to read first."""
+
+from tests.conftest import KEY
+from tests.service import Service
+
+SERVICE = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+
+
+def test_lifecycle(service: Service) -> None:
+    made = service.request(
+        "POST", "/sesiones", SERVICE, '{"ID_Usuario": 7, "Dispositivo": "portátil"}'.encode()
+    )
+    assert made.status == 201
+    sesion = made.json()
+    caller = {"x-auth-token": sesion["Token_Sesion"]}
+
+    seen = service.request("GET", "/sesiones/self", caller)
+    assert (seen.status, seen.json()) == (200, sesion)
+    assert seen.headers["x-id-usuario"] == "7"
+
+    verified = service.request("POST", "/sesiones/verificar/una/ruta?x=1", caller, b"ignored")
+    assert (verified.status, verified.body) == (200, b"")
+
+    updated = service.request("PUT", "/sesiones", SERVICE, made.body)
+    assert (updated.status, updated.json()) == (200, sesion)
+
+    ended = service.request(
+        "DELETE", f"/sesiones/logout?Token_Sesion={sesion['Token_Sesion']}", caller
+    )
+    assert (ended.status, ended.json()) == (200, {"Sesiones_Eliminadas": 1})
+    assert service.request("GET", "/sesiones/self", caller).status == 401
