@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -10,7 +11,7 @@ from starlette.responses import Response
 
 from sesiones.connection import connect
 from sesiones.credentials import ServiceKeys
-from sesiones.endpoints import NO_STORE, Endpoints
+from sesiones.endpoints import Endpoints
 from sesiones.problems import Problem, unavailable
 from sesiones.routing import Routes
 from sesiones.settings import Settings
@@ -40,8 +41,8 @@ def create_app(settings: Settings | None = None, *, open_without_key: bool = Fal
     )
 
     @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        yield
+    async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
+        yield {"check": store.check}  # for the fast lane (lane.py)
         await store.aclose()
 
     return Starlette(
@@ -72,13 +73,12 @@ def open_store(settings: Settings) -> SessionStore:
 
 async def _problem(_: Request, problem: Exception) -> Response:
     assert isinstance(problem, Problem)
-    headers = {**NO_STORE, **problem.headers}
-    return Response(problem.body(), problem.status, headers, "application/problem+json")
+    return problem.response()
 
 
-async def _unavailable(request: Request, _: Exception) -> Response:
-    return await _problem(request, unavailable())
+async def _unavailable(_: Request, __: Exception) -> Response:
+    return unavailable().response()
 
 
-async def _internal_error(request: Request, _: Exception) -> Response:
-    return await _problem(request, Problem(500, "Ha ocurrido un error inesperado."))
+async def _internal_error(_: Request, __: Exception) -> Response:
+    return Problem(500, "Ha ocurrido un error inesperado.").response()

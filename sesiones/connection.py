@@ -30,6 +30,11 @@ Argument = str | bytes | int
 class Commands(Protocol):
     """What the store needs of Redis."""
 
+    batch_max: int
+    """Checks that one call may carry."""
+    in_flight_max: int
+    """Calls with checks that may be out at once."""
+
     async def execute(self, *arguments: Argument) -> Any:
         """One command's reply. Raises redis.exceptions.RedisError."""
 
@@ -153,6 +158,9 @@ class _Link(asyncio.Protocol):
 class _Single:
     """One server, or the master that Sentinel names."""
 
+    batch_max = 256  # keeps the server busy for about 2 ms, while others wait
+    in_flight_max = 2  # one is on the wire while the server works on another
+
     def __init__(self, pool: ConnectionPool, timeout_seconds: float) -> None:
         # Raises for options that no connection has.
         pool.make_connection()  # type: ignore[no-untyped-call]
@@ -196,6 +204,11 @@ class _Single:
 
 
 class _Cluster:
+    """A Cluster, on redis-py's client: a call goes to the node of its key."""
+
+    batch_max = 1
+    in_flight_max = 1000
+
     def __init__(self, cluster: RedisCluster) -> None:
         self._cluster = cluster
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import orjson
+from starlette.responses import Response
 
 TITLES = {
     400: "Solicitud incorrecta",
@@ -38,7 +39,7 @@ class Problem(Exception):
         self.errores = errores
         self.headers = headers or {}
 
-    def body(self) -> bytes:
+    def response(self) -> Response:
         members: dict[str, object] = {
             "type": "about:blank",
             "title": TITLES[self.status],
@@ -49,7 +50,10 @@ class Problem(Exception):
             members["errores"] = [
                 {"campo": campo, "motivo": motivo} for campo, motivo in self.errores
             ]
-        return orjson.dumps(members)
+        headers = {"Cache-Control": "no-store", **self.headers}
+        return Response(
+            orjson.dumps(members), self.status, headers, media_type="application/problem+json"
+        )
 
 
 def unauthorized(*, presented: bool) -> Problem:

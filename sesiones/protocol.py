@@ -37,6 +37,8 @@ TOO_LARGE = Problem(
 class HttpProtocol(HttpToolsProtocol):
     """One connection."""
 
+    _defaults: tuple[object, bytes] = (None, b"")
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._in_head = False
@@ -46,12 +48,12 @@ class HttpProtocol(HttpToolsProtocol):
         self._reason = MALFORMED  # why the parser's callbacks raise
         self._deaf = False  # what the client still sends is of no use
         self._deadline: asyncio.TimerHandle | None = None
+        self._last_active = 0.0  # in the loop's time
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
+        self._last_active = self.loop.time()
+        self._watch_keep_alive(self.timeout_keep_alive)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_deadline()
@@ -85,8 +87,10 @@ class HttpProtocol(HttpToolsProtocol):
                 self._deadline = self.loop.call_later(RECEIVE_SECONDS, self._refuse, TOO_SLOW)
 
     def on_message_begin(self) -> None:
-        self._unset_keepalive_if_required()
         super().on_message_begin()
+        self._begin_head()
+
+    def _begin_head(self) -> None:
         self._in_head = True
         # What came before the message in the same chunk is not the head's.
         self._head_bytes = -self._chunk_bytes
@@ -107,8 +111,18 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def timeout_keep_alive_handler(self) -> None:
-        if not (self._in_head or self._in_body or self._owes()):
+        # The timer is not set anew for every request: it looks at how long it has been idle.
+        busy = self._in_head or self._in_body or self._owes()
+        idle = 0.0 if busy else self.loop.time() - self._last_active
+        if idle < self.timeout_keep_alive:
+            self._watch_keep_alive(self.timeout_keep_alive - idle)
+        else:
             super().timeout_keep_alive_handler()
+
+    def _watch_keep_alive(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            seconds, self.timeout_keep_alive_handler
+        )
 
     def _head_too_long(self) -> bool:
         if self._head_bytes + 2 * self._chunk_bytes <= HEAD_MAX_BYTES:  # the usual case
@@ -132,7 +146,7 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._owes():
             # A body that nobody waits for, or a head with nothing before it.
             if not self._in_body:
-                self._write(problem)
+                self._write(_closing(problem))
             self._close()
         elif not self._in_body:
             # Requests before it are still being answered; the last of them closes.
@@ -142,17 +156,27 @@ class HttpProtocol(HttpToolsProtocol):
             self.pipeline[0] = (self.cycle, _refusal(problem))
         else:
             # Its endpoint waits for the body, or is about to answer: this is the answer.
-            self._write(problem)
+            self._write(_closing(problem))
             self.cycle.disconnected = True
             self.cycle.message_event.set()
             self._close()
 
-    def _write(self, problem: Problem) -> None:
-        response = _response(problem)
-        lines = [STATUS_LINE[response.status_code]]
-        for name, value in [*self.server_state.default_headers, *response.raw_headers]:
+    def _write(self, response: Response, *, close: bytes = b"", body: bool = True) -> None:
+        """A whole response, as uvicorn would write it."""
+        lines = [STATUS_LINE[response.status_code], self._default_headers()]
+        for name, value in response.raw_headers:
             lines += [name, b": ", value, b"\r\n"]
-        self.transport.write(b"".join([*lines, b"\r\n", bytes(response.body)]))
+        self.transport.write(
+            b"".join([*lines, close, b"\r\n", bytes(response.body) if body else b""])
+        )
+
+    def _default_headers(self) -> bytes:
+        """The lines that every response begins with: uvicorn makes the list anew each second."""
+        headers = self.server_state.default_headers
+        if HttpProtocol._defaults[0] is not headers:
+            lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+            HttpProtocol._defaults = headers, lines
+        return HttpProtocol._defaults[1]
 
     def _close(self) -> None:
         if self.transport.can_write_eof():
@@ -162,13 +186,14 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
-def _response(problem: Problem) -> Response:
-    headers = {"Cache-Control": "no-store", "Connection": "close"}
-    return Response(problem.body(), problem.status, headers, "application/problem+json")
+def _closing(problem: Problem) -> Response:
+    response = problem.response()
+    response.headers["Connection"] = "close"
+    return response
 
 
 def _refusal(problem: Problem) -> Any:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await _response(problem)(scope, receive, send)
+        await _closing(problem)(scope, receive, send)
 
     return app

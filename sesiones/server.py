@@ -1,5 +1,6 @@
 """Serving: the listening socket, uvicorn, start and stop."""
 
+import asyncio
 import functools
 import ipaddress
 import logging
@@ -9,12 +10,14 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from sesiones import logs
 from sesiones.app import create_app
+from sesiones.lane import FastLane
 from sesiones.protocol import HttpProtocol
 from sesiones.settings import Settings, SettingsError
 
@@ -41,7 +44,7 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     config = uvicorn.Config(
         functools.partial(create_app, settings, open_without_key=True),
         factory=True,
-        http=HttpProtocol,
+        http=_protocol(settings),
         ws="none",
         workers=settings.workers,
         log_config=logs.config(),
@@ -61,6 +64,17 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run([listener])
+
+
+def _protocol(settings: Settings) -> type[asyncio.Protocol] | Literal["httptools"]:
+    """The class that speaks HTTP. Ours rely on uvicorn's internals, and step aside for others."""
+    if not uvicorn.__version__.startswith("0.54."):
+        logger.warning(
+            "uvicorn %s is not the 0.54 that sesiones knows: no fast lane, 408 and 431",
+            uvicorn.__version__,
+        )
+        return "httptools"
+    return FastLane if settings.http == "fast" else HttpProtocol
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The session object."""
 
-from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import orjson
 
@@ -8,9 +8,11 @@ INT_MAX = 2**53 - 1
 """The largest integer that every JSON implementation keeps exact (RFC 7493, 2.2)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sesion:
-    """A live session as Redis holds it. All times are Redis's, in epoch seconds."""
+class Sesion(NamedTuple):
+    """A live session as Redis holds it. All times are Redis's, in epoch seconds.
+
+    A tuple, because one is made for every check: a frozen dataclass takes three times as long.
+    """
 
     ID_Sesion: int
     ID_Usuario: int
@@ -21,11 +23,6 @@ class Sesion:
     Ultima_Actividad: int
     Dispositivo: str
 
-    @property
-    def active(self) -> bool:
-        """Whether the session passes a check; an inactive one fails until a PUT activates it."""
-        return self.Estado_Sesion == 1
-
     def to_json(self) -> bytes:
         """The object of the API, its eight members in the order of the fields above."""
-        return orjson.dumps(asdict(self))
+        return orjson.dumps(self._asdict())

@@ -63,6 +63,15 @@ def _text(text: str) -> str:
     return text
 
 
+def _choice(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"must be {' or '.join(choices)}")
+        return text
+
+    return parse
+
+
 def _switch(text: str) -> bool:
     if text not in ("0", "1"):
         raise ValueError("must be 0 or 1")
@@ -106,6 +115,9 @@ class Settings:
         (), _service_keys, "keys that POST and PUT require, separated by commas"
     )
     key_prefix: str = _setting("sesiones", _key_prefix, "prefix of every key in Redis")
+    http: str = _setting(
+        "fast", _choice("fast", "httptools"), "fast answers checks without Starlette, or httptools"
+    )
     forwarded_allow_ips: str | None = _setting(
         None, _text, "addresses whose X-Forwarded-* headers are believed; * for all"
     )

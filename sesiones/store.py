@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from importlib.resources import files
@@ -17,6 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
 from sesiones import tokens
+from sesiones.batching import Batcher
 from sesiones.connection import Argument, Commands
 from sesiones.sesion import Sesion
 
@@ -99,12 +101,32 @@ class SessionStore:
         self._max_per_user = max_per_user
         self._timeout_seconds = timeout_seconds
         self._read_only_checks = read_only_checks
+        self._checks = Batcher(
+            self._check,
+            timeout_seconds,
+            batch_max=commands.batch_max,
+            in_flight_max=commands.in_flight_max,
+        )
         self._failed_at: float | None = None
 
     async def find(self, token: str) -> Sesion | None:
         """The live and active session of a well-formed token, slid when due; else None."""
-        sesion = await self._read(_CHECK, token)
-        return sesion if sesion is not None and sesion.active else None
+        future: asyncio.Future[Sesion | None] = asyncio.get_running_loop().create_future()
+
+        def done(answer: Sesion | Exception | None) -> None:
+            if future.done():  # the caller left
+                return
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+        self.check(token, done)
+        return await future
+
+    def check(self, token: str, done: Callable[[Sesion | Exception | None], None]) -> None:
+        """find() without a task: calls ``done`` with the answer or what find() would raise."""
+        self._checks.submit(token, done)
 
     async def create(self, ID_Usuario: int, Dispositivo: str) -> Sesion:
         """A new session with a new token. A user at the limit loses the one that expires first."""
@@ -172,23 +194,32 @@ class SessionStore:
     def _key(self, token: str) -> str:
         return f"{self._base(token)}s:{tokens.digest(token)}"
 
-    async def _read(self, script: _Script, token: str) -> Sesion | None:
-        key = self._key(token)
-        arguments = (self._touch_seconds, self._max_seconds, key)
+    async def _check(self, batch: list[str], deadline: float) -> list[Sesion | None]:
         try:
-            reply = await self._run(script, [key], *arguments)
+            sesiones = await self._read(_CHECK, batch, deadline)
         except _WritesRefused:
             if not self._read_only_checks:
                 raise
-            reply = await self._run(_PEEK, [key], *arguments)
-        return _session(token, reply[0])
+            sesiones = await self._read(_PEEK, batch, deadline)
+        return [s if s is not None and s.Estado_Sesion == 1 else None for s in sesiones]
+
+    async def _read(
+        self, script: _Script, batch: list[str], deadline: float | None = None
+    ) -> list[Sesion | None]:
+        keys = [self._key(token) for token in batch]
+        # A lone key routes the call to its node of a Cluster.
+        routing = keys if len(keys) == 1 else []
+        replies = await self._run(
+            script, routing, self._touch_seconds, self._max_seconds, *keys, deadline=deadline
+        )
+        return [_session(token, reply) for token, reply in zip(batch, replies, strict=True)]
 
     async def _end(self, script: _Script, caller: str, designated: str) -> int | Refusal:
         designated_key = None
         if tokens.is_well_formed(designated):
             if tokens.bucket(designated) == tokens.bucket(caller):
                 designated_key = self._key(designated)
-            elif await self._read(_PEEK, designated) is not None:
+            elif await self._read(_PEEK, [designated]) != [None]:
                 # A bucket is a function of the user: another bucket's session is another user's.
                 return Refusal.FORBIDDEN
         if designated_key is None:
@@ -199,11 +230,19 @@ class SessionStore:
         return Refusal(ended) if ended < 0 else ended
 
     async def _run(
-        self, script: _Script, keys: list[str], *arguments: Argument, tries: int = 2
+        self,
+        script: _Script,
+        keys: list[str],
+        *arguments: Argument,
+        tries: int = 2,
+        deadline: float | None = None,
     ) -> Any:
-        """The script's reply. A second try follows at once, for a connection that Redis closed."""
+        """The script's reply, by the deadline in the loop's time, or in ``timeout_seconds``. A
+        second try follows at once, for a connection that Redis closed."""
+        if deadline is None:
+            deadline = asyncio.get_running_loop().time() + self._timeout_seconds
         try:
-            async with asyncio.timeout(self._timeout_seconds):
+            async with asyncio.timeout_at(deadline):
                 while True:
                     tries -= 1
                     try:

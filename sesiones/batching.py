@@ -1,0 +1,84 @@
+"""Many small questions, few round trips: the front of the store's check.
+
+What is asked in one turn of the event loop goes out together; while ``in_flight_max`` calls are
+out, the next ones gather. So batches grow with the load, and a lone question waits for nothing.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+Question = TypeVar("Question")
+Answer = TypeVar("Answer")
+
+logger = logging.getLogger("sesiones.batching")
+
+
+class Batcher(Generic[Question, Answer]):
+    """Asks in batches through ``ask(questions, deadline)``, which returns an answer each, in order;
+    the deadline is in the loop's time, ``timeout_seconds`` after the oldest question came.
+
+    What ``ask`` raises is the answer of the whole batch. An asker that has left does not matter
+    to the others.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[list[Question], float], Awaitable[list[Answer]]],
+        timeout_seconds: float,
+        *,
+        batch_max: int,
+        in_flight_max: int,
+    ) -> None:
+        self._ask = ask
+        self._batch_max = batch_max
+        self._in_flight_max = in_flight_max
+        self._timeout_seconds = timeout_seconds
+        self._waiting: list[tuple[Question, Callable[[Answer | Exception], None]]] = []
+        self._deadline = 0.0
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._scheduled = False
+
+    def submit(self, question: Question, done: Callable[[Answer | Exception], None]) -> None:
+        """Ask; ``done`` is called with the answer, or with what went wrong."""
+        if not self._waiting:
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.time() + self._timeout_seconds
+            self._schedule(loop)
+        self._waiting.append((question, done))
+
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._scheduled and len(self._in_flight) < self._in_flight_max:
+            self._scheduled = True
+            loop.call_soon(self._flush, loop)
+
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._scheduled = False
+        batch, self._waiting = self._waiting[: self._batch_max], self._waiting[self._batch_max :]
+        task = loop.create_task(self._run(batch, self._deadline))
+        self._in_flight.add(task)
+        task.add_done_callback(self._finish)
+        if self._waiting:
+            self._schedule(loop)
+
+    async def _run(
+        self,
+        batch: list[tuple[Question, Callable[[Answer | Exception], None]]],
+        deadline: float,
+    ) -> None:
+        answers: Sequence[Answer | Exception]
+        try:
+            answers = await self._ask([question for question, _ in batch], deadline)
+        except Exception as error:
+            answers = [error] * len(batch)
+        for (_, done), answer in zip(batch, answers, strict=True):
+            try:
+                done(answer)
+            except Exception:
+                logger.exception("an asker failed")
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        self._in_flight.discard(task)
+        if self._waiting:
+            self._schedule(task.get_loop())

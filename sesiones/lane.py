@@ -1,0 +1,178 @@
+"""The fast lane: the auth check, answered straight from the parser's callbacks.
+
+No scope, no task, no ASGI events: a plain `/sesiones/self` or `/sesiones/verificar` goes from the
+parser to the store's batch, and its answer from the batch to the socket. Only the plainest request
+is taken: HTTP/1.1, one well-formed token in one header, no body, nothing unfinished before it on
+the connection, and no header that changes how the connection goes on. Everything else goes to
+Starlette unchanged; what Starlette answers to the same bytes is the reference, and
+tests/test_lane.py compares the two byte for byte.
+
+Relies, beyond protocol.py, on what HttpToolsProtocol does with ``self.cycle``: it looks at
+``response_complete`` to queue a request behind it, sets ``keep_alive`` to false at shutdown, and
+``disconnected`` when the client leaves. A stand-in takes all three.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from sesiones.problems import unauthorized, unavailable
+from sesiones.protocol import HEAD_MAX_BYTES, HEAD_MAX_FIELDS, HttpProtocol
+from sesiones.sesion import Sesion
+
+_TOKEN = re.compile(rb"ses_[A-Za-z0-9_-]{45}")
+_BEARER_TOKEN = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] (ses_[A-Za-z0-9_-]{45})")
+_VERIFY_TARGET = re.compile(rb"/sesiones/verificar(?:[/?][!\"$-~]*)?")  # no "#", no space
+
+_HARMLESS = {
+    b"connection": b"keep-alive",
+    b"content-length": b"0",
+    b"expect": None,
+    b"transfer-encoding": None,
+    b"upgrade": None,
+}
+"""Fields that make a request more than plain, and the one value that does not."""
+
+_HEAD = (
+    b"HTTP/1.1 200 OK\r\n%bcache-control: no-store\r\n"
+    b"x-id-usuario: %d\r\nx-id-sesion: %d\r\nx-fecha-expiracion: %d\r\n"
+)
+_VERIFIED = _HEAD + b"content-length: 0\r\n%b\r\n"
+_SELF = _HEAD + b"content-length: %d\r\ncontent-type: application/json\r\n%b\r\n%b"
+
+
+Check = Callable[[str, Callable[[Sesion | Exception | None], None]], None]
+"""SessionStore.check"""
+
+
+class _Turn:
+    """Stands in for uvicorn's RequestResponseCycle while a check is out."""
+
+    def __init__(self) -> None:
+        self.response_complete = True
+        self.keep_alive = True
+        self.disconnected = False
+        self.message_event = self  # whose set() wakes an application that waits: none does
+
+    def set(self) -> None:
+        pass
+
+
+class FastLane(HttpProtocol):
+    """One connection."""
+
+    def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        # Not where Starlette would do more than answer: write an access log, for one.
+        plain = not (self.access_log or self.root_path or self.limit_concurrency is not None)
+        self._check: Check | None = app_state.get("check") if plain else None
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._turn = _Turn()
+        self._verify = False  # the check that is out is of /sesiones/verificar
+        self._method = b""
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self._fields = []
+        self._begin_head()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        if self._check is not None and (token := self._plain_token()) is not None:
+            self._in_head, self._in_body = False, True
+            self._turn.response_complete = False
+            self.cycle = self._turn  # type: ignore[assignment]
+            self._check(token, self._answer)
+            return
+        # Starlette's: uvicorn sees the callbacks that it missed.
+        url = self.url
+        HttpToolsProtocol.on_message_begin(self)
+        self.url = url
+        for name, value in self._fields:
+            super().on_header(name, value)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if self.cycle is self._turn:  # type: ignore[comparison-overlap]
+            self._in_body = False
+            if self._deadline is not None:
+                self._stop_deadline()
+        else:
+            super().on_message_complete()
+
+    def _plain_token(self) -> str | None:
+        """The token, when the request whose head is complete is the plainest check."""
+        verify = False
+        if self.url != b"/sesiones/self":
+            verify = True
+            if not _VERIFY_TARGET.fullmatch(self.url):
+                return None
+        self._method = self.parser.get_method()
+        if not verify and self._method != b"GET" and self._method != b"HEAD":
+            return None
+        token = host = None
+        for name, value in self._fields:
+            name = name.lower()
+            if name == b"x-auth-token":
+                match = _TOKEN.fullmatch(value)
+                if match is None or token is not None:
+                    return None
+                token = match[0]
+            elif name == b"host":
+                if host is not None:
+                    return None
+                host = value
+            elif name == b"authorization":
+                match = _BEARER_TOKEN.fullmatch(value)
+                if match is None or token is not None:
+                    return None
+                token = match[1]
+            elif name in _HARMLESS and value.lower() != _HARMLESS[name]:
+                return None
+        if (
+            token is None
+            or host is None
+            or len(self._fields) > HEAD_MAX_FIELDS
+            or self._head_bytes + 2 * self._chunk_bytes > HEAD_MAX_BYTES  # as in _head_too_long()
+            or self._owes()
+            or self.flow.write_paused  # the client reads slower than it asks
+            or self.parser.get_http_version() != "1.1"
+        ):
+            return None
+        self._verify = verify
+        return token.decode()
+
+    def _answer(self, answer: Sesion | Exception | None) -> None:
+        """What the store says of the token: the bytes that Starlette would send."""
+        self._turn.response_complete = True
+        if self.transport.is_closing():
+            return
+        close = b"" if self._turn.keep_alive else b"connection: close\r\n"
+        if isinstance(answer, Sesion):
+            head = (
+                self._default_headers(),
+                answer.ID_Usuario,
+                answer.ID_Sesion,
+                answer.Fecha_Expiracion,
+            )
+            if self._verify:
+                data = _VERIFIED % (*head, close)
+            else:
+                body = answer.to_json()
+                shown = b"" if self._method == b"HEAD" else body
+                data = _SELF % (*head, len(body), close, shown)
+            self.transport.write(data)
+        else:
+            problem = unauthorized(presented=True) if answer is None else unavailable()
+            self._write(problem.response(), close=close, body=self._method != b"HEAD")
+        if not self._turn.keep_alive:
+            self.transport.close()
+        if self.pipeline or self.flow.read_paused or not self._turn.keep_alive:
+            self.on_response_complete()
+        else:
+            self.server_state.total_requests += 1
+            self._last_active = self.loop.time()
