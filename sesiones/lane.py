@@ -169,10 +169,10 @@ class FastLane(HttpProtocol):
         else:
             problem = unauthorized(presented=True) if answer is None else unavailable()
             self._write(problem.response(), close=close, body=self._method != b"HEAD")
+        self._last_active = self.loop.time()
         if not self._turn.keep_alive:
             self.transport.close()
-        if self.pipeline or self.flow.read_paused or not self._turn.keep_alive:
+        if self.pipeline or self.flow.read_paused or self._half_closed:
             self.on_response_complete()
         else:
             self.server_state.total_requests += 1
-            self._last_active = self.loop.time()

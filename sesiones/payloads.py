@@ -52,7 +52,9 @@ def parse_form(text: bytes) -> Members:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
-        raise ValueError("a repeated member")
+        names = [name for name, _ in pairs]
+        if any(names.count(field) > 1 for field in Sesion._fields):
+            raise ValueError("a field is repeated; of unknown members it does not matter")
     return members
 
 

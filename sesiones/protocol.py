@@ -16,7 +16,11 @@ from typing import Any
 import httptools
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from sesiones.problems import Problem
 
@@ -47,6 +51,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._chunk_bytes = 0
         self._reason = MALFORMED  # why the parser's callbacks raise
         self._deaf = False  # what the client still sends is of no use
+        self._running: RequestResponseCycle | None = None
+        self._half_closed = False  # by the client: it still reads
         self._deadline: asyncio.TimerHandle | None = None
         self._last_active = 0.0  # in the loop's time
 
@@ -55,7 +61,14 @@ class HttpProtocol(HttpToolsProtocol):
         self._last_active = self.loop.time()
         self._watch_keep_alive(self.timeout_keep_alive)
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._running is not None:  # uvicorn tells only the newest
+            self._running.disconnected = True
+            self._running.message_event.set()
         self._stop_deadline()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
@@ -63,7 +76,7 @@ class HttpProtocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         if self._in_head or self._in_body or not self._owes():
             return False  # close
-        self.cycle.keep_alive = False
+        self._half_closed = True
         return True
 
     def data_received(self, data: bytes) -> None:
@@ -109,6 +122,14 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_body = False
         self._stop_deadline()
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.pipeline:
+            # uvicorn reads on after every answer: a client could queue requests without end.
+            self.flow.pause_reading()
+        elif self._half_closed and not self._owes():
+            self.transport.close()
 
     def timeout_keep_alive_handler(self) -> None:
         # The timer is not set anew for every request: it looks at how long it has been idle.

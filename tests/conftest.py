@@ -1,5 +1,6 @@
 """Fixtures: a real Redis or Valkey server, a store on it, and the service as a process."""
 
+import os
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -11,6 +12,9 @@ from sesiones.store import SessionStore
 from tests.service import Service
 
 KEY = "k" * 32
+
+EXAMPLES = int(os.environ.get("SESIONES_TEST_EXAMPLES", "100"))
+"""Examples of a property-based test; raise it for a long run."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,45 @@
+"""docs/api.es.md says what the code says."""
+
+import re
+from http import HTTPStatus
+from pathlib import Path
+
+import orjson
+
+from sesiones.problems import TITLES
+
+TEXT = (Path(__file__).parent.parent / "docs" / "api.es.md").read_text("utf-8")
+
+
+def examples(language: str) -> list[str]:
+    found = re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    assert found
+    return found
+
+
+def test_table_of_titles() -> None:
+    rows = re.findall(r"^\| (\d{3}) \| `([^`]+)` \|", TEXT, re.MULTILINE)
+    assert [(int(status), title) for status, title in rows] == list(TITLES.items())
+
+
+def test_json_examples_parse() -> None:
+    for example in examples("json"):
+        assert orjson.loads(example)
+
+
+def test_requests_parse() -> None:
+    for body in re.findall(r"-d '(.*?)'", "".join(examples("bash")), re.DOTALL):
+        assert orjson.loads(body)
+
+
+def test_replies_agree_with_themselves() -> None:
+    for example in examples("http"):
+        head, _, body = example.partition("\n\n")
+        status = int(head.split()[1])
+        assert head.startswith(f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\n")
+        assert "\ncache-control: no-store\n" in head
+        if body:
+            reply = orjson.loads(body)
+            assert f"\ncontent-length: {len(body.strip().encode())}\n" in head
+            if status >= 400:
+                assert (reply["status"], reply["title"]) == (status, TITLES[status])
