@@ -13,7 +13,7 @@ from sesiones.connection import connect
 from sesiones.credentials import ServiceKeys
 from sesiones.endpoints import Endpoints
 from sesiones.problems import Problem, unavailable
-from sesiones.routing import Routes
+from sesiones.routing import Routes, Service
 from sesiones.settings import Settings
 from sesiones.store import SessionStore, StoreUnavailable
 
@@ -33,11 +33,10 @@ def create_app(settings: Settings | None = None, *, open_without_key: bool = Fal
     routes = Routes(
         {
             "/sesiones": {"POST": endpoints.create, "PUT": endpoints.update},
-            "/sesiones/self": {"GET": endpoints.whoami, "HEAD": endpoints.whoami},
+            "/sesiones/self": {"GET": None, "HEAD": None},  # in Service's hands
             "/sesiones/logout": {"DELETE": endpoints.logout},
             "/sesiones/logoutAll": {"DELETE": endpoints.logout_all},
-        },
-        subtree=("/sesiones/verificar", endpoints.verify),
+        }
     )
 
     @asynccontextmanager
@@ -45,7 +44,9 @@ def create_app(settings: Settings | None = None, *, open_without_key: bool = Fal
         yield {"check": store.check}  # for the fast lane (lane.py)
         await store.aclose()
 
-    return Starlette(
+    return Service(
+        whoami=("/sesiones/self", endpoints.whoami),
+        verify=("/sesiones/verificar", endpoints.verify),
         routes=[routes],
         lifespan=lifespan,
         exception_handlers={

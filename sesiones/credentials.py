@@ -16,22 +16,28 @@ Headers = Iterable[tuple[bytes, bytes]]
 _BEARER = re.compile(rb"bearer(?: +(.*))?", re.IGNORECASE | re.DOTALL)  # RFC 9110, 11.4
 
 
-def _bearers(headers: Headers) -> tuple[list[bytes], bool]:
-    """The credentials of the Bearer scheme, and whether Authorization was repeated."""
-    values = [value for name, value in headers if name == b"authorization"]
-    matches = [match for value in values if (match := _BEARER.fullmatch(value))]
-    return [match[1] or b"" for match in matches], len(values) > 1
+def _bearers(authorizations: list[bytes]) -> list[bytes]:
+    """The credentials of the Bearer scheme; another scheme does not count."""
+    matches = [match for value in authorizations if (match := _BEARER.fullmatch(value))]
+    return [match[1] or b"" for match in matches]
 
 
 def caller_token(headers: Headers) -> tuple[str | None, bool]:
     """The one well-formed token of x-auth-token or Authorization: Bearer."""
-    headers = list(headers)
-    bearers, repeated = _bearers(headers)
-    sent = [value for name, value in headers if name == b"x-auth-token"] + bearers
-    if len(sent) == 1 and not (bearers and repeated):
-        token = sent[0].decode("latin-1")
-        if tokens.is_well_formed(token):
-            return token, True
+    sent = []
+    authorizations = []
+    for name, value in headers:
+        if name == b"x-auth-token":
+            sent.append(value)
+        elif name == b"authorization":
+            authorizations.append(value)
+    if authorizations:
+        bearers = _bearers(authorizations)
+        sent += bearers
+        if bearers and len(authorizations) > 1:
+            return None, True
+    if len(sent) == 1 and tokens.is_well_formed(token := sent[0].decode("latin-1")):
+        return token, True
     return None, bool(sent)
 
 
@@ -44,9 +50,10 @@ class ServiceKeys:
 
     def admit(self, headers: Headers) -> tuple[bool, bool]:
         """Whether exactly one of the keys was sent; the time tells nothing of the keys."""
-        bearers, repeated = _bearers(headers)
+        authorizations = [value for name, value in headers if name == b"authorization"]
+        bearers = _bearers(authorizations)
         if self._open:
             return True, bool(bearers)
         given = hashlib.sha256(bearers[0] if bearers else b"").digest()
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
-        return len(bearers) == 1 and not repeated and any(matches), bool(bearers)
+        return len(authorizations) == 1 and any(matches), bool(bearers)

@@ -5,15 +5,14 @@ from collections.abc import Awaitable, Callable
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from sesiones import payloads
 from sesiones.credentials import ServiceKeys, caller_token
 from sesiones.payloads import Members
-from sesiones.problems import Problem, unauthorized
+from sesiones.problems import Problem, unauthorized, unavailable
 from sesiones.sesion import Sesion
-from sesiones.store import BadDates, Immutable, Refusal, SessionStore
-
-NO_STORE = {"Cache-Control": "no-store"}
+from sesiones.store import BadDates, Immutable, Refusal, SessionStore, StoreUnavailable
 
 _BAD_DATES = {
     "window": "debe ser posterior a Ultima_Actividad",
@@ -29,16 +28,38 @@ class Endpoints:
         self._store = store
         self._service_keys = service_keys
 
-    async def whoami(self, request: Request) -> Response:
-        """GET, HEAD /sesiones/self: the caller's session."""
-        sesion = await self._authenticate(request)
-        return _json(sesion.to_json(), headers=_identity(sesion))
+    async def whoami(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """GET, HEAD /sesiones/self: the caller's session. Plain ASGI, as every check."""
+        await self._check(scope, receive, send, verify=False)
 
-    async def verify(self, request: Request) -> Response:
+    async def verify(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Any method /sesiones/verificar: whose the session is, in headers alone."""
-        sesion = await self._authenticate(request)
-        # 200 and not 204: Envoy lets a request through on exactly 200.
-        return Response(headers={**NO_STORE, **_identity(sesion)})
+        await self._check(scope, receive, send, verify=True)
+
+    async def _check(self, scope: Scope, receive: Receive, send: Send, *, verify: bool) -> None:
+        try:
+            sesion = await self._authenticate(scope)
+        except (Problem, StoreUnavailable) as error:
+            problem = error if isinstance(error, Problem) else unavailable()
+            await problem.response()(scope, receive, send)
+            return
+        # All three on every 200: a gateway that copies them overwrites what a client made up.
+        headers = [
+            (b"cache-control", b"no-store"),
+            (b"x-id-usuario", b"%d" % sesion.ID_Usuario),
+            (b"x-id-sesion", b"%d" % sesion.ID_Sesion),
+            (b"x-fecha-expiracion", b"%d" % sesion.Fecha_Expiracion),
+        ]
+        if verify:
+            # 200 and not 204: Envoy lets a request through on exactly 200.
+            body = b""
+            headers.append((b"content-length", b"0"))
+        else:
+            body = sesion.to_json()
+            headers.append((b"content-length", b"%d" % len(body)))
+            headers.append((b"content-type", b"application/json"))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
     async def create(self, request: Request) -> Response:
         """POST /sesiones."""
@@ -72,7 +93,7 @@ class Endpoints:
     async def _end(
         self, request: Request, end: Callable[[str, str], Awaitable[int | Refusal]]
     ) -> Response:
-        caller = (await self._authenticate(request)).Token_Sesion
+        caller = (await self._authenticate(request.scope)).Token_Sesion
         body, _ = await _read_body(request, optional=True)
         query = payloads.parse_form(request.scope["query_string"])
         ended = await end(caller, payloads.designation(body, query))
@@ -82,8 +103,8 @@ class Endpoints:
             raise Problem(403, "Token_Sesion es la sesión de otro usuario.")
         return _json(orjson.dumps({"Sesiones_Eliminadas": ended}))
 
-    async def _authenticate(self, request: Request) -> Sesion:
-        token, presented = caller_token(request.scope["headers"])
+    async def _authenticate(self, scope: Scope) -> Sesion:
+        token, presented = caller_token(scope["headers"])
         sesion = await self._store.find(token) if token is not None else None
         if sesion is None:
             raise unauthorized(presented=presented)
@@ -96,17 +117,8 @@ class Endpoints:
         return await _read_body(request)
 
 
-def _identity(sesion: Sesion) -> dict[str, str]:
-    """All three on every 200: a gateway that copies them overwrites what a client made up."""
-    return {
-        "X-ID-Usuario": str(sesion.ID_Usuario),
-        "X-ID-Sesion": str(sesion.ID_Sesion),
-        "X-Fecha-Expiracion": str(sesion.Fecha_Expiracion),
-    }
-
-
-def _json(body: bytes, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(body, status, {**NO_STORE, **(headers or {})}, "application/json")
+def _json(body: bytes, *, status: int = 200) -> Response:
+    return Response(body, status, {"Cache-Control": "no-store"}, "application/json")
 
 
 async def _read_body(request: Request, *, optional: bool = False) -> tuple[Members, bool]:

@@ -1,30 +1,52 @@
-"""One route for every path: a dictionary look-up instead of a scan of patterns.
+"""Routing by look-up: the checks before any middleware, the rest as one Starlette route.
 
-Starlette's patterns also let a path end in an encoded line feed, and stop at one inside it.
+Starlette would try patterns one after the other, which also let a path end in an encoded line
+feed, and stop at one inside it.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
+from starlette.applications import Starlette
 from starlette.datastructures import URLPath
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, NoMatchFound
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sesiones.problems import Problem
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class Routes(BaseRoute):
-    """Exact paths with an endpoint a method, and one path whose endpoint takes every method
-    there and below."""
+class Service(Starlette):
+    """Starlette, but the checks are answered first: ``whoami`` at one path for GET and HEAD,
+    ``verify`` at another and below it for every method."""
 
     def __init__(
-        self, exact: Mapping[str, Mapping[str, Endpoint]], subtree: tuple[str, Endpoint]
+        self, whoami: tuple[str, ASGIApp], verify: tuple[str, ASGIApp], **options: Any
     ) -> None:
-        self._exact = exact
-        self._root, self._subtree_endpoint = subtree
+        super().__init__(**options)
+        self._whoami_path, self._whoami = whoami
+        self._verify_path, self._verify = verify
+        self._below_verify = f"{self._verify_path}/"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"]
+            if path == self._whoami_path and scope["method"] in ("GET", "HEAD"):
+                return await self._whoami(scope, receive, send)
+            if path == self._verify_path or path.startswith(self._below_verify):
+                return await self._verify(scope, receive, send)
+        return await super().__call__(scope, receive, send)
+
+
+class Routes(BaseRoute):
+    """Every other path: an endpoint for each method of each. One without an endpoint is here for
+    its 405."""
+
+    def __init__(self, endpoints: Mapping[str, Mapping[str, Endpoint | None]]) -> None:
+        self._endpoints = endpoints
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         return (Match.FULL if scope["type"] == "http" else Match.NONE), {}
@@ -33,20 +55,18 @@ class Routes(BaseRoute):
         raise NoMatchFound(name, path_params)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self._find(scope["path"], scope["method"])
         try:
-            response = await self._find(scope)(Request(scope, receive, send))
+            response = await endpoint(Request(scope, receive, send))
         except ClientDisconnect:
             return
         await response(scope, receive, send)
 
-    def _find(self, scope: Scope) -> Endpoint:
-        path = scope["path"]
-        if path == self._root or path.startswith(f"{self._root}/"):
-            return self._subtree_endpoint
-        methods = self._exact.get(path)
+    def _find(self, path: str, method: str) -> Endpoint:
+        methods = self._endpoints.get(path)
         if methods is None:
             raise Problem(404, "No hay ningún recurso en esta ruta.")
-        endpoint = methods.get(scope["method"])
+        endpoint = methods.get(method)
         if endpoint is None:
             allow = ", ".join(methods)
             raise Problem(405, f"Métodos admitidos: {allow}.", headers={"Allow": allow})

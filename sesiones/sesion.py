@@ -25,4 +25,16 @@ class Sesion(NamedTuple):
 
     def to_json(self) -> bytes:
         """The object of the API, its eight members in the order of the fields above."""
-        return orjson.dumps(self._asdict())
+        # Spelled out, it takes two thirds of _asdict().
+        return orjson.dumps(
+            {
+                "ID_Sesion": self.ID_Sesion,
+                "ID_Usuario": self.ID_Usuario,
+                "Token_Sesion": self.Token_Sesion,
+                "Fecha_Inicio": self.Fecha_Inicio,
+                "Fecha_Expiracion": self.Fecha_Expiracion,
+                "Estado_Sesion": self.Estado_Sesion,
+                "Ultima_Actividad": self.Ultima_Actividad,
+                "Dispositivo": self.Dispositivo,
+            }
+        )

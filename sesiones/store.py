@@ -310,12 +310,12 @@ def _parse(token: str, reply: list[Any] | bytes) -> Sesion:
     if estado not in (b"0", b"1"):
         raise ValueError("estado is neither 0 nor 1")
     return Sesion(
-        ID_Sesion=int(id_),
-        ID_Usuario=int(usuario),
-        Token_Sesion=token,
-        Fecha_Inicio=int(inicio),
-        Fecha_Expiracion=expiracion,
-        Estado_Sesion=int(estado),
-        Ultima_Actividad=int(actividad),
-        Dispositivo=dispositivo.decode(),
+        int(id_),
+        int(usuario),
+        token,
+        int(inicio),
+        expiracion,
+        int(estado),
+        int(actividad),
+        dispositivo.decode(),
     )

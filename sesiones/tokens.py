@@ -6,13 +6,14 @@ every key of a user in one Redis Cluster hash slot, and says nothing about the u
 1-in-4096 guess would not.
 """
 
-import base64
+import binascii
 import hashlib
 import re
 import secrets
 
 _WELL_FORMED = re.compile(r"ses_[A-Za-z0-9_-]{45}")
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"  # RFC 4648, 5
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
 def make(ID_Usuario: int) -> str:
@@ -43,7 +44,8 @@ def bucket(token: str) -> str:
 
 def digest(token: str) -> str:
     """SHA-256 of the token in base64url without padding, 43 characters: its name in Redis."""
-    return base64.urlsafe_b64encode(hashlib.sha256(token.encode()).digest())[:43].decode()
+    encoded = binascii.b2a_base64(hashlib.sha256(token.encode()).digest(), newline=False)
+    return encoded.translate(_URL_SAFE, b"=").decode()
 
 
 def fingerprint(token: str) -> str:

@@ -1,0 +1,508 @@
+"""What an auth check costs: this service against what a team would use instead, side by side.
+
+    python -m scripts.bench                          64 connections, 10,000 sessions
+    python -m scripts.bench --connections 1 64 256   one table each
+    python -m scripts.bench --only fast webdis       some of the servers
+
+Every server runs on one core, the load (wrk) and Redis on another; rounds alternate between the
+servers, and a figure is the median of its rounds. The cost is CPU time: utime + stime of the
+server's processes over the requests served, which a shared machine disturbs less than rates. In
+every round the replies to a sample of tokens are checked to be those sessions. Rates and
+latencies are of a closed loop at saturation: good for comparing servers, not for sizing one.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import http.client
+import json
+import os
+import platform
+import random
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from scripts.redis_server import RedisServer
+from sesiones import tokens
+from sesiones.app import open_store
+from sesiones.settings import Settings
+
+SERVER_CORE, LOAD_CORE = 0, 1
+LINE_BYTES = 43  # of a digest, which stands for the token where a server cannot hash
+
+Parameters = dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """One way to answer a check. ``request`` has the fields {token} and {key}."""
+
+    name: str
+    what: str
+    command: Callable[[Path, int, int], list[str]]
+    request: str = "GET /sesiones/self HTTP/1.1\r\nHost: localhost\r\nX-Auth-Token: {token}\r\n\r\n"
+    program: str | None = None
+    install: str = ""
+    variables: tuple[tuple[str, str], ...] = ()
+    shows: str | None = '"{usuario}"'
+
+
+@dataclasses.dataclass
+class Round:
+    server_us: float
+    redis_us: float
+    rate: float
+    p50_us: float
+    p99_us: float
+
+
+async def floor(scope: Any, receive: Any, send: Any) -> None:
+    """uvicorn's own floor: an application that does nothing."""
+    if scope["type"] == "http":
+        headers = [(b"content-length", b"2")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+
+def sesiones(*flags: str) -> Callable[[Path, int, int], list[str]]:
+    def command(_: Path, port: int, redis_port: int) -> list[str]:
+        url = f"redis://127.0.0.1:{redis_port}"
+        arguments = ["serve", "--port", str(port), "--redis-url", url, "--redis-timeout", "5"]
+        return [sys.executable, "-m", "sesiones", *arguments, *flags]
+
+    return command
+
+
+def bare_uvicorn(_: Path, port: int, __: int) -> list[str]:
+    options = ["--http", "httptools", "--loop", "uvloop", "--ws", "none", "--lifespan", "off"]
+    command = ["-m", "uvicorn", "scripts.bench:floor", "--port", str(port), "--no-access-log"]
+    return [sys.executable, *command, *options]
+
+
+def webdis(folder: Path, port: int, redis_port: int) -> list[str]:
+    configuration = {
+        "redis_host": "127.0.0.1",
+        "redis_port": redis_port,
+        "http_host": "127.0.0.1",
+        "http_port": port,
+        "threads": 1,
+        "pool_size": 4,
+        "daemonize": False,
+        "websockets": False,
+        "database": 0,
+        "verbosity": 0,
+        "logfile": str(folder / "webdis.log"),
+    }
+    (folder / "webdis.json").write_text(json.dumps(configuration))
+    return ["webdis", str(folder / "webdis.json")]
+
+
+NGINX = """
+{modules}
+daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off; keepalive_requests 1000000000; keepalive_timeout 75s;
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi;
+  scgi_temp_path {folder}/scgi;
+  server {{ listen 127.0.0.1:{port}; location / {{ {content} }} }}
+}}
+"""
+
+LUA = """
+content_by_lua_block {
+  local redis = require("nginx.redis"):new()
+  redis:set_timeout(5000)
+  local ok, err = redis:connect("127.0.0.1", @PORT@)
+  if not ok then return ngx.exit(503) end
+  local reply = redis:hgetall(ngx.req.get_headers()["x-auth-token"])
+  redis:set_keepalive(60000, 64)
+  if not reply or #reply == 0 then return ngx.exit(401) end
+  ngx.header["content-type"] = "application/json"
+  ngx.say(require("cjson").encode(redis:array_to_hash(reply)))
+}
+"""
+
+
+def nginx(content: str) -> Callable[[Path, int, int], list[str]]:
+    def command(folder: Path, port: int, redis_port: int) -> list[str]:
+        modules = "".join(
+            f"include {path};\n" for path in sorted(Path("/etc/nginx/modules-enabled").glob("*"))
+        )
+        path = folder / "nginx.conf"
+        path.write_text(
+            NGINX.format(
+                modules=modules,
+                folder=folder,
+                port=port,
+                content=content.replace("@PORT@", str(redis_port)),
+            )
+        )
+        return ["nginx", "-c", str(path), "-e", str(folder / "error.log")]
+
+    return command
+
+
+KEY_REQUEST = "GET / HTTP/1.1\r\nHost: localhost\r\nX-Auth-Token: {key}\r\n\r\n"
+VERIFY_REQUEST = (
+    "GET /sesiones/verificar HTTP/1.1\r\nHost: localhost\r\nX-Auth-Token: {token}\r\n\r\n"
+)
+
+SERVERS = [
+    Server("fast", "self, TOUCH=60", sesiones("--touch-seconds", "60"), shows=":{usuario},"),
+    Server("touch-1", "self, TOUCH=1", sesiones("--touch-seconds", "1"), shows=":{usuario},"),
+    Server(
+        "verificar",
+        "verificar, TOUCH=60",
+        sesiones("--touch-seconds", "60"),
+        request=VERIFY_REQUEST,
+        shows=None,
+    ),
+    Server(
+        "starlette",
+        "self through Starlette, TOUCH=60",
+        sesiones("--touch-seconds", "60", "--http", "httptools"),
+        shows=":{usuario},",
+    ),
+    Server("uvicorn", "a bare ASGI app, no Redis", bare_uvicorn, shows=None),
+    Server(
+        "webdis",
+        "C, a plain HGETALL",
+        webdis,
+        request="GET /HGETALL/{key} HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        program="webdis",
+        install="apt-get install webdis",
+    ),
+    Server(
+        "nginx-lua",
+        "nginx + Lua, a plain HGETALL",
+        nginx(LUA),
+        request=KEY_REQUEST,
+        program="nginx",
+        install="apt-get install nginx-light libnginx-mod-http-lua lua-nginx-redis lua-cjson",
+    ),
+    Server(
+        "nginx",
+        "nginx `return 200`, no Redis",
+        nginx("default_type application/json; return 200 '" + '{"ID_Sesion":1}' * 15 + "';"),
+        request=KEY_REQUEST,
+        program="nginx",
+        install="apt-get install nginx-light",
+        shows=None,
+    ),
+]
+
+WRK = """
+local requests, i = {}, 0
+function init(_)
+  for line in io.lines("@FILE@") do
+    requests[#requests + 1] = string.gsub(line, "|", "\\r\\n")
+  end
+  math.randomseed(os.time())
+  i = math.random(#requests)
+end
+function request()
+  i = i % #requests + 1
+  return requests[i]
+end
+function done(summary, latency, _)
+  io.write(string.format("RESULT %d %d %d %d %d\\n", summary.requests, summary.duration,
+    latency:percentile(50), latency:percentile(99),
+    summary.errors.status + summary.errors.read + summary.errors.timeout))
+end
+"""
+
+
+def pin(core: int) -> Callable[[], None]:
+    return lambda: os.sched_setaffinity(0, {core})
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def cpu_us(pid: int) -> float:
+    """CPU time of a process and its children so far, in microseconds."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    own = (int(fields[11]) + int(fields[12])) * 1e6 / os.sysconf("SC_CLK_TCK")
+    return own + sum(cpu_us(int(child)) for child in children)
+
+
+async def seed(redis_port: int, sessions: int) -> list[tuple[int, str]]:
+    """Sessions of as many users, through the store: their users and tokens."""
+    settings = dataclasses.replace(
+        Settings(),
+        redis_url=f"redis://127.0.0.1:{redis_port}",
+        redis_timeout=10,
+        idle_seconds=40000,
+    )
+    store = open_store(settings)
+    made: list[tuple[int, str]] = []
+    device = "Mozilla/5.0 (X11; Linux x86_64) Firefox"
+
+    async def some(start: int) -> None:
+        for usuario in range(start, sessions, 64):
+            sesion = await store.create(usuario, device)
+            made.append((usuario, sesion.Token_Sesion))
+            if len(made) % 1000 == 0:
+                progress(f"seeding: {len(made):,} of {sessions:,} sessions")
+
+    await asyncio.gather(*(some(start) for start in range(64)))
+    await store.aclose()
+    return made
+
+
+def progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def key_of(token: str) -> str:
+    return f"sesiones:{{{tokens.bucket(token)}}}:s:{tokens.digest(token)}"
+
+
+def render(server: Server, token: str) -> str:
+    key = key_of(token)
+    if server.name == "webdis":
+        key = key.replace("{", "%7B").replace("}", "%7D")
+    return server.request.replace("{token}", token).replace("{key}", key)
+
+
+@contextmanager
+def running(server: Server, redis_port: int) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    with tempfile.TemporaryDirectory(prefix="sesiones-bench-") as folder:
+        port = free_port()
+        process = subprocess.Popen(
+            server.command(Path(folder), port, redis_port),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=pin(SERVER_CORE),
+            env=os.environ | dict(server.variables),
+        )
+        try:
+            deadline = time.monotonic() + 20
+            while True:
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit(f"{server.name} does not start")
+                time.sleep(0.05)
+            yield process, port
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+
+
+def check_sample(server: Server, port: int, sessions: list[tuple[int, str]]) -> None:
+    """Each reply is a 200, and where the server shows whose session it is, of the right user."""
+    for usuario, token in random.sample(sessions, min(50, len(sessions))):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.sendall(render(server, token).encode())
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            body = response.read().decode()
+        shown = server.shows.replace("{usuario}", str(usuario)) if server.shows else ""
+        identity = response.getheader("x-id-usuario")
+        if response.status != 200 or shown not in body or identity not in (None, str(usuario)):
+            raise SystemExit(f"{server.name}: a wrong reply: {response.status} {body[:200]}")
+
+
+def measure(
+    server: Server,
+    redis_port: int,
+    redis_pid: int,
+    sessions: list[tuple[int, str]],
+    connections: int,
+    seconds: float,
+    folder: Path,
+) -> Round:
+    requests = folder / f"{server.name}.txt"
+    if not requests.exists():
+        lines = (render(server, token).replace("\r\n", "|") for _, token in sessions)
+        requests.write_text("\n".join(lines))
+        (folder / f"{server.name}.lua").write_text(WRK.replace("@FILE@", str(requests)))
+    with running(server, redis_port) as (process, port):
+        check_sample(server, port, sessions)
+        wrk = ["wrk", "-t1", f"-c{connections}", "-s", str(folder / f"{server.name}.lua")]
+        target = f"http://127.0.0.1:{port}"
+        subprocess.run(  # warm up
+            [*wrk, "-d1s", target], capture_output=True, check=True, preexec_fn=pin(LOAD_CORE)
+        )
+        before = cpu_us(process.pid), cpu_us(redis_pid)
+        output = subprocess.run(
+            [*wrk, f"-d{seconds:g}s", target],
+            capture_output=True,
+            text=True,
+            check=True,
+            preexec_fn=pin(LOAD_CORE),
+        ).stdout
+        after = cpu_us(process.pid), cpu_us(redis_pid)
+        check_sample(server, port, sessions)
+    result = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+)", output)
+    assert result is not None, output
+    count, duration_us, p50, p99, errors = map(int, result.groups())
+    if errors:
+        raise SystemExit(f"{server.name}: {errors} of {count} requests failed")
+    return Round(
+        (after[0] - before[0]) / count,
+        (after[1] - before[1]) / count,
+        count / duration_us * 1e6,
+        p50,
+        p99,
+    )
+
+
+def median(rounds: list[Round], field: str) -> float:
+    return float(statistics.median(getattr(one, field) for one in rounds))
+
+
+def table(results: dict[str, list[Round]]) -> str:
+    """The medians; the ratio is of the rounds side by side."""
+    lines = [
+        f"{'server':<11}{'what':<34}{'CPU us':>8}{'Redis us':>9}{'req/s':>9}{'p50 us':>8}"
+        f"{'p99 us':>8}{'/webdis':>9}"
+    ]
+    for server in SERVERS:
+        if not (rounds := results.get(server.name)):
+            continue
+        ratio = "-"
+        if reference := results.get("webdis"):
+            pairs = zip(rounds, reference, strict=True)
+            ratio = f"{statistics.median(a.server_us / b.server_us for a, b in pairs):.2f}"
+        lines.append(
+            f"{server.name:<11}{server.what:<34}{median(rounds, 'server_us'):>8.1f}"
+            f"{median(rounds, 'redis_us'):>9.1f}{median(rounds, 'rate'):>9.0f}"
+            f"{median(rounds, 'p50_us'):>8.0f}{median(rounds, 'p99_us'):>8.0f}{ratio:>9}"
+        )
+    return "\n".join(lines)
+
+
+def draw(everything: dict[int, dict[str, list[Round]]], path: Path) -> None:
+    """Bars of CPU time a request, one panel for each number of connections."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(
+        len(everything),
+        1,
+        figsize=(8, 0.6 + 0.42 * sum(map(len, everything.values()))),
+        squeeze=False,
+    )
+    for (connections, results), panel in zip(everything.items(), panels[:, 0], strict=True):
+        shown = [server for server in SERVERS if server.name in results][::-1]
+        names = [f"{server.name}: {server.what}" for server in shown]
+        ours = [
+            "#1b6ca8" if server.command.__qualname__.startswith("sesiones") else "#9aa5b1"
+            for server in shown
+        ]
+        server_us = [median(results[server.name], "server_us") for server in shown]
+        redis_us = [median(results[server.name], "redis_us") for server in shown]
+        panel.barh(names, server_us, color=ours)
+        panel.barh(names, redis_us, left=server_us, color="white", edgecolor="#9aa5b1", hatch="///")
+        for row, (one, two) in enumerate(zip(server_us, redis_us, strict=True)):
+            panel.text(one + two + 0.3, row, f"{one:.1f} + {two:.1f}", va="center", fontsize=8)
+        panel.set_title(f"{connections} keep-alive connections", fontsize=10, loc="left")
+        panel.set_xlim(right=1.15 * max(a + b for a, b in zip(server_us, redis_us, strict=True)))
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=8)
+    panels[-1, 0].set_xlabel("CPU time a request, microseconds: the server + Redis (hatched)")
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--connections", type=int, nargs="+", default=[64])
+    parser.add_argument("--sessions", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4, help="of load in a round")
+    parser.add_argument("--only", nargs="+", metavar="SERVER", choices=[s.name for s in SERVERS])
+    parser.add_argument("--output", type=Path, default=Path("var/bench"))
+    options = parser.parse_args()
+    if shutil.which("wrk") is None:
+        raise SystemExit("wrk makes the load: apt-get install wrk")
+    if (os.cpu_count() or 1) < 2:
+        raise SystemExit("two cores are needed: one for the server, one for the load and Redis")
+    servers = []
+    for server in SERVERS:
+        if options.only and server.name not in options.only:
+            continue
+        if server.program and shutil.which(server.program) is None:
+            print(f"without {server.name}: {server.install}", file=sys.stderr)
+            continue
+        servers.append(server)
+
+    everything: dict[int, dict[str, list[Round]]] = {}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sesiones-bench-")))
+        redis_port = free_port()
+        redis = stack.enter_context(RedisServer(port=str(redis_port), appendonly="no"))
+        assert redis.process is not None
+        os.sched_setaffinity(redis.process.pid, {LOAD_CORE})
+        sessions = asyncio.run(seed(redis_port, options.sessions))
+        for connections in options.connections:
+            results = everything.setdefault(connections, {server.name: [] for server in servers})
+            for number in range(options.rounds):
+                for server in servers:
+                    place = f"round {number + 1} of {options.rounds}: {server.name}"
+                    progress(f"{connections} connections, {place}")
+                    results[server.name].append(
+                        measure(
+                            server,
+                            redis_port,
+                            redis.process.pid,
+                            sessions,
+                            connections,
+                            options.seconds,
+                            folder,
+                        )
+                    )
+            progress("")
+            print(
+                f"{connections} connections, {options.sessions:,} sessions:\n{table(results)}\n",
+                flush=True,
+            )
+
+    options.output.mkdir(parents=True, exist_ok=True)
+    report = {
+        "machine": {"python": platform.python_version(), "system": platform.platform()},
+        "sessions": options.sessions,
+        "rounds": {
+            connections: {
+                name: [dataclasses.asdict(one) for one in rounds]
+                for name, rounds in results.items()
+            }
+            for connections, results in everything.items()
+        },
+    }
+    (options.output / "bench.json").write_text(json.dumps(report, indent=1))
+    try:
+        draw(everything, options.output / "bench.png")
+    except ImportError:
+        print("no chart without matplotlib: pip install matplotlib", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
