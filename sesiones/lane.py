@@ -172,7 +172,7 @@ class FastLane(HttpProtocol):
         self._last_active = self.loop.time()
         if not self._turn.keep_alive:
             self.transport.close()
-        if self.pipeline or self.flow.read_paused or self._half_closed:
+        if self.pipeline or self.flow.read_paused or self._half_closed or self._parting:
             self.on_response_complete()
         else:
             self.server_state.total_requests += 1

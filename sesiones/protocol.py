@@ -52,6 +52,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._reason = MALFORMED  # why the parser's callbacks raise
         self._deaf = False  # what the client still sends is of no use
         self._running: RequestResponseCycle | None = None
+        self._parting: Problem | None = None  # the answer to a head that could not be read
         self._half_closed = False  # by the client: it still reads
         self._deadline: asyncio.TimerHandle | None = None
         self._last_active = 0.0  # in the loop's time
@@ -74,10 +75,10 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        if self._in_head or self._in_body or not self._owes():
-            return False  # close
         self._half_closed = True
-        return True
+        if self._in_body:
+            self._refuse(MALFORMED)  # its body was cut short
+        return self._owes()  # else close
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
@@ -128,8 +129,12 @@ class HttpProtocol(HttpToolsProtocol):
         if self.pipeline:
             # uvicorn reads on after every answer: a client could queue requests without end.
             self.flow.pause_reading()
-        elif self._half_closed and not self._owes():
-            self.transport.close()
+        elif not self._owes() and not self.transport.is_closing():
+            if self._parting is not None:
+                self._write(_closing(self._parting))
+                self._close()
+            elif self._half_closed:
+                self.transport.close()
 
     def timeout_keep_alive_handler(self) -> None:
         # The timer is not set anew for every request: it looks at how long it has been idle.
@@ -170,8 +175,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self._write(_closing(problem))
             self._close()
         elif not self._in_body:
-            # Requests before it are still being answered; the last of them closes.
-            self.cycle.keep_alive = False
+            self._parting = problem  # once those before it have been answered
         elif self.pipeline:
             # It waits in the queue, as the newest: its turn comes.
             self.pipeline[0] = (self.cycle, _refusal(problem))
