@@ -70,8 +70,7 @@ class FastLane(HttpProtocol):
         self._check: Check | None = app_state.get("check") if plain else None
         self._fields: list[tuple[bytes, bytes]] = []
         self._turn = _Turn()
-        self._verify = False  # the check that is out is of /sesiones/verificar
-        self._method = b""
+        self._verify = self._head = False  # the check that is out is of verificar; is a HEAD
 
     def on_message_begin(self) -> None:
         self.url = b""
@@ -105,14 +104,17 @@ class FastLane(HttpProtocol):
             super().on_message_complete()
 
     def _plain_token(self) -> str | None:
-        """The token, when the request whose head is complete is the plainest check."""
+        """The token, when the request whose head is complete is the plainest check.
+
+        Until it is known to be, another one may be out: nothing of that one's is touched.
+        """
         verify = False
         if self.url != b"/sesiones/self":
             verify = True
             if not _VERIFY_TARGET.fullmatch(self.url):
                 return None
-        self._method = self.parser.get_method()
-        if not verify and self._method != b"GET" and self._method != b"HEAD":
+        method = self.parser.get_method()
+        if not verify and method != b"GET" and method != b"HEAD":
             return None
         token = host = None
         for name, value in self._fields:
@@ -143,7 +145,7 @@ class FastLane(HttpProtocol):
             or self.parser.get_http_version() != "1.1"
         ):
             return None
-        self._verify = verify
+        self._verify, self._head = verify, method == b"HEAD"
         return token.decode()
 
     def _answer(self, answer: Sesion | Exception | None) -> None:
@@ -163,12 +165,12 @@ class FastLane(HttpProtocol):
                 data = _VERIFIED % (*head, close)
             else:
                 body = answer.to_json()
-                shown = b"" if self._method == b"HEAD" else body
+                shown = b"" if self._head else body
                 data = _SELF % (*head, len(body), close, shown)
             self.transport.write(data)
         else:
             problem = unauthorized(presented=True) if answer is None else unavailable()
-            self._write(problem.response(), close=close, body=self._method != b"HEAD")
+            self._write(problem.response(), close=close, body=not self._head)
         self._last_active = self.loop.time()
         if not self._turn.keep_alive:
             self.transport.close()

@@ -465,3 +465,11 @@ async def test_a_client_that_asks_and_does_not_read_is_held_back() -> None:
             pass
         finally:
             writer.transport.abort()
+
+
+def test_a_request_behind_a_head_does_not_give_it_a_body(
+    both: tuple[Service, Service], sample: dict[str, bytes]
+) -> None:
+    for behind in (plain(TARGETS[0], sample["live"]), b"GET /sesiones/self HTTP/1.1\r\n\r\n"):
+        answer = compare(both, plain(TARGETS[0], sample["live"], b"HEAD") + behind)
+        assert b"\r\n\r\nHTTP/1.1" in answer
