@@ -235,7 +235,7 @@ fields = st.lists(
 
 @settings(
     deadline=None,
-    max_examples=EXAMPLES,
+    max_examples=10 * EXAMPLES,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
