@@ -78,7 +78,8 @@ class FastLane(HttpProtocol):
         self._begin_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._fields.append((name, value))
+        if self._in_head:
+            self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self._check is not None and (token := self._plain_token()) is not None:
@@ -97,7 +98,7 @@ class FastLane(HttpProtocol):
 
     def on_message_complete(self) -> None:
         if self.cycle is self._turn:  # type: ignore[comparison-overlap]
-            self._in_body = False
+            self._in_body = self._from_start = False
             if self._deadline is not None:
                 self._stop_deadline()
         else:
@@ -114,7 +115,7 @@ class FastLane(HttpProtocol):
             if not _VERIFY_TARGET.fullmatch(self.url):
                 return None
         method = self.parser.get_method()
-        if not verify and method != b"GET" and method != b"HEAD":
+        if method == b"CONNECT" or not (verify or method == b"GET" or method == b"HEAD"):
             return None
         token = host = None
         for name, value in self._fields:
@@ -139,7 +140,7 @@ class FastLane(HttpProtocol):
             token is None
             or host is None
             or len(self._fields) > HEAD_MAX_FIELDS
-            or self._head_bytes + 2 * self._chunk_bytes > HEAD_MAX_BYTES  # as in _head_too_long()
+            or self._head_bytes + len(self._chunk) > HEAD_MAX_BYTES  # as in _head_too_long()
             or self._owes()
             or self.flow.write_paused  # the client reads slower than it asks
             or self.parser.get_http_version() != "1.1"

@@ -26,6 +26,8 @@ from sesiones.problems import Problem
 
 HEAD_MAX_BYTES = 16 * 1024
 HEAD_MAX_FIELDS = 100
+FRAMING_MAX_BYTES = 128 * 1024
+"""Of a chunked body, beside its content: 16 KiB in chunks of one byte take 96 KiB."""
 RECEIVE_SECONDS = 5.0
 LINGER_SECONDS = 1.0
 """How long a refused client may take to stop sending: closing on unread bytes would reset the
@@ -48,7 +50,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head = False
         self._in_body = False
         self._head_bytes = 0  # of the head, before the chunk being read
-        self._chunk_bytes = 0
+        self._framing_bytes = 0  # of the body: chunk sizes, extensions and trailers
+        self._chunk = b""
+        self._from_start = True  # the head, where there is one, begins with the chunk or before it
+        self._begun = False  # the message began in the chunk
         self._reason = MALFORMED  # why the parser's callbacks raise
         self._deaf = False  # what the client still sends is of no use
         self._running: RequestResponseCycle | None = None
@@ -78,23 +83,29 @@ class HttpProtocol(HttpToolsProtocol):
         self._half_closed = True
         if self._in_body:
             self._refuse(MALFORMED)  # its body was cut short
-        return self._owes()  # else close
+        return self._owes() and not self.cycle.disconnected  # else close
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        self._chunk_bytes = len(data)
+        self._chunk = data
+        self._from_start = not self._in_body
+        self._begun = False
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._deaf = True
-            self.cycle.keep_alive = False
+        except httptools.HttpParserUpgrade as upgrade:
+            self._read_without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self._refuse(self._reason)
         else:
-            if self._in_head:
+            if self._in_head and self._from_start:
                 self._head_bytes += len(data)
                 if self._head_bytes > HEAD_MAX_BYTES:
+                    self._refuse(TOO_LARGE)
+                    return
+            elif self._in_body and not self._begun:
+                self._framing_bytes += len(data)
+                if self._framing_bytes > FRAMING_MAX_BYTES:
                     self._refuse(TOO_LARGE)
                     return
             if (self._in_head or self._in_body) and self._deadline is None:
@@ -105,11 +116,18 @@ class HttpProtocol(HttpToolsProtocol):
         self._begin_head()
 
     def _begin_head(self) -> None:
-        self._in_head = True
-        # What came before the message in the same chunk is not the head's.
-        self._head_bytes = -self._chunk_bytes
+        self._in_head = self._begun = True
+        self._head_bytes = self._framing_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # else a trailer: no gateway has seen it
+            super().on_header(name, value.strip(b" \t"))  # RFC 9110, 5.5
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise ValueError("not a proxy")
+            return  # the parser stops here
         if len(self.headers) > HEAD_MAX_FIELDS or self._head_too_long():
             self._reason = TOO_LARGE
             raise ValueError("head too large")
@@ -119,8 +137,25 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         self._in_head, self._in_body = False, True
 
+    def _read_without_upgrade(self, rest: bytes) -> None:
+        """Reads the head again without its Upgrade field, which a server may ignore (RFC 9110,
+        7.8): the parser takes what follows one, even the request's own body, for another
+        protocol. Java's HttpClient asks for h2c with every request."""
+        lines = [b"%b %b HTTP/1.1\r\n" % (self.parser.get_method(), self.url)]
+        lines += [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self._in_head = False
+        self.data_received(b"".join([*lines, b"\r\n", rest]))
+
+    def on_body(self, body: bytes) -> None:
+        self._framing_bytes -= len(body)
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
-        self._in_body = False
+        if self._in_head:  # and asks for an upgrade
+            return
+        self._in_body = self._from_start = False
         self._stop_deadline()
         super().on_message_complete()
 
@@ -151,8 +186,11 @@ class HttpProtocol(HttpToolsProtocol):
         )
 
     def _head_too_long(self) -> bool:
-        if self._head_bytes + 2 * self._chunk_bytes <= HEAD_MAX_BYTES:  # the usual case
+        if self._head_bytes + len(self._chunk) <= HEAD_MAX_BYTES:  # the usual case
             return False
+        if self._from_start:
+            end = self._chunk.find(b"\r\n\r\n") + 4
+            return self._head_bytes + end > HEAD_MAX_BYTES
         fields = sum(len(name) + len(value) + 4 for name, value in self.headers)
         return len(self.url) + fields > HEAD_MAX_BYTES
 
@@ -167,6 +205,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, problem: Problem) -> None:
         """Answer the request that is being received with an error, in its turn, and close."""
+        if self._deaf:
+            return
         self._deaf = True
         self._stop_deadline()
         if not self._owes():
