@@ -16,8 +16,10 @@ logger = logging.getLogger("sesiones.batching")
 
 
 class Batcher(Generic[Question, Answer]):
-    """Asks in batches through ``ask(questions, deadline)``, which returns an answer each, in order;
-    the deadline is in the loop's time, ``timeout_seconds`` after the oldest question came.
+    """Asks in batches through ``ask(questions, deadline)``, which returns an answer each, in order.
+
+    The deadline is in the loop's time: ``timeout_seconds`` after the oldest question came, but
+    half of that is left for the call, so that nobody is refused for the one who waited longest.
 
     What ``ask`` raises is the answer of the whole batch. An asker that has left does not matter
     to the others.
@@ -35,18 +37,15 @@ class Batcher(Generic[Question, Answer]):
         self._batch_max = batch_max
         self._in_flight_max = in_flight_max
         self._timeout_seconds = timeout_seconds
-        self._waiting: list[tuple[Question, Callable[[Answer | Exception], None]]] = []
-        self._deadline = 0.0
+        self._waiting: list[tuple[Question, Callable[[Answer | Exception], None], float]] = []
         self._in_flight: set[asyncio.Task[None]] = set()
         self._scheduled = False
 
     def submit(self, question: Question, done: Callable[[Answer | Exception], None]) -> None:
         """Ask; ``done`` is called with the answer, or with what went wrong."""
-        if not self._waiting:
-            loop = asyncio.get_running_loop()
-            self._deadline = loop.time() + self._timeout_seconds
-            self._schedule(loop)
-        self._waiting.append((question, done))
+        loop = asyncio.get_running_loop()
+        self._waiting.append((question, done, loop.time()))
+        self._schedule(loop)
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._scheduled and len(self._in_flight) < self._in_flight_max:
@@ -56,7 +55,9 @@ class Batcher(Generic[Question, Answer]):
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         self._scheduled = False
         batch, self._waiting = self._waiting[: self._batch_max], self._waiting[self._batch_max :]
-        task = loop.create_task(self._run(batch, self._deadline))
+        oldest = batch[0][2]
+        deadline = max(oldest + self._timeout_seconds, loop.time() + self._timeout_seconds / 2)
+        task = loop.create_task(self._run(batch, deadline))
         self._in_flight.add(task)
         task.add_done_callback(self._finish)
         if self._waiting:
@@ -64,15 +65,15 @@ class Batcher(Generic[Question, Answer]):
 
     async def _run(
         self,
-        batch: list[tuple[Question, Callable[[Answer | Exception], None]]],
+        batch: list[tuple[Question, Callable[[Answer | Exception], None], float]],
         deadline: float,
     ) -> None:
         answers: Sequence[Answer | Exception]
         try:
-            answers = await self._ask([question for question, _ in batch], deadline)
+            answers = await self._ask([question for question, _, _ in batch], deadline)
         except Exception as error:
             answers = [error] * len(batch)
-        for (_, done), answer in zip(batch, answers, strict=True):
+        for (_, done, _), answer in zip(batch, answers, strict=True):
             try:
                 done(answer)
             except Exception:

@@ -12,9 +12,10 @@ exception). On a Cluster redis-py's own client carries every command.
 """
 
 import asyncio
+import re
 from collections import deque
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import hiredis
 from redis.asyncio import ConnectionPool, RedisCluster, Sentinel
@@ -23,6 +24,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisClusterException
 
 Argument = str | bytes | int
 
@@ -49,7 +51,8 @@ def connect(url: str, timeout_seconds: float) -> Commands:
     """Commands on the server that the URL names; no I/O until the first one.
 
     URLs are redis-py's, and ``redis+sentinel://host:port,.../master/db`` and
-    ``redis+cluster://host:port,...``. Raises ValueError or TypeError for any other.
+    ``redis+cluster://host:port,...``. Raises ValueError or whatever redis-py
+    raises for any other.
     """
     options: dict[str, Any] = {
         "socket_timeout": timeout_seconds,
@@ -60,8 +63,11 @@ def connect(url: str, timeout_seconds: float) -> Commands:
         "driver_info": None,
     }
     scheme, _, rest = url.partition("://")
+    _check_url(scheme, url)
     if scheme == "redis+cluster":
-        nodes, _, credentials = _addresses(rest)
+        nodes, path, credentials = _addresses(rest)
+        if path not in ("", "0"):
+            raise ValueError("a Cluster has no database but 0")
         return _Cluster(
             RedisCluster(
                 startup_nodes=[ClusterNode(host, port) for host, port in nodes],
@@ -81,6 +87,25 @@ def connect(url: str, timeout_seconds: float) -> Commands:
         client = sentinel.master_for(master, db=int(database or 0), **credentials)
         return _Single(client.connection_pool, timeout_seconds)
     return _Single(ConnectionPool.from_url(url, **options), timeout_seconds)
+
+
+def _check_url(scheme: str, url: str) -> None:
+    """What redis-py takes without a word: an unescaped password that makes a host of its first
+    half, a database that is no number, options that break each connection."""
+    parts = urlsplit(url)
+    if parts.fragment or "#" in url:
+        raise ValueError('a "#" in a password is written %23')
+    for name in parse_qs(parts.query, keep_blank_values=True):
+        if not re.fullmatch(r"db|username|password|ssl_(?!cert_reqs|min_version)\w+", name):
+            raise ValueError(f"the option {name} is not known")
+    if scheme == "unix":
+        if not parts.path:
+            raise ValueError("the path of the socket is missing")
+    elif scheme in ("redis", "rediss"):
+        if not parts.hostname or not re.fullmatch(r"/?|/[0-9]+", parts.path):
+            raise ValueError("redis://user:password@host:port/database, the password escaped")
+    elif scheme not in ("redis+sentinel", "redis+cluster") or parts.query:
+        raise ValueError("an unknown scheme, or options where there are none")
 
 
 def _addresses(rest: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]]:
@@ -190,6 +215,8 @@ class _Single:
     async def _open(self) -> _Link:
         connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         await connection.connect()
+        if connection._writer is None or connection._writer.transport.is_closing():
+            raise RedisConnectionError("closed as soon as it was open")
         self._link = _Link(connection, self._timeout_seconds)
         return self._link
 
@@ -213,7 +240,10 @@ class _Cluster:
         self._cluster = cluster
 
     async def execute(self, *arguments: Argument) -> Any:
-        return await self._cluster.execute_command(*arguments)
+        try:
+            return await self._cluster.execute_command(*arguments)
+        except RedisClusterException as error:  # not a RedisError
+            raise RedisConnectionError(str(error)) from error
 
     def reset(self) -> None:
         """redis-py's client finds a slot's new master by itself."""

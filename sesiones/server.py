@@ -9,7 +9,7 @@ import signal
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 import uvicorn
@@ -55,15 +55,25 @@ def serve(settings: Settings, listener: socket.socket) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    logger.info("listening on %s", listener.getsockname())
     if settings.workers > 1:
-        Multiprocess(config, [listener]).run()
+        supervisor = _Supervisor(config, [listener])
+        logger.info("listening on %s", listener.getsockname())
+        supervisor.run()
         return
-    # uvicorn raises the signal that stopped it again once it is done; ending is then our
-    # business, and it ended well.
+    server = uvicorn.Server(config)
+    # uvicorn raises the signal that stopped it again once it is done: for us, it ended well.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run([listener])
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    logger.info("listening on %s", listener.getsockname())
+    server.run([listener])
+
+
+class _Supervisor(Multiprocess):
+    def terminate_all(self) -> None:
+        # Else new connections wait here while the workers finish, and nobody will serve them.
+        for listener in self.sockets:
+            listener.close()
+        super().terminate_all()
 
 
 def _protocol(settings: Settings) -> type[asyncio.Protocol] | Literal["httptools"]:
@@ -98,8 +108,8 @@ def _bind_tcp(settings: Settings) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as error:
-        raise ListenError(f"cannot listen on {settings.host}: {error.strerror}") from None
+    except (OSError, UnicodeError):
+        raise ListenError(f"cannot listen on {settings.host!a}: no such host") from None
     if not settings.service_key and not ipaddress.ip_address(address[0]).is_loopback:
         raise SettingsError(
             f"set SESIONES_SERVICE_KEY to listen on {settings.host}: without it anyone who "
@@ -128,6 +138,7 @@ def _bind_unix(path: str) -> Iterator[socket.socket]:
         mask = os.umask(0o117)  # 0660 from the first moment
         try:
             listener.bind(path)
+            listener.listen()  # from now on it is not a stale one
         finally:
             os.umask(mask)
     except OSError as error:
@@ -139,7 +150,8 @@ def _bind_unix(path: str) -> Iterator[socket.socket]:
         yield listener
     finally:
         listener.close()
-        os.unlink(path)
+        with suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def _remove_stale(path: str) -> None:

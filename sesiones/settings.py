@@ -33,8 +33,8 @@ def _timeout(text: str) -> float:
 def _redis_url(text: str) -> str:
     try:
         connect(text, timeout_seconds=1)
-    except (ValueError, TypeError):
-        # Without the cause: it may repeat a part of the password.
+    except Exception:
+        # redis-py raises many things. Without the cause: it may repeat a part of the password.
         raise ValueError(
             "is not a valid URL of redis://, rediss://, unix://, redis+sentinel:// or "
             "redis+cluster://"

@@ -8,7 +8,8 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from importlib.resources import files
@@ -142,7 +143,8 @@ class SessionStore:
             self._max_seconds,
             self._max_per_user,
         )
-        sesion = _session(token, reply)
+        with _understood():
+            sesion = _session(token, reply)
         if sesion is None:
             raise StoreUnavailable("the new session could not be read back")
         return sesion
@@ -152,7 +154,7 @@ class SessionStore:
         it now stands; None when there is none."""
         if not tokens.is_well_formed(given.Token_Sesion):
             return None
-        outcome, *details = await self._run(
+        reply = await self._run(
             _UPDATE,
             [self._key(given.Token_Sesion)],
             given.ID_Sesion,
@@ -164,14 +166,14 @@ class SessionStore:
             given.Dispositivo,
             self._max_seconds,
         )
-        match outcome:
-            case b"ok":
-                return _session(given.Token_Sesion, details[0])
-            case b"immutable":
-                return Immutable(tuple(field.decode() for field in details))
-            case b"dates":
-                return BadDates(details[0].decode())
-        return _session(given.Token_Sesion, details[0] if details else None)
+        with _understood():
+            outcome, *details = reply
+            match outcome:
+                case b"immutable":
+                    return Immutable(tuple(field.decode() for field in details))
+                case b"dates":
+                    return BadDates(details[0].decode())
+            return _session(given.Token_Sesion, details[0] if details else None)
 
     async def end(self, caller: str, designated: str) -> int | Refusal:
         """End the designated session, of the same user as the caller's: how many ended, 0 or 1.
@@ -201,7 +203,22 @@ class SessionStore:
             if not self._read_only_checks:
                 raise
             sesiones = await self._read(_PEEK, batch, deadline)
+            await self._confirm_master()
         return [s if s is not None and s.Estado_Sesion == 1 else None for s in sesiones]
+
+    async def _confirm_master(self) -> None:
+        """Never authenticate from a replica, even one that refuses writes for another reason. It
+        is asked behind the answer, on the same connection: it was the master's."""
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                role = await self._commands.execute("ROLE")
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreUnavailable("the role of the server is not known") from error
+        with _understood():
+            master = role[0] == b"master"
+        if not master:
+            self._commands.reset()
+            raise StoreUnavailable("the server is a replica")
 
     async def _read(
         self, script: _Script, batch: list[str], deadline: float | None = None
@@ -212,7 +229,8 @@ class SessionStore:
         replies = await self._run(
             script, routing, self._touch_seconds, self._max_seconds, *keys, deadline=deadline
         )
-        return [_session(token, reply) for token, reply in zip(batch, replies, strict=True)]
+        with _understood():
+            return [_session(token, reply) for token, reply in zip(batch, replies, strict=True)]
 
     async def _end(self, script: _Script, caller: str, designated: str) -> int | Refusal:
         designated_key = None
@@ -227,7 +245,8 @@ class SessionStore:
                 return 0
             designated_key = self._key(caller)
         ended: int = await self._run(script, [self._key(caller), designated_key], tries=1)
-        return Refusal(ended) if ended < 0 else ended
+        with _understood():
+            return Refusal(ended) if ended < 0 else ended
 
     async def _run(
         self,
@@ -289,6 +308,15 @@ class SessionStore:
 
 class _WritesRefused(StoreUnavailable):
     """Redis answers, but takes no writes."""
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    """Whatever answers there is no Redis with our scripts, when its replies do not fit them."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise StoreUnavailable("a reply that no script of ours gives") from error
 
 
 def _session(token: str, reply: list[Any] | bytes | None) -> Sesion | None:

@@ -8,6 +8,8 @@
 
 local ID, USUARIO, INICIO, ESTADO, ACTIVIDAD, VENTANA, DISPOSITIVO, EXPIRACION = 1, 2, 3, 4, 5, 6, 7, 8
 
+local INT_MAX = 9007199254740991
+
 local now = tonumber(redis.call('TIME')[1])
 
 -- Lua's own tostring() rounds integers above 10^14.
@@ -37,8 +39,9 @@ local function read(key)
     return session.err
   end
   for field = ID, VENTANA do
-    if not tonumber(session[field]) then
-      return 'a field is missing or not a number'
+    local number = tonumber(session[field])
+    if not number or number < 0 or number > INT_MAX then
+      return 'a field is missing or not a number of 0 to 2^53-1'
     end
   end
   if not session[DISPOSITIVO] then
@@ -74,7 +77,8 @@ local function settle(index)
   redis.pcall('ZREMRANGEBYSCORE', index, '-inf', int(now))
   local latest = redis.pcall('ZRANGE', index, -1, -1, 'WITHSCORES')
   if latest[2] then
-    redis.call('EXPIREAT', index, latest[2])
+    -- Rounded and bounded: a score that no script of ours gives must not fail the others' checks.
+    redis.call('EXPIREAT', index, int(math.min(math.ceil(latest[2]), INT_MAX)))
   end
 end
 
