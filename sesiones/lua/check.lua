@@ -20,10 +20,9 @@ local function slide(key, session)
     return nil
   end
   local expiracion = math.max(session[EXPIRACION], math.min(now + window, session[INICIO] + max))
-  local refused = expire(key, session, expiracion)
+  local refused = write(key, session, expiracion, 'actividad', int(now))
   if not refused then
     session[ACTIVIDAD] = int(now)
-    redis.call('HSET', key, 'actividad', session[ACTIVIDAD])
   end
   return refused
 end

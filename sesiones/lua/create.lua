@@ -32,7 +32,7 @@ if surplus > 0 then
 end
 
 local session = {id, usuario, int(now), '1', int(now), int(idle), dispositivo}
-redis.call('HSET', KEYS[1], 'id', id, 'usuario', usuario, 'inicio', int(now), 'estado', '1',
-  'actividad', int(now), 'ventana', int(idle), 'dispositivo', dispositivo)
-expire(KEYS[1], session, now + math.min(idle, max))
+write(KEYS[1], session, now + math.min(idle, max), 'id', id, 'usuario', usuario,
+  'inicio', int(now), 'estado', '1', 'actividad', int(now), 'ventana', int(idle),
+  'dispositivo', dispositivo)
 return session

@@ -82,10 +82,12 @@ local function settle(index)
   end
 end
 
--- Moves a session's expiry, in its key and in the index. The index goes first: it alone can
--- refuse (a key of another type), and then nothing has been written.
+-- Writes fields of a session, named and valued in turn, and its expiry in the key and the index.
+-- The index goes first: it alone can refuse (a key of another type), and then nothing has been
+-- written. The expiry goes last: should its second end while the script runs, Redis 7.0 deletes
+-- the key at once, and a field written after that would make a key that never expires.
 -- Return value: nil, or a string that says why nothing was written.
-local function expire(key, session, expiracion)
+local function write(key, session, expiracion, ...)
   local base, digest = split(key)
   local index = base .. 'u:' .. session[USUARIO]
   local added = redis.pcall('ZADD', index, int(expiracion), digest)
@@ -93,6 +95,7 @@ local function expire(key, session, expiracion)
     return 'index: ' .. added.err
   end
   settle(index)
+  redis.call('HSET', key, ...)
   redis.call('EXPIREAT', key, int(expiracion))
   session[EXPIRACION] = expiracion
 end

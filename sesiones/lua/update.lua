@@ -32,26 +32,29 @@ end
 -- Ultima_Actividad never goes back, nor beyond now.
 local given_window = expiracion - actividad
 actividad = math.max(session[ACTIVIDAD], math.min(actividad, now))
+session[ESTADO], session[ACTIVIDAD], session[DISPOSITIVO] = ARGV[5], int(actividad), ARGV[7]
 
-if expiracion ~= session[EXPIRACION] then
-  local last = session[INICIO] + max
-  if given_window < 1 then
-    return {'dates', 'window'}
-  elseif expiracion > last then
-    return {'dates', 'lifetime'}
-  end
-  expiracion = math.min(actividad + given_window, last)
-  if expiracion <= now then
-    return {'dates', 'past'}
-  end
-  local refused = expire(KEYS[1], session, expiracion)
-  if refused then
-    return redis.error_reply(refused)
-  end
-  session[VENTANA] = int(given_window)
+if expiracion == session[EXPIRACION] then
+  redis.call('HSET', KEYS[1], 'estado', session[ESTADO], 'actividad', session[ACTIVIDAD],
+    'dispositivo', session[DISPOSITIVO])
+  return {'ok', session}
 end
 
-session[ESTADO], session[ACTIVIDAD], session[DISPOSITIVO] = ARGV[5], int(actividad), ARGV[7]
-redis.call('HSET', KEYS[1], 'estado', session[ESTADO], 'actividad', session[ACTIVIDAD],
-  'ventana', session[VENTANA], 'dispositivo', session[DISPOSITIVO])
+local last = session[INICIO] + max
+if given_window < 1 then
+  return {'dates', 'window'}
+elseif expiracion > last then
+  return {'dates', 'lifetime'}
+end
+expiracion = math.min(actividad + given_window, last)
+if expiracion <= now then
+  return {'dates', 'past'}
+end
+session[VENTANA] = int(given_window)
+local refused = write(KEYS[1], session, expiracion, 'estado', session[ESTADO],
+  'actividad', session[ACTIVIDAD], 'ventana', session[VENTANA],
+  'dispositivo', session[DISPOSITIVO])
+if refused then
+  return redis.error_reply(refused)
+end
 return {'ok', session}
