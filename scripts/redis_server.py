@@ -34,14 +34,18 @@ class RedisServer:
     """A server on redis.conf, on a unix socket in a private directory, until it is closed.
 
     ``data``: where its append-only file lives; by default in the private directory.
+    ``keep_open``: a file descriptor that it inherits.
     ``options``: lines of configuration over redis.conf's, as name and value.
     """
 
-    def __init__(self, data: Path | None = None, **options: str) -> None:
+    def __init__(
+        self, data: Path | None = None, *, keep_open: int | None = None, **options: str
+    ) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="sesiones-"))
         self.socket = self._directory / "redis.sock"
         self.url = f"unix://{self.socket}"
         self._data = data or self._directory
+        self._inherited = () if keep_open is None else (keep_open,)
         self._options = options
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -64,6 +68,7 @@ class RedisServer:
             ],
             # Its own process group: a Ctrl-C in the terminal is its owner's to pass on.
             start_new_session=True,
+            pass_fds=self._inherited,
         )
         while not self._answers():
             if self.process.poll() is not None:

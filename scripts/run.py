@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -30,8 +31,8 @@ def main() -> int:
             # First the port: when it is taken, nothing else has been started.
             listener, name = stack.enter_context(listen(settings))
             if "SESIONES_REDIS_URL" not in os.environ:
-                stack.enter_context(_lock(VAR / "lock"))
-                server = stack.enter_context(RedisServer(VAR / "redis"))
+                lock = stack.enter_context(_lock(VAR / "lock"))
+                server = stack.enter_context(RedisServer(VAR / "redis", keep_open=lock))
                 settings = dataclasses.replace(settings, redis_url=server.url)
                 print(f"Redis: redis-cli -s {server.socket}  (data in var/redis)")
             print(f"Try:   {_example(settings, name)}", flush=True)
@@ -48,19 +49,22 @@ def main() -> int:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Two Redis servers on one append-only file would ruin it."""
+def _lock(path: Path) -> Iterator[int]:
+    """Two Redis servers on one append-only file would ruin it. The first one inherits the lock's
+    file, so that it is held until that server has ended, whatever became of us."""
     path.parent.mkdir(exist_ok=True)
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise OSError("another `make run` of this folder is using var/") from None
-        yield
+            raise OSError("a Redis server of another `make run` is using var/redis") from None
+        yield file.fileno()
 
 
 def _example(settings: Settings, name: str) -> str:
-    target = name if settings.uds is None else f"--unix-socket {settings.uds} http://localhost"
+    target = name
+    if settings.uds is not None:
+        target = f"--unix-socket {shlex.quote(settings.uds)} http://localhost"
     key = ' -H "Authorization: Bearer $KEY"' if settings.service_key else ""
     return f"curl -i {target}/sesiones{key} -d ID_Usuario=7 -d Dispositivo=laptop"
 

@@ -14,11 +14,12 @@ exception). On a Cluster redis-py's own client carries every command.
 import asyncio
 import re
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import hiredis
-from redis.asyncio import ConnectionPool, RedisCluster, Sentinel
+from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
@@ -85,7 +86,7 @@ def connect(url: str, timeout_seconds: float) -> Commands:
             nodes, sentinel_kwargs=dict(options), **options
         )
         client = sentinel.master_for(master, db=int(database or 0), **credentials)
-        return _Single(client.connection_pool, timeout_seconds)
+        return _Single(client.connection_pool, timeout_seconds, sentinel.sentinels)
     return _Single(ConnectionPool.from_url(url, **options), timeout_seconds)
 
 
@@ -141,6 +142,8 @@ class _Link(asyncio.Protocol):
         self.transport.set_protocol(self)
 
     def send(self, arguments: tuple[Argument, ...]) -> asyncio.Future[Any]:
+        if self.transport.is_closing():
+            raise RedisConnectionError("connection lost")
         future = self._loop.create_future()
         timer = self._loop.call_later(self._timeout_seconds, self._overdue, future)
         self._waiting.append((future, timer))
@@ -186,10 +189,13 @@ class _Single:
     batch_max = 256  # keeps the server busy for about 2 ms, while others wait
     in_flight_max = 2  # one is on the wire while the server works on another
 
-    def __init__(self, pool: ConnectionPool, timeout_seconds: float) -> None:
+    def __init__(
+        self, pool: ConnectionPool, timeout_seconds: float, sentinels: Sequence[Redis] = ()
+    ) -> None:
         # Raises for options that no connection has.
         pool.make_connection()  # type: ignore[no-untyped-call]
         self._pool = pool
+        self._sentinels = sentinels
         self._timeout_seconds = timeout_seconds
         self._link: _Link | None = None
         self._opening: asyncio.Task[_Link] | None = None
@@ -228,6 +234,8 @@ class _Single:
         if self._opening is not None:
             self._opening.cancel()
         self.reset()
+        for sentinel in self._sentinels:
+            await sentinel.aclose()
 
 
 class _Cluster:

@@ -141,7 +141,8 @@ class HttpProtocol(HttpToolsProtocol):
         """Reads the head again without its Upgrade field, which a server may ignore (RFC 9110,
         7.8): the parser takes what follows one, even the request's own body, for another
         protocol. Java's HttpClient asks for h2c with every request."""
-        lines = [b"%b %b HTTP/1.1\r\n" % (self.parser.get_method(), self.url)]
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)]
         lines += [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does

@@ -19,6 +19,13 @@ from sesiones.problems import Problem
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
+def raw_path(scope: Scope) -> str:
+    """The path as it was sent. Decoded, /%73esiones would pass a gateway that lets nobody reach
+    /sesiones, and be the same to us."""
+    raw: bytes | None = scope.get("raw_path")
+    return scope["path"] if raw is None else raw.decode("latin-1")
+
+
 class Service(Starlette):
     """Starlette, but the checks are answered first: ``whoami`` at one path for GET and HEAD,
     ``verify`` at another and below it for every method."""
@@ -33,7 +40,7 @@ class Service(Starlette):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            path = scope["path"]
+            path = raw_path(scope)
             if path == self._whoami_path and scope["method"] in ("GET", "HEAD"):
                 return await self._whoami(scope, receive, send)
             if path == self._verify_path or path.startswith(self._below_verify):
@@ -55,7 +62,7 @@ class Routes(BaseRoute):
         raise NoMatchFound(name, path_params)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = self._find(scope["path"], scope["method"])
+        endpoint = self._find(raw_path(scope), scope["method"])
         try:
             response = await endpoint(Request(scope, receive, send))
         except ClientDisconnect:

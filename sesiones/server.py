@@ -62,7 +62,7 @@ def serve(settings: Settings, listener: socket.socket) -> None:
         return
     server = uvicorn.Server(config)
     # uvicorn raises the signal that stopped it again once it is done: for us, it ended well.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     logger.info("listening on %s", listener.getsockname())
     server.run([listener])
@@ -74,6 +74,10 @@ class _Supervisor(Multiprocess):
         for listener in self.sockets:
             listener.close()
         super().terminate_all()
+
+    def handle_hup(self) -> None:
+        # Settings do not change under way: there is nothing to read again.
+        self.handle_term()
 
 
 def _protocol(settings: Settings) -> type[asyncio.Protocol] | Literal["httptools"]:

@@ -173,7 +173,9 @@ class SessionStore:
                     return Immutable(tuple(field.decode() for field in details))
                 case b"dates":
                     return BadDates(details[0].decode())
-            return _session(given.Token_Sesion, details[0] if details else None)
+                case b"ok" | b"absent":
+                    return _session(given.Token_Sesion, details[0] if details else None)
+            raise ValueError(outcome)
 
     async def end(self, caller: str, designated: str) -> int | Refusal:
         """End the designated session, of the same user as the caller's: how many ended, 0 or 1.
