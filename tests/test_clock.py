@@ -1,0 +1,407 @@
+"""Time, to the second: the store on fakeredis with a clock that only the test moves."""
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import fakeredis
+import pytest
+
+from sesiones import tokens
+from sesiones.connection import Argument
+from sesiones.sesion import Sesion
+from sesiones.store import BadDates, Refusal, SessionStore
+
+pytestmark = pytest.mark.anyio
+
+START = 1_700_000_000
+IDLE, MAX = 1800, 43_200
+
+
+class Clock:
+    """Stands in for the time module wherever fakeredis looks at the time: for a key's expiry
+    (once a command), for relative ones, and for TIME, in a script too."""
+
+    def __init__(self) -> None:
+        self.now: float = START
+
+    def time(self) -> float:
+        return self.now
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        for module in ("_helpers", "_socket._base", "commands_mixins.server_mixin"):
+            patch.setattr(f"fakeredis.{module}.time", self)
+
+
+class Fake:
+    """Commands on fakeredis, which cannot load a script whose first line is `#!lua`."""
+
+    batch_max = 256
+    in_flight_max = 2
+
+    def __init__(self) -> None:
+        self.redis = fakeredis.FakeRedis(server=fakeredis.FakeServer())
+
+    async def execute(self, *arguments: Argument) -> Any:
+        if arguments[0] == "EVAL":
+            source = str(arguments[1])
+            assert source.startswith("#!lua")
+            arguments = ("EVAL", source.partition("\n")[2], *arguments[2:])
+        return self.redis.execute_command(*arguments)  # type: ignore[no-untyped-call]
+
+    def reset(self) -> None:
+        """There is no connection."""
+
+    async def aclose(self) -> None:
+        self.redis.close()
+
+
+def fake_store(
+    fake: Fake,
+    *,
+    idle_seconds: int = IDLE,
+    max_seconds: int = MAX,
+    touch_seconds: int = 1,
+    max_per_user: int = 1000,
+) -> SessionStore:
+    return SessionStore(
+        fake,
+        key_prefix="sesiones",
+        idle_seconds=idle_seconds,
+        max_seconds=max_seconds,
+        touch_seconds=touch_seconds,
+        max_per_user=max_per_user,
+        timeout_seconds=5.0,
+        read_only_checks=True,
+    )
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Clock()
+        clock.install(patch)
+        yield clock
+
+
+@pytest.fixture
+async def fake(clock: Clock) -> AsyncIterator[Fake]:
+    fake = Fake()
+    yield fake
+    await fake.aclose()
+
+
+@pytest.fixture
+def store(fake: Fake) -> SessionStore:
+    return fake_store(fake)
+
+
+def sessions(fake: Fake) -> list[str]:
+    """The session keys that physically exist."""
+    return [key.decode() for key in fake.redis.keys("*}:s:*") if isinstance(key, bytes)]
+
+
+def given(sesion: Sesion, expiracion: int, actividad: int) -> Sesion:
+    """A PUT's object: the dates from START."""
+    return sesion._replace(Fecha_Expiracion=START + expiracion, Ultima_Actividad=START + actividad)
+
+
+async def test_fakeredis_follows_the_clock(clock: Clock, fake: Fake) -> None:
+    """Otherwise everything below would pass for the wrong reason."""
+    fake.redis.set("key", 1, ex=10)
+    script = "return {redis.call('TIME')[1], redis.call('EXPIRETIME', 'key')}"
+    assert fake.redis.eval(script, 0) == [b"%d" % START, START + 10]
+    clock.now += 10
+    # Redis drops a key after the millisecond of its expiry, not before.
+    assert fake.redis.eval(script, 0) == [b"%d" % (START + 10), START + 10]
+    clock.now += 0.001
+    assert fake.redis.eval(script, 0) == [b"%d" % (START + 10), -2]
+
+
+async def test_lives_to_the_second_before_its_expiry(clock: Clock, store: SessionStore) -> None:
+    sesion = await store.create(7, "portátil")
+    clock.now = START + IDLE - 0.001
+    found = await store.find(sesion.Token_Sesion)
+    assert found is not None
+    assert found.Ultima_Actividad == START + IDLE - 1
+
+
+async def test_dead_at_the_second_of_its_expiry(
+    clock: Clock, fake: Fake, store: SessionStore
+) -> None:
+    """The key is still there then, and no operation sees it."""
+    dead = await store.create(7, "portátil")
+    clock.now += 1
+    other = await store.create(7, "móvil")
+    token = dead.Token_Sesion
+    clock.now = START + IDLE
+    assert len(sessions(fake)) == 2
+
+    assert await store.find(token) is None
+    assert await store.update(dead) is None
+    assert await store.update(given(dead, IDLE + 100, IDLE)) is None
+    assert await store.end(token, token) is Refusal.UNAUTHENTICATED
+    assert await store.end_all(token, token) is Refusal.UNAUTHENTICATED
+    assert await store.end(other.Token_Sesion, token) == 0
+    assert await store.end_all(other.Token_Sesion, token) == 1
+
+
+async def test_a_dead_session_of_another_user_is_nobodys(
+    clock: Clock, fake: Fake, store: SessionStore
+) -> None:
+    """Not 403, in the caller's bucket and in another one."""
+    # 7 and 2061 share a bucket, 8 has another.
+    dead = [await store.create(user, "ajeno") for user in (8, 2061)]
+    clock.now += 1
+    caller = (await store.create(7, "portátil")).Token_Sesion
+    for sesion in dead:
+        assert await store.end(caller, sesion.Token_Sesion) is Refusal.FORBIDDEN
+    clock.now = START + IDLE
+    assert len(sessions(fake)) == 3
+    for sesion in dead:
+        assert await store.end(caller, sesion.Token_Sesion) == 0
+    assert await store.end_all(caller, dead[0].Token_Sesion) == 1
+
+
+async def test_the_dead_do_not_count_for_the_limit(clock: Clock, fake: Fake) -> None:
+    store = fake_store(fake, max_per_user=2)
+    await store.create(7, "muerta")
+    clock.now += 1
+    kept = await store.create(7, "viva")
+    clock.now = START + IDLE
+    new = await store.create(7, "nueva")
+    for sesion in (kept, new):
+        assert await store.find(sesion.Token_Sesion) is not None
+    assert fake.redis.zcard("sesiones:{eQ}:u:7") == 2
+
+
+@pytest.mark.parametrize("write", ["create", "find", "update", "end"])
+async def test_every_write_to_the_index_drops_the_dead(
+    clock: Clock, fake: Fake, store: SessionStore, write: str
+) -> None:
+    """From the very second of their expiry."""
+    dead = await store.create(7, "muerta")
+    clock.now += 1
+    live, ending = [await store.create(7, name) for name in ("viva", "otra")]
+    clock.now = START + IDLE
+    assert fake.redis.zscore("sesiones:{eQ}:u:7", tokens.digest(dead.Token_Sesion))
+    if write == "create":
+        await store.create(7, "nueva")
+    elif write == "find":
+        await store.find(live.Token_Sesion)
+    elif write == "update":
+        await store.update(given(live, IDLE + 9, 1))
+    else:
+        await store.end(live.Token_Sesion, ending.Token_Sesion)
+    assert fake.redis.zscore("sesiones:{eQ}:u:7", tokens.digest(dead.Token_Sesion)) is None
+    assert fake.redis.zscore("sesiones:{eQ}:u:7", tokens.digest(live.Token_Sesion))
+
+
+async def test_slides_for_hours_up_to_max(clock: Clock, store: SessionStore) -> None:
+    sesion = await store.create(7, "portátil")
+    token = sesion.Token_Sesion
+    while clock.now + IDLE - 1 < START + MAX:
+        clock.now += IDLE - 1
+        found = await store.find(token)
+        assert found == sesion._replace(
+            Ultima_Actividad=int(clock.now),
+            Fecha_Expiracion=min(int(clock.now) + IDLE, START + MAX),
+        )
+    clock.now = START + MAX - 1
+    last = await store.find(token)
+    assert last is not None
+    assert (last.Fecha_Expiracion, last.Ultima_Actividad) == (START + MAX, START + MAX - 1)
+    clock.now = START + MAX
+    assert await store.find(token) is None
+
+
+async def test_without_use_it_ends_after_its_window(clock: Clock, store: SessionStore) -> None:
+    token = (await store.create(7, "portátil")).Token_Sesion
+    clock.now += 1000
+    assert await store.find(token) is not None
+    clock.now += IDLE
+    assert await store.find(token) is None
+
+
+@pytest.mark.parametrize(
+    ("touch", "idle", "due"),
+    [
+        (0, 1800, 0),
+        (1, 1800, 1),
+        (60, 1800, 60),
+        (1000, 1800, 900),  # half the window
+        (60, 100, 50),
+        (60, 5, 2),
+        (60, 3, 1),
+        (60, 2, 1),
+    ],
+)
+async def test_slides_when_due(clock: Clock, fake: Fake, touch: int, idle: int, due: int) -> None:
+    store = fake_store(fake, touch_seconds=touch, idle_seconds=idle)
+    sesion = await store.create(7, "portátil")
+    for age in range(due):
+        clock.now = START + age + 0.999
+        assert await store.find(sesion.Token_Sesion) == sesion
+    clock.now = START + due
+    # With touch 0 the slide has to show in the same second: it puts back an earlier expiry.
+    fake.redis.expireat(sessions(fake)[0], START + due + 1)
+    assert await store.find(sesion.Token_Sesion) == sesion._replace(
+        Ultima_Actividad=START + due, Fecha_Expiracion=START + due + idle
+    )
+
+
+async def test_window_of_one_second(clock: Clock, fake: Fake) -> None:
+    """It never gets old enough to slide, and ends on time."""
+    store = fake_store(fake, idle_seconds=1, touch_seconds=60)
+    sesion = await store.create(7, "portátil")
+    clock.now += 0.999
+    assert await store.find(sesion.Token_Sesion) == sesion
+    clock.now = START + 1
+    assert await store.find(sesion.Token_Sesion) is None
+
+
+async def test_slide_never_shortens(clock: Clock, fake: Fake, store: SessionStore) -> None:
+    sesion = await store.create(7, "portátil")
+    fake.redis.expireat(sessions(fake)[0], START + 2 * MAX)  # as under an earlier, longer MAX
+    clock.now += 10
+    assert await store.find(sesion.Token_Sesion) == sesion._replace(
+        Ultima_Actividad=START + 10, Fecha_Expiracion=START + 2 * MAX
+    )
+
+
+async def test_clock_that_went_back(clock: Clock, store: SessionStore) -> None:
+    """A failover to a server whose clock is behind: nothing goes back, nobody is logged out."""
+    clock.now += 100
+    sesion = await store.create(7, "portátil")
+    clock.now = START
+    assert await store.find(sesion.Token_Sesion) == sesion
+    assert await store.update(given(sesion, IDLE + 100, 50)) == sesion
+
+
+async def test_window_comes_from_the_put(clock: Clock, store: SessionStore) -> None:
+    sesion = await store.create(7, "portátil")
+    clock.now += 10
+    updated = await store.update(given(sesion, 310, 10))
+    assert updated == given(sesion, 310, 10)
+    clock.now += 299
+    assert await store.find(sesion.Token_Sesion) == given(sesion, 609, 309)
+    clock.now += 300
+    assert await store.find(sesion.Token_Sesion) is None
+
+
+@pytest.mark.parametrize(
+    ("dates", "result"),
+    [
+        # Now is 1000, the last use 900 and the expiry 2700. (Fecha_Expiracion, Ultima_Actividad)
+        ((2700, 900), (2700, 900)),  # what self returned
+        ((2700, 0), (2700, 900)),  # never back
+        ((2700, 950), (2700, 950)),
+        ((2700, 1000), (2700, 1000)),
+        ((2700, 1001), (2700, 1000)),  # never beyond now
+        ((2700, 2700), (2700, 1000)),  # no window where the expiry is the stored one
+        ((2700, 9999), (2700, 1000)),
+        ((2000, 1000), (2000, 1000)),  # a window of 1000
+        ((2000, 900), (2000, 900)),
+        ((2000, 500), (2400, 900)),  # a window of 1500 from the last use
+        ((2000, 1500), (1500, 1000)),  # a window of 500 from now
+        ((1100, 1099), (1001, 1000)),  # a window of 1
+        ((1001, 1000), (1001, 1000)),
+        ((5000, 1000), (5000, 1000)),
+        ((MAX, 1000), (MAX, 1000)),
+        ((MAX, 0), (MAX, 900)),  # a window of MAX, capped
+        ((MAX - 1, 0), (MAX, 900)),
+        ((MAX - 1000, -1000), (MAX, 900)),
+        ((2000, 2000), "window"),
+        ((2000, 2001), "window"),
+        ((0, 1000), "window"),
+        ((900, 900), "window"),
+        ((MAX + 1, 1000), "lifetime"),
+        ((MAX + 1, 0), "lifetime"),
+        ((1000, 950), "past"),
+        ((1000, 900), "past"),
+        ((901, 900), "past"),
+        ((100, 99), "past"),  # a window of 1 from the last use
+        ((100, 0), "past"),  # at the very second
+        ((101, 0), (1001, 900)),
+    ],
+)
+async def test_dates_of_a_put(
+    clock: Clock,
+    fake: Fake,
+    store: SessionStore,
+    dates: tuple[int, int],
+    result: tuple[int, int] | str,
+) -> None:
+    token = (await store.create(7, "portátil")).Token_Sesion
+    clock.now += 900
+    before = await store.find(token)
+    assert before is not None
+    assert before == given(before, 2700, 900)
+    clock.now += 100
+    stored = fake.redis.hgetall(sessions(fake)[0])
+
+    updated = await store.update(given(before, *dates))
+    if isinstance(result, str):
+        assert updated == BadDates(result)  # type: ignore[arg-type]
+        assert fake.redis.hgetall(sessions(fake)[0]) == stored
+        expected = (2700, 900)
+    else:
+        assert updated == given(before, *result)
+        expected = result
+    index = fake.redis.zrange("sesiones:{eQ}:u:7", 0, -1, withscores=True)
+    assert index == [(tokens.digest(token).encode(), START + expected[0])]
+    assert fake.redis.expiretime("sesiones:{eQ}:u:7") == START + expected[0]
+    assert fake.redis.expiretime(sessions(fake)[0]) == START + expected[0]
+
+
+async def test_a_put_of_what_self_returned_changes_nothing(
+    clock: Clock, fake: Fake, store: SessionStore
+) -> None:
+    """The law, at any moment of its life: fresh, slid, at its cap, in its last second."""
+    sesion = await store.create(7, "portátil")
+    token = sesion.Token_Sesion
+    while (slid := await store.find(token)) is not None:
+        last_second = slid.Fecha_Expiracion - 1
+        for moment in (clock.now, (clock.now + last_second) / 2, last_second):
+            clock.now = moment
+            stored = fake.redis.hgetall(sessions(fake)[0])
+            assert await store.update(slid) == slid
+            assert fake.redis.hgetall(sessions(fake)[0]) == stored
+            assert fake.redis.expiretime(sessions(fake)[0]) == slid.Fecha_Expiracion
+        if slid.Fecha_Expiracion == START + MAX:
+            clock.now += 1
+
+
+async def test_nothing_is_left_behind(clock: Clock, fake: Fake, store: SessionStore) -> None:
+    """Neither of sessions that were used nor of those that ended: only the bucket's counter."""
+    for device in range(5):
+        sesion = await store.create(7, f"portátil {device}")
+        clock.now += 60
+        await store.find(sesion.Token_Sesion)
+    await store.update(given(sesion, MAX, 300))
+    await store.end(sesion.Token_Sesion, sesion.Token_Sesion)
+    assert len(fake.redis.keys()) == 6
+    clock.now += IDLE + 0.001
+    assert fake.redis.keys() == [b"sesiones:{eQ}:n"]
+
+
+async def test_index_never_ends_before_its_sessions(clock: Clock, fake: Fake) -> None:
+    """Whichever session is the latest, and whether it then ends, shrinks or slides."""
+    store = fake_store(fake, idle_seconds=100)
+    first, second = [await store.create(7, name) for name in ("uno", "dos")]
+    index = "sesiones:{eQ}:u:7"
+    await store.update(given(first, 500, 0))
+    assert fake.redis.expiretime(index) == START + 500
+    await store.update(given(first, 50, 0))
+    assert fake.redis.expiretime(index) == START + 100
+    clock.now += 30
+    await store.find(second.Token_Sesion)
+    assert fake.redis.expiretime(index) == START + 130
+    await store.end(first.Token_Sesion, second.Token_Sesion)
+    assert fake.redis.expiretime(index) == START + 50
+    clock.now = START + 49
+    assert await store.end_all(first.Token_Sesion, "") == 1
+    assert fake.redis.keys() == [b"sesiones:{eQ}:n"]

@@ -1,0 +1,736 @@
+"""The connection to Redis on a real server: no reply ever reaches another caller, whoever leaves,
+and every form of URL finds its way, through Sentinel and a Cluster too."""
+
+import asyncio
+import contextlib
+import gc
+import random
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+
+from scripts import redis_server as redis_server_module
+from scripts.redis_server import RedisServer, find_binary
+from sesiones.connection import Commands, connect
+from sesiones.store import Refusal, SessionStore, StoreUnavailable
+from tests.conftest import open_store
+
+pytestmark = pytest.mark.anyio
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@pytest.fixture
+async def commands(redis_server: RedisServer, redis: "Redis") -> AsyncIterator[Commands]:
+    commands = connect(redis_server.url, 5)
+    yield commands
+    await commands.aclose()
+
+
+@contextlib.asynccontextmanager
+async def fake_redis(
+    handle: Handler, timeout_seconds: float = 0.2, userinfo: str = ""
+) -> AsyncIterator[Commands]:
+    """Commands on a server that does what the test says."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            await handle(reader, writer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    commands = connect(f"redis://{userinfo}127.0.0.1:{port}", timeout_seconds)
+    async with server:
+        yield commands
+        await commands.aclose()
+        await asyncio.sleep(0.02)  # until the handlers have seen it
+
+
+@pytest.fixture(autouse=True)
+async def unheard() -> AsyncIterator[list[dict[str, Any]]]:
+    """Nothing is left for the event loop to complain of: each would be lines in a log."""
+    unheard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+    yield unheard
+    gc.collect()
+    await asyncio.sleep(0)
+    assert not unheard
+
+
+# One connection, many callers.
+
+
+async def test_callers_that_leave_never_cost_another_its_reply(commands: Commands) -> None:
+    """5000 callers, a third of which are cancelled at any moment between asking and being
+    answered: every other one reads what it asked for."""
+    choose = random.Random(7)
+    big = "x" * 100_000
+
+    async def ask(number: int) -> None:
+        if number % 50:
+            assert await commands.execute("ECHO", number) == b"%d" % number
+        else:
+            assert await commands.execute("ECHO", f"{number}{big}") == f"{number}{big}".encode()
+
+    async def leave(task: "asyncio.Task[None]") -> None:
+        await asyncio.sleep(choose.random() * 0.01)
+        task.cancel()
+
+    stayed: list[asyncio.Task[None]] = []
+    left = []
+    for round_ in range(50):
+        tasks = [asyncio.create_task(ask(round_ * 100 + i)) for i in range(100)]
+        leaving = [task for task in tasks if choose.random() < 1 / 3]
+        left += [asyncio.create_task(leave(task)) for task in leaving]
+        stayed += [task for task in tasks if task not in leaving]
+        await asyncio.sleep(0)
+    await asyncio.gather(*stayed, *left)
+    assert len(stayed) > 3000
+    assert await commands.execute("CLIENT", "LIST", "TYPE", "normal") is not None
+
+
+async def test_commands_arrive_in_the_order_of_their_callers(
+    commands: Commands, redis: "Redis"
+) -> None:
+    await asyncio.gather(*(commands.execute("RPUSH", "list", i) for i in range(3000)))
+    assert redis.lrange("list", 0, -1) == [b"%d" % i for i in range(3000)]
+    assert redis.info("clients")["connected_clients"] == 2  # one of them is the test's
+
+
+async def test_errors_are_their_own_callers(commands: Commands) -> None:
+    replies = await asyncio.gather(
+        *(commands.execute(*(("ECHO", i) if i % 3 else ("NOSUCH",))) for i in range(300)),
+        return_exceptions=True,
+    )
+    for i, reply in enumerate(replies):
+        if i % 3:
+            assert reply == b"%d" % i
+        else:
+            assert isinstance(reply, ResponseError)
+
+
+async def test_big_replies_come_in_pieces(commands: Commands, redis: "Redis") -> None:
+    value = random.Random(1).randbytes(8_000_000)
+    redis.set("value", value)
+    redis.rpush("list", *range(50_000))
+    got, listed, echoed = await asyncio.gather(
+        commands.execute("GET", "value"),
+        commands.execute("LRANGE", "list", 0, -1),
+        commands.execute("ECHO", "ñ"),
+    )
+    assert got == value
+    assert listed == [b"%d" % i for i in range(50_000)]
+    assert echoed == "ñ".encode()
+
+
+async def test_a_reply_may_come_byte_by_byte() -> None:
+    async def dribble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        for byte in b"*3\r\n$4\r\na\r\nb\r\n:-7\r\n*1\r\n$-1\r\n+OK\r\n":
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0.002)
+
+    async with fake_redis(dribble, timeout_seconds=5) as commands:
+        replies = await asyncio.gather(commands.execute("A"), commands.execute("B"))
+        assert list(replies) == [[b"a\r\nb", -7, [None]], b"OK"]
+
+
+# A reply that is late.
+
+
+async def test_a_late_reply_drops_the_connection_with_all_that_wait() -> None:
+    connections = 0
+
+    async def first_is_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        if connections == 1:
+            await reader.read(1000)
+            await asyncio.sleep(0.3)
+            writer.write(b"+LATE\r\n")
+        while data := await reader.read(1000):
+            writer.write(b"+PONG\r\n" * data.count(b"PING"))
+
+    async with fake_redis(first_is_late) as commands:
+        begun = time.monotonic()
+        first = asyncio.create_task(commands.execute("PING"))
+        await asyncio.sleep(0.15)
+        second = asyncio.create_task(commands.execute("PING"))
+        for task in first, second:
+            with pytest.raises(RedisConnectionError):
+                await task
+            # The second did not wait for its own 0.2 s: its reply comes after the first's.
+            assert time.monotonic() - begun < 0.3
+        assert await commands.execute("PING") == b"PONG"
+        await asyncio.sleep(0.2)  # the first connection's reply comes to nobody
+        assert await asyncio.gather(*(commands.execute("PING") for _ in range(9))) == [b"PONG"] * 9
+        assert connections == 2
+
+
+async def test_a_late_reply_drops_the_connection_though_its_caller_left() -> None:
+    connections = 0
+
+    async def first_is_deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        deaf = connections == 1
+        while await reader.read(1000):
+            if not deaf:
+                writer.write(b"+PONG\r\n")
+
+    async with fake_redis(first_is_deaf) as commands:
+        gone = asyncio.create_task(commands.execute("PING"))
+        await asyncio.sleep(0.05)
+        gone.cancel()
+        await asyncio.sleep(0.25)
+        assert await commands.execute("PING") == b"PONG"
+        assert connections == 2
+
+
+async def test_replies_that_nobody_asked_for_drop_the_connection() -> None:
+    async def chatter(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1000):
+            writer.write(b"+ONE\r\n+TWO\r\n")
+
+    async with fake_redis(chatter) as commands:
+        for _ in range(3):  # each on a new connection: "TWO" is never the next one's reply
+            assert await commands.execute("PING") == b"ONE"
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("greeting", [b"", b"-ERR max number of clients reached\r\n"])
+async def test_a_server_that_hangs_up_at_once_is_a_redis_error(greeting: bytes) -> None:
+    """As one does that has too many clients."""
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greeting)
+
+    async with fake_redis(hang_up) as commands:
+        for _ in range(20):
+            with pytest.raises(RedisError):
+                await commands.execute("PING")
+
+
+# Opening, leaving, closing.
+
+
+@contextlib.asynccontextmanager
+async def opening_slowly() -> AsyncIterator[tuple[Commands, list[int]]]:
+    """Commands on a server that takes 0.1 s for the AUTH of the handshake, and a list that grows
+    by one a connection."""
+    connections: list[int] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(1)
+        await reader.read(1000)
+        await asyncio.sleep(0.1)
+        writer.write(b"+OK\r\n")
+        while data := await reader.read(1000):
+            writer.write(b"+PONG\r\n" * data.count(b"PING"))
+
+    async with fake_redis(handle, timeout_seconds=1, userinfo=":secret@") as commands:
+        yield commands, connections
+
+
+async def test_a_caller_that_leaves_does_not_end_the_opening() -> None:
+    async with opening_slowly() as (commands, connections):
+        tasks = [asyncio.create_task(commands.execute("PING")) for _ in range(50)]
+        await asyncio.sleep(0.05)
+        for task in tasks[:25]:  # the first of them began to open
+            task.cancel()
+        assert await asyncio.gather(*tasks[25:]) == [b"PONG"] * 25
+        assert connections == [1]
+
+
+async def test_an_opening_that_nobody_waits_for_serves_the_next() -> None:
+    async with opening_slowly() as (commands, connections):
+        task = asyncio.create_task(commands.execute("PING"))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.sleep(0.1)
+        assert await commands.execute("PING") == b"PONG"
+        assert connections == [1]
+
+
+async def test_a_failed_opening_that_nobody_waited_for_is_forgotten() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:  # accepts, and never answers the AUTH
+        commands = connect(f"redis://:secret@127.0.0.1:{deaf.getsockname()[1]}", 0.1)
+        task = asyncio.create_task(commands.execute("PING"))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.sleep(0.2)
+        begun = time.monotonic()
+        with pytest.raises(RedisError):
+            await commands.execute("PING")
+        assert time.monotonic() - begun < 0.2
+        await commands.aclose()
+
+
+async def test_closing_while_it_opens() -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def never(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        begun.set()
+        while await reader.read(1000):
+            pass
+        ended.set()
+
+    async with asyncio.timeout(5), fake_redis(never, 2, ":secret@") as commands:
+        task = asyncio.create_task(commands.execute("PING"))
+        await begun.wait()
+        await asyncio.sleep(0.02)  # until it waits for the handshake's reply
+        await commands.aclose()
+        with pytest.raises((RedisError, asyncio.CancelledError)):
+            await task
+        async with asyncio.timeout(1):
+            await ended.wait()
+
+
+async def test_reset_fails_what_is_in_flight_and_opens_anew(
+    commands: Commands, redis: "Redis"
+) -> None:
+    commands.reset()  # nothing is open yet
+    before = await commands.execute("CLIENT", "ID")
+    waiting = [asyncio.create_task(commands.execute("BLPOP", "list", 0)) for _ in range(3)]
+    await asyncio.sleep(0.02)
+    commands.reset()
+    for task in waiting:
+        with pytest.raises(RedisConnectionError):
+            await task
+    assert await commands.execute("CLIENT", "ID") != before
+    assert redis.info("clients")["blocked_clients"] == 0
+
+
+async def test_aclose_closes(redis_server: RedisServer, redis: "Redis") -> None:
+    clients = redis.info("clients")["connected_clients"]
+    commands = connect(redis_server.url, 5)
+    await commands.aclose()  # before it ever opened
+    await commands.execute("PING")
+    waiting = asyncio.create_task(commands.execute("BLPOP", "list", 0))
+    await asyncio.sleep(0.02)
+    await commands.aclose()
+    with pytest.raises(RedisConnectionError):
+        await waiting
+    for _ in range(100):
+        if redis.info("clients")["connected_clients"] == clients:
+            break
+        await asyncio.sleep(0.01)
+    assert redis.info("clients")["connected_clients"] == clients
+
+
+async def test_a_connection_that_the_server_closed_is_opened_anew(
+    commands: Commands, redis: "Redis"
+) -> None:
+    for _ in range(3):
+        assert await commands.execute("PING") == b"PONG"
+        redis.client_kill_filter(_type="normal", skipme=True)
+        await asyncio.sleep(0.02)
+
+
+async def test_a_thousand_checks_at_once_are_no_outage(redis_server: RedisServer) -> None:
+    """Under load the questions queue for some milliseconds. Each has its own time: what came now
+    must not be refused because what came before it waited."""
+    store = open_store(redis_server.url, timeout_seconds=0.25)
+    token = (await store.create(7, "laptop")).Token_Sesion
+    deadline = time.monotonic() + 0.6
+    answered = refused = 0
+
+    async def ask() -> None:
+        nonlocal answered, refused
+        while time.monotonic() < deadline:
+            try:
+                assert await store.find(token) is not None
+                answered += 1
+            except StoreUnavailable:
+                refused += 1
+
+    await asyncio.gather(*(ask() for _ in range(1000)))
+    await store.aclose()
+    assert (answered > 1000, refused) == (True, 0)
+
+
+# Every form of URL.
+
+
+async def whoami(url: str) -> tuple[str, str]:
+    """The user and the database of a connection to the URL."""
+    commands = connect(url, 2)
+    try:
+        info: bytes = await commands.execute("CLIENT", "INFO")
+    finally:
+        await commands.aclose()
+    fields = dict(field.split("=", 1) for field in info.decode().split())
+    return fields["user"], fields["db"]
+
+
+@pytest.fixture(scope="module")
+def tcp_server() -> Iterator[tuple[RedisServer, int]]:
+    """A server with a port, and a user "ana" with the password "p@ss/w:rd"."""
+    port = free_port()
+    with RedisServer(port=str(port)) as server:
+        with Redis(unix_socket_path=str(server.socket)) as redis:
+            redis.acl_setuser(
+                "ana", enabled=True, passwords="+p@ss/w:rd", keys="*", commands=["+@all"]
+            )
+        yield server, port
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://127.0.0.1:{port}", ("default", "0")),
+        ("redis://127.0.0.1:{port}/3", ("default", "3")),
+        ("redis://ana:p%40ss%2Fw%3Ard@127.0.0.1:{port}/3", ("ana", "3")),
+        ("unix://{path}", ("default", "0")),
+        ("unix://{path}?db=3", ("default", "3")),
+        ("unix://ana:p%40ss%2Fw%3Ard@{path}", ("ana", "0")),
+    ],
+)
+async def test_users_and_databases(
+    tcp_server: tuple[RedisServer, int], url: str, expected: tuple[str, str]
+) -> None:
+    server, port = tcp_server
+    assert await whoami(url.format(port=port, path=server.socket)) == expected
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://ana:wrong@127.0.0.1:{port}", "redis://127.0.0.1:{port}/99"]
+)
+async def test_what_redis_refuses_in_the_handshake(
+    tcp_server: tuple[RedisServer, int], url: str
+) -> None:
+    commands = connect(url.format(port=tcp_server[1]), 2)
+    for _ in range(2):
+        with pytest.raises(RedisError):
+            await commands.execute("PING")
+    await commands.aclose()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+# TLS. The PyPI Valkey has none, so it is put before the server.
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl")
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    options = (
+        "-x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 "
+        f"-subj /CN=sesiones -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {certificate}"
+    )
+    subprocess.run(["openssl", "req", *options.split()], check=True, capture_output=True)
+    return certificate, key
+
+
+@contextlib.asynccontextmanager
+async def tls_before(server: RedisServer, certificate: tuple[Path, Path]) -> AsyncIterator[int]:
+    """The port that speaks TLS for the server."""
+
+    async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(65536):
+                target.write(data)
+                await target.drain()
+        target.close()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        redis_reader, redis_writer = await asyncio.open_unix_connection(str(server.socket))
+        await asyncio.gather(pump(reader, redis_writer), pump(redis_reader, writer))
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    listener = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context)
+    async with listener:
+        yield listener.sockets[0].getsockname()[1]
+        await asyncio.sleep(0.05)
+
+
+async def test_tls(
+    redis_server: RedisServer, redis: "Redis", certificate: tuple[Path, Path]
+) -> None:
+    async with tls_before(redis_server, certificate) as port:
+        url = f"rediss://127.0.0.1:{port}/2?ssl_ca_certs={certificate[0]}"
+        assert await whoami(url) == ("default", "2")
+        commands = connect(url, 5)
+        sent = [str(i) + "x" * 20_000 for i in range(100)]
+        received = await asyncio.gather(*(commands.execute("ECHO", text) for text in sent))
+        assert received == [text.encode() for text in sent]
+        commands.reset()
+        assert await commands.execute("PING") == b"PONG"
+        await commands.aclose()
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_refused(
+    redis_server: RedisServer,
+    certificate: tuple[Path, Path],
+    unheard: list[dict[str, Any]],
+) -> None:
+    async with tls_before(redis_server, certificate) as port:
+        commands = connect(f"rediss://127.0.0.1:{port}", 2)
+        with pytest.raises(RedisConnectionError):
+            await commands.execute("PING")
+        await commands.aclose()
+    unheard.clear()  # the listener of this test complains of the handshake
+
+
+# Sentinel: the master that it names, today's and tomorrow's.
+
+
+@contextlib.contextmanager
+def sentinel(folder: Path, master_port: int) -> Iterator[tuple[int, "Redis"]]:
+    """A Sentinel of its own opinion (quorum 1), its port and a client of it."""
+    port = free_port()
+    configuration = folder / "sentinel.conf"
+    configuration.write_text(
+        f"bind 127.0.0.1\nport {port}\ndir {folder}\nlogfile {folder}/sentinel.log\n"
+        f"sentinel monitor mymaster 127.0.0.1 {master_port} 1\n"
+        "sentinel down-after-milliseconds mymaster 300\n"
+        "sentinel failover-timeout mymaster 1000\n"
+    )
+    process = subprocess.Popen([find_binary(), str(configuration), "--sentinel"])
+    try:
+        with Redis(port=port, decode_responses=True) as client:
+            wait_until(lambda: answers(client))
+            yield port, client
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+def answers(client: "Redis") -> bool:
+    try:
+        return bool(client.ping())
+    except RedisError:
+        return False
+
+
+def run(client: "Redis", *arguments: str | int) -> Any:
+    return client.execute_command(*arguments)  # type: ignore[no-untyped-call]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+async def until(ask: Callable[[], Awaitable[Any]], seconds: float = 10) -> Any:
+    """What it returns, once it is available."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return await ask()
+        except StoreUnavailable:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+
+
+async def test_sentinel_and_two_failovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = free_port(), free_port()
+    with contextlib.ExitStack() as stack:
+        servers = []
+        for port in ports:
+            # Sentinel has its servers rewrite their configuration: each gets a copy of its own.
+            copy = shutil.copy(redis_server_module.CONFIGURATION, tmp_path / f"{port}.conf")
+            monkeypatch.setattr(redis_server_module, "CONFIGURATION", copy)
+            # Without the delay, a master would wait 5 s for more replicas.
+            server = RedisServer(port=str(port), repl_diskless_sync_delay="0")
+            servers.append(stack.enter_context(server))
+        one, two = [stack.enter_context(Redis(port=port, decode_responses=True)) for port in ports]
+        two.replicaof("127.0.0.1", ports[0])
+        wait_until(lambda: two.info("replication")["master_link_status"] == "up")
+        sentinel_port, watch = stack.enter_context(sentinel(tmp_path, ports[0]))
+        # The first of the two Sentinels in the URL never answers; then the other is asked.
+        deaf = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+        store = open_store(
+            f"redis+sentinel://127.0.0.1:{deaf},127.0.0.1:{sentinel_port}/mymaster",
+            timeout_seconds=0.25,
+            read_only_checks=False,
+        )
+        session = await until(lambda: store.create(7, "laptop"))
+        token = session.Token_Sesion
+        assert len(one.keys("*:s:*")) == 1
+        assert one.wait(1, 5000) == 1
+
+        # The master is demoted, but its connections stay open. (Sentinel would wait 8 s with it.)
+        wait_until(lambda: fails_over(watch))
+        wait_until(lambda: two.info("replication")["role"] == "master")
+        one.replicaof("127.0.0.1", ports[1])
+        assert (await until(lambda: store.find(token))).ID_Sesion == session.ID_Sesion
+        other = (await until(lambda: store.create(7, "phone"))).Token_Sesion
+        assert len(two.keys("*:s:*")) == 2
+        wait_until(lambda: one.info("replication")["master_link_status"] == "up")
+        assert two.wait(1, 5000) == 1
+
+        # The new master dies.
+        servers[1].stop(signal.SIGKILL)
+        wait_until(lambda: one.info("replication")["role"] == "master")
+        assert (await until(lambda: store.find(other))).Dispositivo == "phone"
+        assert await store.end(token, other) == 1
+        assert await store.find(other) is None
+
+        await store.aclose()
+        # Sentinel's own connection, and the test's.
+        wait_until(lambda: len(watch.client_list()) == 1, 1)
+
+
+def fails_over(watch: "Redis") -> bool:
+    """Once Sentinel knows its replica well enough."""
+    try:
+        return bool(run(watch, "SENTINEL", "FAILOVER", "mymaster"))
+    except ResponseError as error:
+        if "NOGOODSLAVE" in str(error):
+            return False
+        raise
+
+
+# A Cluster of three masters.
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[int, RedisServer]]:
+    """The nodes by port."""
+    with contextlib.ExitStack() as stack:
+        nodes: dict[int, RedisServer] = {}
+        clients: list[Redis] = []
+        met: tuple[int, int] | None = None
+        for first, last in (0, 5460), (5461, 10922), (10923, 16383):
+            port, bus = free_port(), free_port()
+            nodes[port] = stack.enter_context(
+                RedisServer(
+                    port=str(port),
+                    cluster_enabled="yes",
+                    cluster_port=str(bus),
+                    cluster_node_timeout="1000",
+                    cluster_require_full_coverage="no",
+                )
+            )
+            client = stack.enter_context(Redis(port=port, decode_responses=True))
+            run(client, "CLUSTER", "ADDSLOTSRANGE", first, last)
+            met = met or (port, bus)
+            run(client, "CLUSTER", "MEET", "127.0.0.1", *met)
+            clients.append(client)
+        wait_until(lambda: all(knows_all(client) for client in clients))
+        yield nodes
+
+
+def knows_all(client: "Redis") -> bool:
+    info: str = run(client, "CLUSTER", "INFO")
+    return "cluster_slots_ok:16384" in info and "cluster_size:3" in info
+
+
+@contextlib.asynccontextmanager
+async def store_on(
+    cluster: dict[int, RedisServer], timeout_seconds: float
+) -> AsyncIterator[SessionStore]:
+    nodes = ",".join(f"127.0.0.1:{port}" for port in cluster)
+    store = open_store(
+        f"redis+cluster://{nodes}", timeout_seconds=timeout_seconds, read_only_checks=False
+    )
+    yield store
+    await store.aclose()
+
+
+async def test_the_life_of_sessions_of_many_slots(cluster: dict[int, RedisServer]) -> None:
+    async def live(store: SessionStore, user: int) -> None:
+        one, two, three = [await store.create(user, f"device {user}") for _ in range(3)]
+        assert await store.find(one.Token_Sesion) == one
+        assert await store.update(one._replace(Dispositivo="otro")) == one._replace(
+            Dispositivo="otro"
+        )
+        stranger = await store.create(user + 1, "laptop")
+        assert await store.end(one.Token_Sesion, stranger.Token_Sesion) is Refusal.FORBIDDEN
+        assert await store.end(one.Token_Sesion, two.Token_Sesion) == 1
+        assert await store.find(two.Token_Sesion) is None
+        assert await store.end_all(one.Token_Sesion, one.Token_Sesion) == 2
+        assert await store.find(three.Token_Sesion) is None
+        assert await store.find(stranger.Token_Sesion) == stranger
+
+    async with store_on(cluster, timeout_seconds=5) as store:
+        await asyncio.gather(*(live(store, user) for user in range(0, 120, 2)))
+    for server in cluster.values():
+        with Redis(unix_socket_path=str(server.socket)) as node:
+            assert run(node, "DBSIZE") > 20
+
+
+async def test_a_cluster_that_is_not_there() -> None:
+    store = open_store(
+        f"redis+cluster://127.0.0.1:{free_port()}", timeout_seconds=0.25, read_only_checks=False
+    )
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await store.create(7, "laptop")
+    await store.aclose()
+
+
+async def test_callers_that_leave_a_cluster_cost_no_other_its_session(
+    cluster: dict[int, RedisServer],
+) -> None:
+    choose = random.Random(7)
+    async with store_on(cluster, timeout_seconds=5) as store:
+        sessions = [await store.create(user, f"device {user}") for user in range(200, 230)]
+
+        async def check() -> None:
+            for _ in range(5):
+                session = choose.choice(sessions)
+                found = await store.find(session.Token_Sesion)
+                assert found is not None
+                assert found.ID_Usuario == session.ID_Usuario
+
+        tasks = [asyncio.create_task(check()) for _ in range(300)]
+        leaving = [task for task in tasks if choose.random() < 1 / 3]
+        for task in leaving:
+            await asyncio.sleep(choose.random() * 0.002)
+            task.cancel()
+        await asyncio.gather(*(task for task in tasks if task not in leaving))
+
+
+async def test_a_node_of_the_cluster_that_is_gone_costs_its_users_alone(
+    cluster: dict[int, RedisServer],
+) -> None:
+    async with store_on(cluster, timeout_seconds=0.25) as store:
+        sessions = [await until(partial(store.create, user, "laptop")) for user in range(300, 330)]
+        gone = list(cluster.values())[-1]
+        with Redis(unix_socket_path=str(gone.socket), decode_responses=True) as node:
+            theirs = {key.rsplit(":", 1)[1] for key in node.scan_iter("*:u:*")}
+        gone.stop(signal.SIGKILL)
+        try:
+            lost = [session for session in sessions if str(session.ID_Usuario) in theirs]
+            assert 0 < len(lost) < len(sessions)
+            for session in lost[:4]:
+                begun = time.monotonic()
+                with pytest.raises(StoreUnavailable):
+                    await store.find(session.Token_Sesion)
+                assert time.monotonic() - begun < 0.7
+            for session in sessions:
+                if session not in lost:
+                    assert await store.find(session.Token_Sesion) is not None
+        finally:
+            gone.start()
+        begun = time.monotonic()
+        for session in lost:
+            assert await until(partial(store.find, session.Token_Sesion)) is not None
+        # The Cluster itself takes a moment to take a node back.
+        assert time.monotonic() - begun < 5

@@ -1,0 +1,237 @@
+"""No token is ever in a log; where one is named, its fingerprint is."""
+
+import hashlib
+import logging
+import re
+import socket
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import pytest
+from redis import Redis
+
+from scripts.redis_server import RedisServer
+from sesiones import logs, tokens
+from tests.conftest import KEY
+from tests.service import Service
+
+JSON = {"Content-Type": "application/json"}
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+SERVICE = {"Authorization": f"Bearer {KEY}"} | JSON
+HOST = "Host: sesiones\r\n"
+
+
+def fingerprint(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()[:8]
+
+
+def record(message: str, *args: object, error: BaseException | None = None) -> logging.LogRecord:
+    info = (type(error), error, error.__traceback__) if error else None
+    return logging.LogRecord("x", logging.ERROR, "file.py", 1, message, args, info)
+
+
+# The formatter
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "session {} is gone",
+        "GET /sesiones/verificar/{}?x",
+        "x{}",
+        "_{}-",
+        "{}AAAA",
+        '{{"Token_Sesion":"{}"}}',
+        "first\n{}\nlast",
+        "b'{}\\n'",
+    ],
+)
+def test_a_token_becomes_its_fingerprint(text: str) -> None:
+    token = tokens.make(7)
+    shown = f"ses_#{fingerprint(token)}"
+    expected = text.format(token).replace(token, shown)
+    for entry in record(text.format(token)), record(text.replace("{}", "%s"), token):
+        formatted = logs.Formatter().format(entry)
+        assert token[6:] not in formatted
+        if "{{" not in text:
+            assert formatted == expected
+
+
+def test_every_token_of_a_record() -> None:
+    first, second = tokens.make(7), tokens.make(8)
+    formatted = logs.Formatter().format(record("%s%s %s", first, second, first))
+    shown = [f"ses_#{fingerprint(token)}" for token in (first, second)]
+    assert formatted == f"{shown[0]}{shown[1]} {shown[0]}"
+
+
+def test_tokens_in_a_traceback() -> None:
+    token = tokens.make(7)
+    try:
+        try:
+            raise KeyError(token)
+        except KeyError as error:
+            raise ValueError(f"no session {token}") from error
+    except ValueError as error:
+        entry = record("failed", error=error)
+    formatter = logs.Formatter()
+    for _ in range(2):  # logging keeps a formatted traceback for the next handler
+        formatted = formatter.format(entry)
+        assert "Traceback" in formatted
+        assert token[6:] not in formatted
+        assert formatted.count(f"ses_#{fingerprint(token)}") == 2
+
+
+def test_what_only_looks_like_a_token_stays() -> None:
+    for text in "ses_", "ses_#abc", f"ses_{'A' * 44}", f"SES_{'A' * 45}":
+        assert logs.Formatter().format(record(text)) == text
+
+
+# The service
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def logged(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator[Service]:
+    with Service(
+        *("--access-log", "1", "--workers", str(request.param)),
+        SESIONES_REDIS_URL=redis_server.url,
+        SESIONES_SERVICE_KEY=KEY,
+        SESIONES_REDIS_TIMEOUT="5",
+    ) as service:
+        yield service
+
+
+def create(service: Service) -> str:
+    body = '{"ID_Usuario": 7, "Dispositivo": "d"}'
+    token: str = service.request("POST", "/sesiones", SERVICE, body).json()["Token_Sesion"]
+    return token
+
+
+def key(token: str) -> str:
+    return f"sesiones:{{{tokens.bucket(token)}}}:s:{tokens.digest(token)}"
+
+
+def send_everywhere(service: Service, token: str) -> None:
+    """The token in every place of a request, good and bad."""
+    request = service.request
+    hexadecimal = "".join(f"%{byte:02X}" for byte in token.encode())
+    for headers in (
+        {"x-auth-token": token},
+        {"Authorization": f"Bearer {token}"},
+        {"Authorization": f"Basic {token}"},
+        {"x-auth-token": token, "Authorization": f"Bearer {token}"},
+        {"User-Agent": token, "Referer": f"http://x/{token}", "Cookie": f"a={token}"},
+        {"Host": token, "Content-Type": token, "Upgrade": token, "Connection": "upgrade"},
+        {"Expect": token, "X-Forwarded-For": token, "X-Request-ID": token},
+    ):
+        for path in "/sesiones/self", "/sesiones/verificar", f"/sesiones/verificar/{token}", "/":
+            request("GET", path, headers)
+            request("POST", path, headers, token)
+    for path in (
+        f"/{token}",
+        f"/sesiones/{token}",
+        f"/sesiones/self/{token}",
+        f"/sesiones/verificar/a{token}",
+        f"/sesiones/verificar/{token}{token}",
+        f"/sesiones/verificar/{token}/x",
+        f"/sesiones/verificar/{hexadecimal}",
+        f"/sesiones/verificar/{token.replace('_', '%5F')}",
+        f"/sesiones/verificar/%0A{token}%0A",
+        f"/sesiones/verificar%3FToken_Sesion={token}",
+    ):
+        request("GET", path)
+        request("GET", f"{path}?Token_Sesion={token}&{token}", {"x-auth-token": token})
+        request("GET", f"{path}?{hexadecimal}#{token}", {"x-auth-token": token})
+    for path in "/sesiones", "/sesiones/logout", "/sesiones/logoutAll":
+        for method in "POST", "PUT", "DELETE":
+            for kind, body in (
+                (JSON, f'{{"Token_Sesion": "{token}"'),
+                (JSON, f'{{"Token_Sesion": ["{token}"]}}'),
+                (JSON, f'{{"{token}": 1, "{token}": 2}}'),
+                (JSON, f'"{token}"'),
+                (FORM, f"Token_Sesion={token}&Token_Sesion={token}"),
+                (FORM, f"{quote(token)}=%FF"),
+                ({"Content-Type": f"text/{token}"}, token),
+            ):
+                request(method, path, SERVICE | kind, body)
+                request(method, path, {"x-auth-token": token} | kind, body)
+                caller = {"x-auth-token": token}
+                request(method, f"{path}?Token_Sesion={token}&{token}=%FF", caller)
+    for raw in (
+        token,
+        f"{token} / HTTP/1.1\r\n\r\n",
+        f"GET {token} HTTP/1.1\r\n\r\n",
+        f"GET /{token} HTTP/{token}\r\n\r\n",
+        f"GET / HTTP/1.1\r\n{token}\r\n\r\n",
+        f"GET /{token} HTTP/1.1\r\n{HOST}x-auth-token: {token}\x00\r\n\r\n",
+        f"GET /{token} HTTP/1.1\r\n{HOST}{HOST}\r\n",
+        f"GET /{token} HTTP/1.1\r\n{HOST}" + f"x: {token}\r\n" * 101 + "\r\n",
+        f"GET /{token} HTTP/1.1\r\n{HOST}x: {token * 400}\r\n\r\n",
+        f"GET /{token} HTTP/1.0\r\n\r\n",
+        f"GET http://{token}/{token}?{token} HTTP/1.1\r\n{HOST}\r\n",
+        f"CONNECT {token}:1 HTTP/1.1\r\n{HOST}\r\n",
+        f"POST /sesiones HTTP/1.1\r\n{HOST}Transfer-Encoding: chunked\r\n\r\n{token}",
+    ):
+        with service.connect() as connection:
+            connection.sendall(raw.encode())
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65536):
+                pass
+
+
+def test_no_token_in_the_log(logged: Service, redis: "Redis") -> None:
+    live, ended, unknown = create(logged), create(logged), tokens.make(7)
+    before = len(logged.log)
+    for token in live, ended, unknown:
+        send_everywhere(logged, token)
+    logged.request("DELETE", f"/sesiones/logout?Token_Sesion={ended}", {"x-auth-token": live})
+    # A broken index makes a slide, a PUT and a logout fail in Redis.
+    sesion = logged.request("GET", "/sesiones/self", {"x-auth-token": live}).json()
+    index = f"sesiones:{{{tokens.bucket(live)}}}:u:7"
+    redis.delete(index)
+    redis.set(index, "x")
+    redis.hset(key(live), "actividad", sesion["Ultima_Actividad"] - 100)
+    body = str(sesion | {"Fecha_Expiracion": sesion["Fecha_Inicio"] + 600}).replace("'", '"')
+    for method, path, headers in (
+        ("GET", "/sesiones/self", {"x-auth-token": live}),
+        ("PUT", "/sesiones", SERVICE),
+        ("POST", "/sesiones", SERVICE),
+        ("DELETE", "/sesiones/logoutAll", {"x-auth-token": live} | JSON),
+    ):
+        logged.request(method, path, headers, body)
+    log = logged.log
+    assert "Redis is unavailable" in log
+    assert "Traceback" not in log
+    for token in live, ended, unknown:
+        assert token[6:] not in log
+        # A request line names it by its fingerprint.
+        assert re.search(
+            rf'"GET /sesiones/verificar/ses_#{fingerprint(token)} HTTP/1\.1" (200|401)',
+            log[before:],
+        )
+    assert KEY not in log
+    assert "Token_Sesion=" not in re.sub(r"verificar%3FToken_Sesion%3D", "", log)
+
+
+def test_a_bad_record_is_named_by_its_fingerprint(logged: Service, redis: "Redis") -> None:
+    token = create(logged)
+    before = len(logged.log)
+    redis.hdel(key(token), "inicio")
+    reply = logged.request("GET", "/sesiones/self", {"x-auth-token": token})
+    assert reply.status == 401
+    (line,) = [line for line in logged.log[before:].splitlines() if " ERROR " in line]
+    assert f"ERROR sesiones.store: bad record of session {fingerprint(token)}: " in line
+    assert token[6:] not in logged.log
+
+
+def test_an_access_line_has_no_query(logged: Service) -> None:
+    logged.request("GET", "/sesiones/self?a=secreto&b#c", {"x-auth-token": "x"})
+    assert '"GET /sesiones/self HTTP/1.1" 401' in logged.log
+    assert "secreto" not in logged.log
+
+
+def test_without_an_access_log_a_request_leaves_nothing(service: Service, redis: "Redis") -> None:
+    token = create(service)
+    before = service.log
+    send_everywhere(service, token)
+    assert service.log == before
