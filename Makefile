@@ -1,11 +1,12 @@
 # make run    serve on 127.0.0.1:8000 with a Redis server of its own, until Ctrl-C
 # make test   the whole test suite
 # make check  lint, format and types
+# make bench  what a check costs, beside other servers (needs wrk)
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check clean
+.PHONY: run test check bench clean
 
 run: .venv/run
 	@$(BIN)/python -m scripts.run
@@ -20,6 +21,9 @@ check: .venv/test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+bench: .venv/test
+	$(BIN)/python -m scripts.bench --connections 64 256
 
 clean:
 	rm -rf .venv var .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -246,11 +246,18 @@ class _Cluster:
 
     def __init__(self, cluster: RedisCluster) -> None:
         self._cluster = cluster
+        self._initializing = asyncio.Lock()
+        self._initialized = False
 
     async def execute(self, *arguments: Argument) -> Any:
         try:
+            if not self._initialized:
+                # redis-py closes connections under callers that come while it starts.
+                async with self._initializing:
+                    await self._cluster.initialize()
+                    self._initialized = True
             return await self._cluster.execute_command(*arguments)
-        except RedisClusterException as error:  # not a RedisError
+        except (RedisClusterException, RuntimeError) as error:  # neither is a RedisError
             raise RedisConnectionError(str(error)) from error
 
     def reset(self) -> None:

@@ -54,9 +54,20 @@ async def fake_redis(
     port = server.sockets[0].getsockname()[1]
     commands = connect(f"redis://{userinfo}127.0.0.1:{port}", timeout_seconds)
     async with server:
-        yield commands
-        await commands.aclose()
-        await asyncio.sleep(0.02)  # until the handlers have seen it
+        try:
+            yield commands
+        finally:
+            await commands.aclose()
+            await asyncio.sleep(0.02)  # until the handlers have seen it
+
+
+@contextlib.asynccontextmanager
+async def store_at(url: str, timeout_seconds: float) -> AsyncIterator[SessionStore]:
+    store = open_store(url, timeout_seconds=timeout_seconds, read_only_checks=False)
+    try:
+        yield store
+    finally:
+        await store.aclose()
 
 
 @pytest.fixture(autouse=True)
@@ -343,9 +354,6 @@ async def test_a_connection_that_the_server_closed_is_opened_anew(
 async def test_a_thousand_checks_at_once_are_no_outage(redis_server: RedisServer) -> None:
     """Under load the questions queue for some milliseconds. Each has its own time: what came now
     must not be refused because what came before it waited."""
-    store = open_store(redis_server.url, timeout_seconds=0.25)
-    token = (await store.create(7, "laptop")).Token_Sesion
-    deadline = time.monotonic() + 0.6
     answered = refused = 0
 
     async def ask() -> None:
@@ -357,8 +365,10 @@ async def test_a_thousand_checks_at_once_are_no_outage(redis_server: RedisServer
             except StoreUnavailable:
                 refused += 1
 
-    await asyncio.gather(*(ask() for _ in range(1000)))
-    await store.aclose()
+    async with store_at(redis_server.url, 0.25) as store:
+        token = (await store.create(7, "laptop")).Token_Sesion
+        deadline = time.monotonic() + 0.6
+        await asyncio.gather(*(ask() for _ in range(1000)))
     assert (answered > 1000, refused) == (True, 0)
 
 
@@ -462,8 +472,10 @@ async def tls_before(server: RedisServer, certificate: tuple[Path, Path]) -> Asy
     context.load_cert_chain(*certificate)
     listener = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context)
     async with listener:
-        yield listener.sockets[0].getsockname()[1]
-        await asyncio.sleep(0.05)
+        try:
+            yield listener.sockets[0].getsockname()[1]
+        finally:
+            await asyncio.sleep(0.05)
 
 
 async def test_tls(
@@ -564,35 +576,30 @@ async def test_sentinel_and_two_failovers(tmp_path: Path, monkeypatch: pytest.Mo
         sentinel_port, watch = stack.enter_context(sentinel(tmp_path, ports[0]))
         # The first of the two Sentinels in the URL never answers; then the other is asked.
         deaf = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
-        store = open_store(
-            f"redis+sentinel://127.0.0.1:{deaf},127.0.0.1:{sentinel_port}/mymaster",
-            timeout_seconds=0.25,
-            read_only_checks=False,
-        )
-        session = await until(lambda: store.create(7, "laptop"))
-        token = session.Token_Sesion
-        assert len(one.keys("*:s:*")) == 1
-        assert one.wait(1, 5000) == 1
+        url = f"redis+sentinel://127.0.0.1:{deaf},127.0.0.1:{sentinel_port}/mymaster"
+        async with store_at(url, 0.25) as store:
+            session = await until(lambda: store.create(7, "laptop"))
+            token = session.Token_Sesion
+            assert len(one.keys("*:s:*")) == 1
+            assert one.wait(1, 5000) == 1
 
-        # The master is demoted, but its connections stay open. (Sentinel would wait 8 s with it.)
-        wait_until(lambda: fails_over(watch))
-        wait_until(lambda: two.info("replication")["role"] == "master")
-        one.replicaof("127.0.0.1", ports[1])
-        assert (await until(lambda: store.find(token))).ID_Sesion == session.ID_Sesion
-        other = (await until(lambda: store.create(7, "phone"))).Token_Sesion
-        assert len(two.keys("*:s:*")) == 2
-        wait_until(lambda: one.info("replication")["master_link_status"] == "up")
-        assert two.wait(1, 5000) == 1
+            # The master is demoted, but its connections stay open. (Sentinel would wait 8 s.)
+            wait_until(lambda: fails_over(watch))
+            wait_until(lambda: two.info("replication")["role"] == "master")
+            one.replicaof("127.0.0.1", ports[1])
+            assert (await until(lambda: store.find(token))).ID_Sesion == session.ID_Sesion
+            other = (await until(lambda: store.create(7, "phone"))).Token_Sesion
+            assert len(two.keys("*:s:*")) == 2
+            wait_until(lambda: one.info("replication")["master_link_status"] == "up")
+            assert two.wait(1, 5000) == 1
 
-        # The new master dies.
-        servers[1].stop(signal.SIGKILL)
-        wait_until(lambda: one.info("replication")["role"] == "master")
-        assert (await until(lambda: store.find(other))).Dispositivo == "phone"
-        assert await store.end(token, other) == 1
-        assert await store.find(other) is None
-
-        await store.aclose()
-        # Sentinel's own connection, and the test's.
+            # The new master dies.
+            servers[1].stop(signal.SIGKILL)
+            wait_until(lambda: one.info("replication")["role"] == "master")
+            assert (await until(lambda: store.find(other))).Dispositivo == "phone"
+            assert await store.end(token, other) == 1
+            assert await store.find(other) is None
+        # Sentinel's connection to the test is left.
         wait_until(lambda: len(watch.client_list()) == 1, 1)
 
 
@@ -641,16 +648,8 @@ def knows_all(client: "Redis") -> bool:
     return "cluster_slots_ok:16384" in info and "cluster_size:3" in info
 
 
-@contextlib.asynccontextmanager
-async def store_on(
-    cluster: dict[int, RedisServer], timeout_seconds: float
-) -> AsyncIterator[SessionStore]:
-    nodes = ",".join(f"127.0.0.1:{port}" for port in cluster)
-    store = open_store(
-        f"redis+cluster://{nodes}", timeout_seconds=timeout_seconds, read_only_checks=False
-    )
-    yield store
-    await store.aclose()
+def url_of(cluster: dict[int, RedisServer]) -> str:
+    return "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in cluster)
 
 
 async def test_the_life_of_sessions_of_many_slots(cluster: dict[int, RedisServer]) -> None:
@@ -668,28 +667,27 @@ async def test_the_life_of_sessions_of_many_slots(cluster: dict[int, RedisServer
         assert await store.find(three.Token_Sesion) is None
         assert await store.find(stranger.Token_Sesion) == stranger
 
-    async with store_on(cluster, timeout_seconds=5) as store:
-        await asyncio.gather(*(live(store, user) for user in range(0, 120, 2)))
+    async with store_at(url_of(cluster), 5) as store:
+        async with asyncio.TaskGroup() as lives:
+            for user in range(0, 120, 2):
+                lives.create_task(live(store, user))
     for server in cluster.values():
         with Redis(unix_socket_path=str(server.socket)) as node:
             assert run(node, "DBSIZE") > 20
 
 
 async def test_a_cluster_that_is_not_there() -> None:
-    store = open_store(
-        f"redis+cluster://127.0.0.1:{free_port()}", timeout_seconds=0.25, read_only_checks=False
-    )
-    for _ in range(2):
-        with pytest.raises(StoreUnavailable):
-            await store.create(7, "laptop")
-    await store.aclose()
+    async with store_at(f"redis+cluster://127.0.0.1:{free_port()}", 0.25) as store:
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                await store.create(7, "laptop")
 
 
 async def test_callers_that_leave_a_cluster_cost_no_other_its_session(
     cluster: dict[int, RedisServer],
 ) -> None:
     choose = random.Random(7)
-    async with store_on(cluster, timeout_seconds=5) as store:
+    async with store_at(url_of(cluster), 5) as store:
         sessions = [await store.create(user, f"device {user}") for user in range(200, 230)]
 
         async def check() -> None:
@@ -710,7 +708,7 @@ async def test_callers_that_leave_a_cluster_cost_no_other_its_session(
 async def test_a_node_of_the_cluster_that_is_gone_costs_its_users_alone(
     cluster: dict[int, RedisServer],
 ) -> None:
-    async with store_on(cluster, timeout_seconds=0.25) as store:
+    async with store_at(url_of(cluster), 0.25) as store:
         sessions = [await until(partial(store.create, user, "laptop")) for user in range(300, 330)]
         gone = list(cluster.values())[-1]
         with Redis(unix_socket_path=str(gone.socket), decode_responses=True) as node:
