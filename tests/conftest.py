@@ -13,7 +13,7 @@ from tests.service import Service
 
 KEY = "k" * 32
 
-EXAMPLES = int(os.environ.get("SESIONES_TEST_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("SESIONES_TEST_EXAMPLES", "50"))
 """Examples of a property-based test; raise it for a long run."""
 
 

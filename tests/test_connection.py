@@ -24,6 +24,7 @@ from redis.exceptions import RedisError, ResponseError
 from scripts import redis_server as redis_server_module
 from scripts.redis_server import RedisServer, find_binary
 from sesiones.connection import Commands, connect
+from sesiones.sesion import Sesion
 from sesiones.store import Refusal, SessionStore, StoreUnavailable
 from tests.conftest import open_store
 
@@ -655,22 +656,23 @@ def url_of(cluster: dict[int, RedisServer]) -> str:
 async def test_the_life_of_sessions_of_many_slots(cluster: dict[int, RedisServer]) -> None:
     async def live(store: SessionStore, user: int) -> None:
         one, two, three = [await store.create(user, f"device {user}") for _ in range(3)]
-        assert await store.find(one.Token_Sesion) == one
-        assert await store.update(one._replace(Dispositivo="otro")) == one._replace(
-            Dispositivo="otro"
-        )
+        found = await store.find(one.Token_Sesion)
+        assert found is not None
+        assert found.ID_Sesion == one.ID_Sesion
+        updated = await store.update(found._replace(Dispositivo="otro"))
+        assert isinstance(updated, Sesion)
+        assert updated.Dispositivo == "otro"
         stranger = await store.create(user + 1, "laptop")
         assert await store.end(one.Token_Sesion, stranger.Token_Sesion) is Refusal.FORBIDDEN
         assert await store.end(one.Token_Sesion, two.Token_Sesion) == 1
         assert await store.find(two.Token_Sesion) is None
         assert await store.end_all(one.Token_Sesion, one.Token_Sesion) == 2
         assert await store.find(three.Token_Sesion) is None
-        assert await store.find(stranger.Token_Sesion) == stranger
+        assert await store.find(stranger.Token_Sesion) is not None
 
-    async with store_at(url_of(cluster), 5) as store:
-        async with asyncio.TaskGroup() as lives:
-            for user in range(0, 120, 2):
-                lives.create_task(live(store, user))
+    async with store_at(url_of(cluster), 5) as store, asyncio.TaskGroup() as lives:
+        for user in range(0, 120, 2):
+            lives.create_task(live(store, user))
     for server in cluster.values():
         with Redis(unix_socket_path=str(server.socket)) as node:
             assert run(node, "DBSIZE") > 20

@@ -392,12 +392,15 @@ def held_up(server: RedisServer) -> Iterator[None]:
 
 @contextmanager
 def in_flight(service: Service, token: str) -> Iterator[list[http.client.HTTPConnection]]:
-    """A check and a POST that wait for Redis, each on a connection of its own."""
-    with closing(kept_alive(service)) as check, closing(kept_alive(service)) as post:
-        check.request("GET", "/sesiones/self", headers={"x-auth-token": token})
+    """Checks and a POST that wait for Redis, each on a connection of its own."""
+    with ExitStack() as stack:
+        post, *checks = [stack.enter_context(closing(kept_alive(service))) for _ in range(9)]
+        for check in checks:
+            check.request("GET", "/sesiones/self", headers={"x-auth-token": token})
+            time.sleep(0.005)  # not all in one batch
         post.request("POST", "/sesiones", SESSION, FORM)
         time.sleep(0.2)  # until the service has read them
-        yield [check, post]
+        yield [*checks, post]
 
 
 def kept_alive(service: Service) -> http.client.HTTPConnection:
@@ -433,7 +436,8 @@ def test_it_finishes_what_is_in_flight(
             assert idle.sock.recv(1) == b""  # closed at once: nothing is owed
             assert service.process.poll() is None
             slow_redis.process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
-            assert [connection.getresponse().status for connection in pending] == [200, 201]
+            statuses = [connection.getresponse().status for connection in pending]
+            assert statuses == [200] * 8 + [201]
         begun = time.monotonic()
         assert service.process.wait(timeout=10) == 0
         assert time.monotonic() - begun < 3
