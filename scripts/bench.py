@@ -33,6 +33,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from redis import Redis
+
 from scripts.redis_server import RedisServer
 from sesiones import tokens
 from sesiones.app import open_store
@@ -244,6 +246,11 @@ def cpu_us(pid: int) -> float:
     return own + sum(cpu_us(int(child)) for child in children)
 
 
+def used_memory(redis_port: int) -> int:
+    with Redis(port=redis_port) as client:
+        return int(client.info("memory")["used_memory"])
+
+
 async def seed(redis_port: int, sessions: int) -> list[tuple[int, str]]:
     """Sessions of as many users, through the store: their users and tokens."""
     settings = dataclasses.replace(
@@ -254,7 +261,7 @@ async def seed(redis_port: int, sessions: int) -> list[tuple[int, str]]:
     )
     store = open_store(settings)
     made: list[tuple[int, str]] = []
-    device = "Mozilla/5.0 (X11; Linux x86_64) Firefox"
+    device = "Mozilla/5.0 (X11; Linux x86_64) Firefox/".ljust(40, "1")
 
     async def some(start: int) -> None:
         for usuario in range(start, sessions, 64):
@@ -460,7 +467,11 @@ def main() -> int:
         redis = stack.enter_context(RedisServer(port=str(redis_port), appendonly="no"))
         assert redis.process is not None
         os.sched_setaffinity(redis.process.pid, {LOAD_CORE})
+        before = used_memory(redis_port)
         sessions = asyncio.run(seed(redis_port, options.sessions))
+        memory = (used_memory(redis_port) - before) / options.sessions
+        progress("")
+        print(f"{memory:.0f} bytes of Redis memory a session, index included\n")
         for connections in options.connections:
             results = everything.setdefault(connections, {server.name: [] for server in servers})
             for number in range(options.rounds):

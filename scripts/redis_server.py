@@ -90,7 +90,11 @@ class RedisServer:
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(number)
-            self.process.wait()
+            try:
+                self.process.wait(timeout=10)
+            except subprocess.TimeoutExpired:  # it cannot save, and so does not end
+                self.process.kill()
+                self.process.wait()
             self.process = None
 
     def close(self) -> None:
