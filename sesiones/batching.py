@@ -73,11 +73,23 @@ class Batcher(Generic[Question, Answer]):
             answers = await self._ask([question for question, _, _ in batch], deadline)
         except Exception as error:
             answers = [error] * len(batch)
+            self._give_up(error)
         for (_, done, _), answer in zip(batch, answers, strict=True):
             try:
                 done(answer)
             except Exception:
                 logger.exception("an asker failed")
+
+    def _give_up(self, error: Exception) -> None:
+        """What has waited its whole time shares the answer of the batch before it: else, while
+        nobody answers, each batch would wait anew and the queue grow without end."""
+        oldest = asyncio.get_running_loop().time() - self._timeout_seconds
+        late = 0
+        while late < len(self._waiting) and self._waiting[late][2] <= oldest:
+            late += 1
+        overdue, self._waiting = self._waiting[:late], self._waiting[late:]
+        for _, done, _ in overdue:
+            done(error)
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)

@@ -13,6 +13,8 @@ exception). On a Cluster redis-py's own client carries every command.
 
 import asyncio
 import re
+import socket
+import struct
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -175,7 +177,12 @@ class _Link(asyncio.Protocol):
 
     def fail(self, reason: str) -> None:
         """Drop the connection, with everything in flight."""
-        self.transport.abort()
+        if not self.transport.is_closing():
+            # With a reset: what lies in the kernel's buffers must not be carried out after all,
+            # when its caller has been told that it failed, or has had it done on another one.
+            sock = self.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
         for future, timer in self._waiting:
             timer.cancel()
             if not future.done():
@@ -246,22 +253,30 @@ class _Cluster:
 
     def __init__(self, cluster: RedisCluster) -> None:
         self._cluster = cluster
-        self._initializing = asyncio.Lock()
-        self._initialized = False
+        self._initializing: asyncio.Task[Any] | None = None
 
     async def execute(self, *arguments: Argument) -> Any:
         try:
-            if not self._initialized:
-                # redis-py closes connections under callers that come while it starts.
-                async with self._initializing:
-                    await self._cluster.initialize()
-                    self._initialized = True
+            # redis-py closes connections under callers that come while it finds the nodes, and
+            # under all when the caller that started it leaves: a task of its own does it.
+            if self._initializing is None or _failed(self._initializing):
+                self._initializing = asyncio.create_task(self._initialize())
+            await asyncio.shield(self._initializing)
             return await self._cluster.execute_command(*arguments)
         except (RedisClusterException, RuntimeError) as error:  # neither is a RedisError
             raise RedisConnectionError(str(error)) from error
+
+    async def _initialize(self) -> None:
+        await self._cluster.initialize()
 
     def reset(self) -> None:
         """redis-py's client finds a slot's new master by itself."""
 
     async def aclose(self) -> None:
+        if self._initializing is not None:
+            self._initializing.cancel()
         await self._cluster.aclose()
+
+
+def _failed(task: asyncio.Task[Any]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)

@@ -30,6 +30,7 @@ _HARMLESS = {
     b"connection": b"keep-alive",
     b"content-length": b"0",
     b"expect": None,
+    b"proxy-connection": b"keep-alive",  # the parser takes it for Connection
     b"transfer-encoding": None,
     b"upgrade": None,
 }

@@ -2,8 +2,8 @@
 
 Malformed requests get the API's own 400; a head has at most 16 KiB and 100 fields (431); a request
 arrives within 5 s (408); a connection that never says anything is closed like an idle one; a client
-that shuts its sending side still gets its answer; a request to upgrade is answered as HTTP/1.1, and
-the connection closed, because the parser stops there.
+that shuts its sending side still gets its answers; a request to upgrade is answered as if it had
+not asked.
 
 Relies on uvicorn 0.54's ``HttpToolsProtocol``: the parser's callbacks; ``cycle``, the newest
 request whose head is complete; ``pipeline``, those that wait for the ones before them, newest
@@ -55,6 +55,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._from_start = True  # the head, where there is one, begins with the chunk or before it
         self._begun = False  # the message began in the chunk
         self._reason = MALFORMED  # why the parser's callbacks raise
+        self._reading_again = False
         self._deaf = False  # what the client still sends is of no use
         self._running: RequestResponseCycle | None = None
         self._parting: Problem | None = None  # the answer to a head that could not be read
@@ -94,7 +95,12 @@ class HttpProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._read_without_upgrade(data[upgrade.args[0] :])
+            if self._reading_again:  # one after the other in a chunk: no client does that
+                self._refuse(MALFORMED)
+            else:
+                self._reading_again = True
+                self._read_without_upgrade(data[upgrade.args[0] :])
+                self._reading_again = False
         except httptools.HttpParserError:
             self._refuse(self._reason)
         else:

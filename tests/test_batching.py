@@ -113,6 +113,17 @@ async def test_what_goes_wrong_reaches_every_asker_and_ends_there() -> None:
     assert desk.answers[2:] == [3]
 
 
+async def test_what_has_waited_its_time_does_not_wait_for_another_call() -> None:
+    desk = Desk(batch_max=1, in_flight_max=1, timeout=0.1)
+    desk.submit(*range(50))
+    await asyncio.sleep(0.15)
+    desk.error = StoreUnavailable("x")
+    desk.open.set()
+    await desk.settle()
+    assert desk.batches == [[0]]
+    assert desk.answers == [desk.error] * 50
+
+
 async def test_an_asker_that_fails_harms_no_other(caplog: pytest.LogCaptureFixture) -> None:
     desk = Desk()
 

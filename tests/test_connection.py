@@ -172,7 +172,8 @@ async def test_a_late_reply_drops_the_connection_with_all_that_wait() -> None:
         if connections == 1:
             await reader.read(1000)
             await asyncio.sleep(0.3)
-            writer.write(b"+LATE\r\n")
+            if not writer.transport.is_closing():
+                writer.write(b"+LATE\r\n")
         while data := await reader.read(1000):
             writer.write(b"+PONG\r\n" * data.count(b"PING"))
 

@@ -146,6 +146,7 @@ EXTRA = [
     b"Connection: keep-alive\r\n",
     b"Connection: Keep-Alive\r\n",
     b"Connection: close\r\n",
+    b"Proxy-Connection: close\r\n",
     b"Connection: keep-alive, close\r\n",
     b"Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n",
     b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
