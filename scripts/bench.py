@@ -337,7 +337,7 @@ def measure(
     redis_pid: int,
     sessions: list[tuple[int, str]],
     connections: int,
-    seconds: float,
+    seconds: int,
     folder: Path,
 ) -> Round:
     requests = folder / f"{server.name}.txt"
@@ -354,7 +354,7 @@ def measure(
         )
         before = cpu_us(process.pid), cpu_us(redis_pid)
         output = subprocess.run(
-            [*wrk, f"-d{seconds:g}s", target],
+            [*wrk, f"-d{seconds}s", target],
             capture_output=True,
             text=True,
             check=True,
@@ -443,7 +443,7 @@ def main() -> int:
     parser.add_argument("--connections", type=int, nargs="+", default=[64])
     parser.add_argument("--sessions", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4, help="of load in a round")
+    parser.add_argument("--seconds", type=int, default=4, help="of load in a round")
     parser.add_argument("--only", nargs="+", metavar="SERVER", choices=[s.name for s in SERVERS])
     parser.add_argument("--output", type=Path, default=Path("var/bench"))
     options = parser.parse_args()

@@ -47,9 +47,12 @@ async def fake_redis(
     """Commands on a server that does what the test says."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
+        # The other side may reset the connection at any time.
+        with contextlib.suppress(OSError):
             await handle(reader, writer)
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
