@@ -1,17 +1,21 @@
 # make run    serve on 127.0.0.1:8000 with a Redis server of its own, until Ctrl-C
 # make test   the whole test suite
+# make coverage  the same, with branch coverage: slower
 # make check  lint, format and types
 # make bench  what a check costs, beside other servers (needs wrk)
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check bench clean
+.PHONY: run test coverage check bench clean
 
 run: .venv/run
 	@$(BIN)/python -m scripts.run
 
 test: .venv/test
+	$(BIN)/python -m pytest
+
+coverage: .venv/test
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
