@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = commands.add_parser(
         "serve",
         help="serve the API",
+        allow_abbrev=False,
         epilog="Every flag is also an environment variable: --redis-url is SESIONES_REDIS_URL.",
     )
     Settings.add_flags(command)

@@ -263,7 +263,8 @@ class _Cluster:
                 self._initializing = asyncio.create_task(self._initialize())
             await asyncio.shield(self._initializing)
             return await self._cluster.execute_command(*arguments)
-        except (RedisClusterException, RuntimeError) as error:  # neither is a RedisError
+        except (RedisClusterException, RuntimeError, AttributeError) as error:
+            # What redis-py raises, beside RedisError, when its nodes go away under a call.
             raise RedisConnectionError(str(error)) from error
 
     async def _initialize(self) -> None:

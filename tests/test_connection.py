@@ -18,11 +18,13 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from scripts import redis_server as redis_server_module
 from scripts.redis_server import RedisServer, find_binary
+from sesiones import tokens
 from sesiones.connection import Commands, connect
 from sesiones.sesion import Sesion
 from sesiones.store import Refusal, SessionStore, StoreUnavailable
@@ -553,7 +555,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.02)
 
 
-async def until(ask: Callable[[], Awaitable[Any]], seconds: float = 10) -> Any:
+async def until(ask: Callable[[], Awaitable[Any]], seconds: float = 40) -> Any:
     """What it returns, once it is available."""
     deadline = time.monotonic() + seconds
     while True:
@@ -680,6 +682,30 @@ async def test_the_life_of_sessions_of_many_slots(cluster: dict[int, RedisServer
     for server in cluster.values():
         with Redis(unix_socket_path=str(server.socket)) as node:
             assert run(node, "DBSIZE") > 20
+
+
+async def test_slots_that_move_to_another_node(cluster: dict[int, RedisServer]) -> None:
+    """A hundred users at once find it out: redis-py closes connections under some of them."""
+    users = range(1000, 1100)
+    async with store_at(url_of(cluster), 5) as store:
+        before = await store.create(999, "laptop")  # it knows the nodes as they were
+        with contextlib.ExitStack() as stack:
+            nodes = [stack.enter_context(Redis(port=port)) for port in cluster]
+            target = run(nodes[0], "CLUSTER", "MYID")
+            slots = {key_slot(f"{{{tokens.user_bucket(user)}}}".encode()) for user in users}
+            kept = key_slot(f"{{{tokens.user_bucket(999)}}}".encode())
+            for slot in sorted(slots - {kept}):
+                if not any(run(node, "CLUSTER", "COUNTKEYSINSLOT", slot) for node in nodes):
+                    for node in nodes:
+                        run(node, "CLUSTER", "SETSLOT", slot, "NODE", target)
+        made = await asyncio.gather(
+            *(store.create(user, "laptop") for user in users), return_exceptions=True
+        )
+        # Nothing but sessions, or that it is unavailable: anything else would be a 500.
+        assert {type(answer) for answer in made} <= {Sesion, StoreUnavailable}
+        for user in users:
+            assert (await store.create(user, "laptop")).ID_Usuario == user
+        assert await store.find(before.Token_Sesion) is not None
 
 
 async def test_a_cluster_that_is_not_there() -> None:
