@@ -41,7 +41,6 @@ from sesiones.app import open_store
 from sesiones.settings import Settings
 
 SERVER_CORE, LOAD_CORE = 0, 1
-LINE_BYTES = 43  # of a digest, which stands for the token where a server cannot hash
 
 Parameters = dict[str, str]
 
@@ -56,7 +55,6 @@ class Server:
     request: str = "GET /sesiones/self HTTP/1.1\r\nHost: localhost\r\nX-Auth-Token: {token}\r\n\r\n"
     program: str | None = None
     install: str = ""
-    variables: tuple[tuple[str, str], ...] = ()
     shows: str | None = '"{usuario}"'
 
 
@@ -300,7 +298,6 @@ def running(server: Server, redis_port: int) -> Iterator[tuple[subprocess.Popen[
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             preexec_fn=pin(SERVER_CORE),
-            env=os.environ | dict(server.variables),
         )
         try:
             deadline = time.monotonic() + 20
