@@ -45,10 +45,11 @@ class Batcher(Generic[Question, Answer]):
         """Ask; ``done`` is called with the answer, or with what went wrong."""
         loop = asyncio.get_running_loop()
         self._waiting.append((question, done, loop.time()))
-        self._schedule(loop)
+        if not self._scheduled:
+            self._schedule(loop)
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._scheduled and len(self._in_flight) < self._in_flight_max:
+        if len(self._in_flight) < self._in_flight_max:
             self._scheduled = True
             loop.call_soon(self._flush, loop)
 
@@ -93,5 +94,5 @@ class Batcher(Generic[Question, Answer]):
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)
-        if self._waiting:
+        if self._waiting and not self._scheduled:
             self._schedule(task.get_loop())

@@ -193,7 +193,7 @@ class _Link(asyncio.Protocol):
 class _Single:
     """One server, or the master that Sentinel names."""
 
-    batch_max = 256  # keeps the server busy for about 2 ms, while others wait
+    batch_max = 64  # the server works on one while its caller works on another
     in_flight_max = 2  # one is on the wire while the server works on another
 
     def __init__(

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -102,12 +102,14 @@ class SessionStore:
         self._max_per_user = max_per_user
         self._timeout_seconds = timeout_seconds
         self._read_only_checks = read_only_checks
-        self._checks = Batcher(
+        self._checks: Batcher[str, Sesion | None] = Batcher(
             self._check,
             timeout_seconds,
             batch_max=commands.batch_max,
             in_flight_max=commands.in_flight_max,
         )
+        self.check = self._checks.submit
+        """find() without a task: calls the second argument with its answer, or what it raises."""
         self._failed_at: float | None = None
 
     async def find(self, token: str) -> Sesion | None:
@@ -124,10 +126,6 @@ class SessionStore:
 
         self.check(token, done)
         return await future
-
-    def check(self, token: str, done: Callable[[Sesion | Exception | None], None]) -> None:
-        """find() without a task: calls ``done`` with the answer or what find() would raise."""
-        self._checks.submit(token, done)
 
     async def create(self, ID_Usuario: int, Dispositivo: str) -> Sesion:
         """A new session with a new token. A user at the limit loses the one that expires first."""
@@ -196,7 +194,8 @@ class SessionStore:
         return f"{self._key_prefix}:{{{tokens.bucket(token)}}}:"
 
     def _key(self, token: str) -> str:
-        return f"{self._base(token)}s:{tokens.digest(token)}"
+        # _base(), spelled out: the check comes here.
+        return f"{self._key_prefix}:{{{token[4:6]}}}:s:{tokens.digest(token)}"
 
     async def _check(self, batch: list[str], deadline: float) -> list[Sesion | None]:
         try:
@@ -327,25 +326,21 @@ def _session(token: str, reply: list[Any] | bytes | None) -> Sesion | None:
     if reply is None:
         return None
     try:
-        return _parse(token, reply)
+        if isinstance(reply, bytes):
+            raise ValueError(reply.decode(errors="replace"))
+        id_, usuario, inicio, estado, actividad, _, dispositivo, expiracion = reply
+        if estado not in (b"0", b"1"):
+            raise ValueError("estado is neither 0 nor 1")
+        return Sesion(
+            int(id_),
+            int(usuario),
+            token,
+            int(inicio),
+            expiracion,
+            int(estado),
+            int(actividad),
+            dispositivo.decode(),
+        )
     except ValueError as error:
         logger.error("bad record of session %s: %s", tokens.fingerprint(token), error)
         return None
-
-
-def _parse(token: str, reply: list[Any] | bytes) -> Sesion:
-    if isinstance(reply, bytes):
-        raise ValueError(reply.decode(errors="replace"))
-    id_, usuario, inicio, estado, actividad, _, dispositivo, expiracion = reply
-    if estado not in (b"0", b"1"):
-        raise ValueError("estado is neither 0 nor 1")
-    return Sesion(
-        int(id_),
-        int(usuario),
-        token,
-        int(inicio),
-        expiracion,
-        int(estado),
-        int(actividad),
-        dispositivo.decode(),
-    )

@@ -11,6 +11,7 @@ import hashlib
 import re
 import secrets
 
+LENGTH = 49
 _WELL_FORMED = re.compile(r"ses_[A-Za-z0-9_-]{45}")
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"  # RFC 4648, 5
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")

@@ -16,7 +16,8 @@ from starlette.types import Receive, Scope, Send
 
 from scripts.redis_server import RedisServer
 from sesiones import tokens
-from sesiones.lane import FastLane
+from sesiones.lane import KNOWN_MAX_BYTES, FastLane
+from sesiones.protocol import HttpProtocol
 from sesiones.sesion import Sesion
 from sesiones.store import StoreUnavailable
 from tests.conftest import EXAMPLES, KEY
@@ -267,6 +268,62 @@ def test_anything(
     compare(both, data, pieces=pieces)
 
 
+@settings(
+    deadline=None,
+    max_examples=10 * EXAMPLES,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    method=st.sampled_from([b"GET", b"HEAD"]),
+    target=st.sampled_from(TARGETS[:3]),
+    credential=st.sampled_from(CREDENTIALS[:2]),
+    at=st.integers(0, 200),
+    removed=st.sampled_from([0, 0, 1, 4, 49]),
+    inserted=st.sampled_from([b"", b"LIVE", b"DEAD", b"ses_", b"A", b" ", b"\r\n", b"X: LIVE\r\n"]),
+)
+def test_almost_a_message_that_is_known(
+    both: tuple[Service, Service],
+    sample: dict[str, bytes],
+    method: bytes,
+    target: bytes,
+    credential: Callable[[bytes], bytes],
+    at: int,
+    removed: int,
+    inserted: bytes,
+) -> None:
+    known = b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method, target, HOST, credential(sample["live"]))
+    for _ in range(2):
+        assert compare(both, known).startswith(b"HTTP/1.1 200")
+    inserted = inserted.replace(b"LIVE", sample["live"]).replace(b"DEAD", sample["unknown"])
+    compare(both, known[:at] + inserted + known[at + removed :])
+
+
+def test_a_token_that_moves_into_another_place(
+    both: tuple[Service, Service], sample: dict[str, bytes]
+) -> None:
+    token = sample["live"]
+    known = plain(TARGETS[0], token)
+    around = known.replace(token, b"")
+    for _ in range(2):
+        assert compare(both, known).startswith(b"HTTP/1.1 200")
+    for at in range(len(around) + 1):
+        answer = compare(both, around[:at] + token + around[at:])
+        assert (answer.startswith(b"HTTP/1.1 200")) == b"Token:" in around[:at][-7:]
+
+
+def test_what_ends_another_message_is_not_known(
+    both: tuple[Service, Service], sample: dict[str, bytes]
+) -> None:
+    check = plain(TARGETS[0], sample["live"])
+    with both[0].connect() as connection:
+        # Answered at the head: its body and a check then come in one piece.
+        connection.sendall(b"POST /sesiones HTTP/1.1\r\n%bContent-Length: 3\r\n\r\n" % HOST)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 401")
+        connection.sendall(b"abc" + check)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    assert exchange(both[0], b"abc" + check)[0].startswith(b"HTTP/1.1 400")
+
+
 # What the lane takes, and what it leaves: Starlette is a teapot here.
 
 
@@ -382,6 +439,40 @@ async def test_what_it_leaves() -> None:
         ]:
             assert (await served.send(data)).startswith(b"HTTP/1.1 418"), data
         assert served.asked == []
+
+
+@pytest.mark.anyio
+async def test_a_known_message_needs_no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+    parse = HttpProtocol.data_received
+
+    def data_received(self: HttpProtocol, data: bytes) -> None:
+        parsed.append(data)
+        parse(self, data)
+
+    monkeypatch.setattr(HttpProtocol, "data_received", data_received)
+    known: dict[tuple[bytes, bytes], tuple[bool, bool]] = {}
+    monkeypatch.setattr(FastLane, "_known", known)
+    async with lane() as served:
+        served.answer = SESION
+        data = plain(b"/sesiones/self", TOKEN)
+        for _ in range(3):
+            other = tokens.make(8).encode()
+            assert b" 200 " in await served.send(data.replace(TOKEN, other))
+            assert served.asked[-1] == other.decode()
+        assert len(parsed) == len(known) == 1
+        for unfit in (TOKEN[:-1] + b"!", TOKEN + b"A", TOKEN[:-1]):
+            assert b" 418 " in await served.send(data.replace(TOKEN, unfit))
+        assert len(parsed) == 4
+        # Not what might be ambiguous, nor too long; and not without end.
+        for more in (b"ses_", b"a" * KNOWN_MAX_BYTES):
+            answer = await served.send(data.replace(b"Host: ", b"X: %b\r\nHost: " % more))
+            assert b" 200 " in answer
+        assert len(known) == 1
+        monkeypatch.setattr("sesiones.lane.KNOWN_MAX", 5)
+        for path in range(20):
+            await served.send(plain(b"/sesiones/verificar/%d" % path, TOKEN))
+            assert len(known) <= 5
 
 
 @pytest.mark.anyio
