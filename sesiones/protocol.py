@@ -55,7 +55,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._from_start = True  # the head, where there is one, begins with the chunk or before it
         self._begun = False  # the message began in the chunk
         self._reason = MALFORMED  # why the parser's callbacks raise
-        self._reading_again = False
         self._deaf = False  # what the client still sends is of no use
         self._running: RequestResponseCycle | None = None
         self._parting: Problem | None = None  # the answer to a head that could not be read
@@ -89,33 +88,31 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        self._chunk = data
-        self._from_start = not self._in_body
-        self._begun = False
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            if self._reading_again:  # one after the other in a chunk: no client does that
-                self._refuse(MALFORMED)
-            else:
-                self._reading_again = True
-                self._read_without_upgrade(data[upgrade.args[0] :])
-                self._reading_again = False
-        except httptools.HttpParserError:
-            self._refuse(self._reason)
-        else:
-            if self._in_head and self._from_start:
-                self._head_bytes += len(data)
-                if self._head_bytes > HEAD_MAX_BYTES:
-                    self._refuse(TOO_LARGE)
-                    return
-            elif self._in_body and not self._begun:
-                self._framing_bytes += len(data)
-                if self._framing_bytes > FRAMING_MAX_BYTES:
-                    self._refuse(TOO_LARGE)
-                    return
-            if (self._in_head or self._in_body) and self._deadline is None:
-                self._deadline = self.loop.call_later(RECEIVE_SECONDS, self._refuse, TOO_SLOW)
+        while True:
+            self._chunk = data
+            self._from_start = not self._in_body
+            self._begun = False
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._without_upgrade(data[upgrade.args[0] :])
+                continue
+            except httptools.HttpParserError:
+                self._refuse(self._reason)
+                return
+            break
+        if self._in_head and self._from_start:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_MAX_BYTES:
+                self._refuse(TOO_LARGE)
+                return
+        elif self._in_body and not self._begun:
+            self._framing_bytes += len(data)
+            if self._framing_bytes > FRAMING_MAX_BYTES:
+                self._refuse(TOO_LARGE)
+                return
+        if (self._in_head or self._in_body) and self._deadline is None:
+            self._deadline = self.loop.call_later(RECEIVE_SECONDS, self._refuse, TOO_SLOW)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -143,17 +140,17 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         self._in_head, self._in_body = False, True
 
-    def _read_without_upgrade(self, rest: bytes) -> None:
-        """Reads the head again without its Upgrade field, which a server may ignore (RFC 9110,
-        7.8): the parser takes what follows one, even the request's own body, for another
-        protocol. Java's HttpClient asks for h2c with every request."""
+    def _without_upgrade(self, rest: bytes) -> bytes:
+        """The head without its Upgrade field, which a server may ignore (RFC 9110, 7.8), and what
+        follows, to be read again: the parser takes what follows an upgrade, even the request's
+        own body, for another protocol. Java's HttpClient asks for h2c with every request."""
         version = self.parser.get_http_version().encode()
         lines = [b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)]
         lines += [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self._in_head = False
-        self.data_received(b"".join([*lines, b"\r\n", rest]))
+        return b"".join([*lines, b"\r\n", rest])
 
     def on_body(self, body: bytes) -> None:
         self._framing_bytes -= len(body)

@@ -637,6 +637,11 @@ def test_upgrades_are_answered_as_http_1_1(service: Service, token: bytes, upgra
     assert statuses(talk(service, check(token, upgrade) + preface)) in ([200], [200, 400])
 
 
+def test_upgrades_behind_each_other(service: Service, token: bytes) -> None:
+    requests = check(token, UPGRADE) * 40
+    assert statuses(talk(service, requests, half_close=True)) == [200] * 40
+
+
 def test_an_upgrade_with_a_body(service: Service, redis: "Redis", token: bytes) -> None:
     # Java's HttpClient asks for h2c with every request, bodies and all.
     for request in (
