@@ -4,11 +4,12 @@
     python -m scripts.bench --connections 1 64 256   one table each
     python -m scripts.bench --only fast webdis       some of the servers
 
-Every server runs on one core, the load (wrk) and Redis on another; rounds alternate between the
-servers, and a figure is the median of its rounds. The cost is CPU time: utime + stime of the
-server's processes over the requests served, which a shared machine disturbs less than rates. In
-every round the replies to a sample of tokens are checked to be those sessions. Rates and
-latencies are of a closed loop at saturation: good for comparing servers, not for sizing one.
+Every server runs on one core, the load (wrk) and Redis on another; short rounds alternate between
+the servers, for a shared machine changes its pace from one second to the next, and a figure is the
+median of its rounds. The cost is CPU time: utime + stime of the server's processes over the
+requests served, which others on the machine disturb less than rates. In every round the replies
+to a sample of tokens are checked to be those sessions. Rates and latencies are of a closed loop at
+saturation: good for comparing servers, not for sizing one.
 """
 
 import argparse
@@ -328,42 +329,54 @@ def check_sample(server: Server, port: int, sessions: list[tuple[int, str]]) -> 
             raise SystemExit(f"{server.name}: a wrong reply: {response.status} {body[:200]}")
 
 
+@dataclasses.dataclass
+class Target:
+    """A server that runs."""
+
+    server: Server
+    pid: int
+    port: int
+    load: Path
+    """The script for wrk."""
+
+
+@contextmanager
+def target(
+    server: Server, redis_port: int, sessions: list[tuple[int, str]], folder: Path
+) -> Iterator[Target]:
+    requests = folder / f"{server.name}.txt"
+    requests.write_text(
+        "\n".join(render(server, token).replace("\r\n", "|") for _, token in sessions)
+    )
+    load = folder / f"{server.name}.lua"
+    load.write_text(WRK.replace("@FILE@", str(requests)))
+    with running(server, redis_port) as (process, port):
+        yield Target(server, process.pid, port, load)
+
+
 def measure(
-    server: Server,
-    redis_port: int,
+    target: Target,
     redis_pid: int,
     sessions: list[tuple[int, str]],
     connections: int,
     seconds: int,
-    folder: Path,
 ) -> Round:
-    requests = folder / f"{server.name}.txt"
-    if not requests.exists():
-        lines = (render(server, token).replace("\r\n", "|") for _, token in sessions)
-        requests.write_text("\n".join(lines))
-        (folder / f"{server.name}.lua").write_text(WRK.replace("@FILE@", str(requests)))
-    with running(server, redis_port) as (process, port):
-        check_sample(server, port, sessions)
-        wrk = ["wrk", "-t1", f"-c{connections}", "-s", str(folder / f"{server.name}.lua")]
-        target = f"http://127.0.0.1:{port}"
-        subprocess.run(  # warm up
-            [*wrk, "-d1s", target], capture_output=True, check=True, preexec_fn=pin(LOAD_CORE)
-        )
-        before = cpu_us(process.pid), cpu_us(redis_pid)
-        output = subprocess.run(
-            [*wrk, f"-d{seconds}s", target],
-            capture_output=True,
-            text=True,
-            check=True,
-            preexec_fn=pin(LOAD_CORE),
-        ).stdout
-        after = cpu_us(process.pid), cpu_us(redis_pid)
-        check_sample(server, port, sessions)
+    url = f"http://127.0.0.1:{target.port}"
+    before = cpu_us(target.pid), cpu_us(redis_pid)
+    output = subprocess.run(
+        ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(target.load), url],
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=pin(LOAD_CORE),
+    ).stdout
+    after = cpu_us(target.pid), cpu_us(redis_pid)
+    check_sample(target.server, target.port, sessions)
     result = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+)", output)
     assert result is not None, output
     count, duration_us, p50, p99, errors = map(int, result.groups())
     if errors:
-        raise SystemExit(f"{server.name}: {errors} of {count} requests failed")
+        raise SystemExit(f"{target.server.name}: {errors} of {count} requests failed")
     return Round(
         (after[0] - before[0]) / count,
         (after[1] - before[1]) / count,
@@ -439,8 +452,8 @@ def main() -> int:
     )
     parser.add_argument("--connections", type=int, nargs="+", default=[64])
     parser.add_argument("--sessions", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=4, help="of load in a round")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=int, default=1, help="of load in a round")
     parser.add_argument("--only", nargs="+", metavar="SERVER", choices=[s.name for s in SERVERS])
     parser.add_argument("--output", type=Path, default=Path("var/bench"))
     options = parser.parse_args()
@@ -469,23 +482,18 @@ def main() -> int:
         memory = (used_memory(redis_port) - before) / options.sessions
         progress("")
         print(f"{memory:.0f} bytes of Redis memory a session, index included\n")
+        targets = [
+            stack.enter_context(target(server, redis_port, sessions, folder)) for server in servers
+        ]
         for connections in options.connections:
             results = everything.setdefault(connections, {server.name: [] for server in servers})
-            for number in range(options.rounds):
-                for server in servers:
-                    place = f"round {number + 1} of {options.rounds}: {server.name}"
+            for number in range(-1, options.rounds):  # the first one warms up
+                for one in targets:
+                    place = f"round {number + 1} of {options.rounds}: {one.server.name}"
                     progress(f"{connections} connections, {place}")
-                    results[server.name].append(
-                        measure(
-                            server,
-                            redis_port,
-                            redis.process.pid,
-                            sessions,
-                            connections,
-                            options.seconds,
-                            folder,
-                        )
-                    )
+                    round_ = measure(one, redis.process.pid, sessions, connections, options.seconds)
+                    if number >= 0:
+                        results[one.server.name].append(round_)
             progress("")
             print(
                 f"{connections} connections, {options.sessions:,} sessions:\n{table(results)}\n",
