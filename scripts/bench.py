@@ -436,7 +436,8 @@ def draw(everything: dict[int, dict[str, list[Round]]], path: Path) -> None:
         panel.barh(names, server_us, color=ours)
         panel.barh(names, redis_us, left=server_us, color="white", edgecolor="#9aa5b1", hatch="///")
         for row, (one, two) in enumerate(zip(server_us, redis_us, strict=True)):
-            panel.text(one + two + 0.3, row, f"{one:.1f} + {two:.1f}", va="center", fontsize=8)
+            figures = f"{one:.1f} + {two:.1f}" if two else f"{one:.1f}"
+            panel.text(one + two + 0.3, row, figures, va="center", fontsize=8)
         panel.set_title(f"{connections} keep-alive connections", fontsize=10, loc="left")
         panel.set_xlim(right=1.15 * max(a + b for a, b in zip(server_us, redis_us, strict=True)))
         panel.spines[["top", "right"]].set_visible(False)
