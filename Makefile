@@ -13,7 +13,7 @@ run: .venv/run
 	@$(BIN)/python -m scripts.run
 
 test: .venv/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 coverage: .venv/test
 	$(BIN)/coverage erase

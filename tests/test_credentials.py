@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sesiones import tokens
 from sesiones.credentials import ServiceKeys, caller_token
 
-TOKEN = tokens.make(7)
+TOKEN = "ses_eQ-01XQr_KJS2gLGQi2jrM8R2FePYHZcuB_y2ywpRWxkI"
 RAW = TOKEN.encode()
 KEY = b"k" * 32
 NEXT_KEY = b"n" * 40

@@ -52,7 +52,7 @@ CALLER_ROUTES = [
 LOGOUTS = ["/sesiones/logout", "/sesiones/logoutAll"]
 DEVICE = "portátil de pruebas"
 
-UNKNOWN = tokens.make(7)
+UNKNOWN = "ses_eQz07k5PgmNH6t8HHwcCd5EjWpENcRm0S9HRDtcfiSpz0"
 MALFORMED = UNKNOWN[:-1]
 
 
@@ -816,8 +816,8 @@ async def test_logout_of_an_inactive_session(client: Client) -> None:
     "designated",
     [
         UNKNOWN,
-        tokens.make(STRANGER),
-        tokens.make(NEIGHBOUR),
+        "ses_LGJC5JmzFYT4_snPbryPEo0-We2-ASA-Ns2TRAKTdfaGY",  # a stranger's
+        "ses_eQhdM_NAd2fCrII9FxKhwQXw7RZktjCoT_sZCIXlImGiI",  # a neighbour's
         MALFORMED,
         "",
         "ñ",

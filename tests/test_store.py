@@ -641,7 +641,15 @@ class TestEnd:
             assert state(redis) == before
 
     @pytest.mark.parametrize(
-        "designated", ["", "no token", "*", "ñ" * 49, tokens.make(7), tokens.make(8)]
+        "designated",
+        [
+            "",
+            "no token",
+            "*",
+            "ñ" * 49,
+            "ses_eQpVOX1CvLlO0qt-iWCE2zk9cieXg0IwoD3_qGn7i1el8",
+            "ses_LGDosh2Qik--oL0iS1l2sjfPLDl29QvvbLJDnLggL0sAU",
+        ],
     )
     async def test_nobody(self, redis: Redis, store: SessionStore, designated: str) -> None:
         token = (await store.create(7, "d")).Token_Sesion
