@@ -3,13 +3,15 @@
 # make coverage  the same, with branch coverage: slower
 # make openapi  schemathesis, every check on, over the OpenAPI document (a minute)
 # make browser  the page at /docs in headless Chromium (Debian: chromium, chromium-driver)
+# make wheel  build the wheel, install it in an empty environment and see it serve
+# make lock   requirements.lock anew
 # make check  lint, format and types
 # make bench  what a check costs, beside other servers (needs wrk)
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test coverage openapi browser check bench clean
+.PHONY: run test coverage openapi browser wheel lock check bench clean
 
 run: .venv/run
 	@$(BIN)/python -m scripts.run
@@ -28,6 +30,15 @@ openapi: .venv/openapi
 
 browser: .venv/browser
 	$(BIN)/python -m pytest tests/test_browser.py
+
+wheel: .venv/wheel
+	$(BIN)/python -m scripts.wheel
+
+lock: .venv/wheel
+	echo '# The versions that the tests ran with, and the SHA-256 of their files: make lock' >requirements.lock
+	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --no-header \
+	    --no-annotate --no-emit-find-links --no-emit-index-url --no-emit-trusted-host \
+	    --output-file - pyproject.toml >>requirements.lock
 
 check: .venv/test
 	$(BIN)/ruff check
@@ -51,6 +62,6 @@ clean:
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@ .venv/run
 
-.venv/openapi .venv/browser: .venv/test
+.venv/openapi .venv/browser .venv/wheel: .venv/test
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(@F)]'
 	@touch $@
