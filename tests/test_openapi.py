@@ -38,6 +38,8 @@ OPERATIONS = [
     if method in METHODS
 ]
 ENDS = ["/sesiones/logout", "/sesiones/logoutAll"]
+OPERATORS = ["/livez", "/readyz", "/healthz", "/metrics"]
+"""Not the API's: a probe or a scraper asks, and knows what."""
 OF_THE_TRANSFER = {"date", "content-length", "content-type", "connection"}
 
 
