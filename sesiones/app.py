@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
+from sesiones import docs
 from sesiones.connection import connect
 from sesiones.credentials import ServiceKeys
 from sesiones.endpoints import Endpoints
@@ -36,6 +37,8 @@ def create_app(settings: Settings | None = None, *, open_without_key: bool = Fal
             "/sesiones/self": {"GET": None, "HEAD": None},  # in Service's hands
             "/sesiones/logout": {"DELETE": endpoints.logout},
             "/sesiones/logoutAll": {"DELETE": endpoints.logout_all},
+            "/openapi.json": {"GET": docs.document, "HEAD": docs.document},
+            "/docs": {"GET": docs.page, "HEAD": docs.page},
         }
     )
 

@@ -14,7 +14,7 @@ from sesiones.problems import Problem, unauthorized, unavailable
 from sesiones.sesion import Sesion
 from sesiones.store import BadDates, Immutable, Refusal, SessionStore, StoreUnavailable
 
-_BAD_DATES = {
+BAD_DATES = {
     "window": "debe ser posterior a Ultima_Actividad",
     "lifetime": "supera la vida máxima de la sesión",
     "past": "dejaría la sesión ya expirada",
@@ -79,7 +79,7 @@ class Endpoints:
                 errores = [(campo, "no se puede cambiar") for campo in fields]
                 raise Problem(409, "Hay campos que no se pueden cambiar.", errores=errores)
             case BadDates(reason):
-                raise payloads.unprocessable(("Fecha_Expiracion", _BAD_DATES[reason]))
+                raise payloads.unprocessable(("Fecha_Expiracion", BAD_DATES[reason]))
         return _json(updated.to_json())
 
     async def logout(self, request: Request) -> Response:

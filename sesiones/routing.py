@@ -53,7 +53,7 @@ class Routes(BaseRoute):
     its 405."""
 
     def __init__(self, endpoints: Mapping[str, Mapping[str, Endpoint | None]]) -> None:
-        self._endpoints = endpoints
+        self.endpoints = endpoints
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         return (Match.FULL if scope["type"] == "http" else Match.NONE), {}
@@ -70,7 +70,7 @@ class Routes(BaseRoute):
         await response(scope, receive, send)
 
     def _find(self, path: str, method: str) -> Endpoint:
-        methods = self._endpoints.get(path)
+        methods = self.endpoints.get(path)
         if methods is None:
             raise Problem(404, "No hay ningún recurso en esta ruta.")
         endpoint = methods.get(method)

@@ -31,6 +31,8 @@ class Reply:
 class Service:
     """`python -m sesiones serve` on a free port of loopback; variables are its environment."""
 
+    command: tuple[str, ...] = (sys.executable, "-m", "sesiones")
+
     def __init__(self, *flags: str, **variables: str) -> None:
         self.flags = flags
         self.variables = variables
@@ -46,7 +48,7 @@ class Service:
     def start(self) -> "Service":
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SESIONES_")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sesiones", "serve", "--port", "0", *self.flags],
+            [*self.command, "serve", "--port", "0", *self.flags],
             env=environment | self.variables,
             stderr=self._log,
         )
