@@ -205,6 +205,11 @@ class SessionStore:
                 raise
             sesiones = await self._read(_PEEK, batch, deadline)
             await self._confirm_master()
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # a bug of ours: no check is answered with anything but a 503
+            logger.exception("a batch of checks failed")
+            raise StoreUnavailable("a batch of checks failed") from error
         return [s if s is not None and s.Estado_Sesion == 1 else None for s in sesiones]
 
     async def _confirm_master(self) -> None:

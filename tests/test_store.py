@@ -337,6 +337,20 @@ class TestLimit:
 
 
 class TestFind:
+    async def test_a_bug_is_no_answer(
+        self,
+        store: SessionStore,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        async def bug(*_: Any) -> None:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(store, "_read", bug)
+        with pytest.raises(StoreUnavailable):
+            await store.find(tokens.make(7))
+        assert caplog.records[0].exc_info
+
     async def test_nobody(self, redis: Redis, store: SessionStore) -> None:
         assert await store.find(tokens.make(7)) is None
         assert state(redis) == {}
