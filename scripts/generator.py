@@ -27,8 +27,10 @@ from multiprocessing.connection import Connection as Pipe
 from typing import Any
 from urllib.parse import urlsplit
 
-GRACE_SECONDS = 1.0
-"""How long after a step its last replies are waited for."""
+DRAIN_SECONDS = 1.0
+"""How long after a step what waits for a connection is still sent."""
+REPLY_SECONDS = 1.0
+"""How long after that a reply may take."""
 RECONNECT_SECONDS = 0.1
 _PR_SET_TIMERSLACK = 29  # prctl(2)
 
@@ -92,7 +94,7 @@ class Generator:
         self._address = parts.hostname or "", parts.port or 80
         self._head = f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nX-Auth-Token: "
         self._sessions = sessions
-        self._random = random.Random(seed)  # noqa: S311 - not for secrets
+        self._random = random.Random(seed)
         self._epoll = select.epoll()
         self._connections: dict[int, _Connection] = {}
         # In turn, so that the server closes none of them for idleness.
@@ -107,7 +109,10 @@ class Generator:
     def run(self, rate: float, start: float, seconds: float) -> Step:
         """Offer ``rate`` requests a second from ``start`` (on the clock) on."""
         step, waiting = Step(), deque[float]()
-        entered, end, idle_seconds = clock(), start + seconds, 0.0
+        end = start + seconds
+        drained = end + DRAIN_SECONDS
+        deadline = drained + REPLY_SECONDS
+        entered, idle_seconds = clock(), 0.0
         arrival = start + self._random.expovariate(rate)
         while True:
             now = clock()
@@ -119,14 +124,16 @@ class Generator:
                 else:
                     waiting.append(arrival)
                 arrival += self._random.expovariate(rate)
-            while waiting and self._idle:
+            while waiting and self._idle and now < drained:
                 self._send(step, self._idle.popleft(), waiting.popleft(), now)
             if self._lost and now > self._lost_at + RECONNECT_SECONDS:
                 self._reconnect(now)
-            last = arrival >= end and not waiting and len(self._idle) == len(self._connections)
-            if (last and not self._lost) or now > end + GRACE_SECONDS:
+            nothing_out = len(self._idle) == len(self._connections)
+            nothing_left = arrival >= end and (not waiting or now >= drained)
+            if (nothing_left and nothing_out) or now > deadline:
                 break
-            until = min(arrival, end) if now < end else end + GRACE_SECONDS
+            moments = (arrival if arrival < end else deadline, drained, deadline)
+            until = min((moment for moment in moments if moment > now), default=now)
             if self._lost:
                 until = min(until, self._lost_at + RECONNECT_SECONDS)
             # select() waits for microseconds, epoll only for milliseconds.

@@ -27,6 +27,8 @@ from scripts.seed import FILE, SeedError, Session, positive, read_tokens
 
 URL = "http://127.0.0.1:8000/sesiones/self"
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1)
+PROCESSES = max(1, (os.cpu_count() or 1) - 2)
+"""Of the generator: the service and Redis need a core each."""
 CURVE = [100 * (1 - 10 ** -(nines / 10)) for nines in range(51)]
 """Percentiles from 0 to 99.999, ten a nine."""
 
@@ -178,7 +180,7 @@ def main() -> int:
     parser.add_argument(
         "--processes",
         type=positive,
-        default=max(1, (os.cpu_count() or 1) - 2),
+        default=PROCESSES,
         help="that make the load (default: the cores but two)",
     )
     parser.add_argument("--output", type=Path, default=Path("var/load"), metavar="FOLDER")
