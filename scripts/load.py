@@ -29,7 +29,7 @@ from scripts.redis_server import RedisServer
 from sesiones.settings import Settings, SettingsError
 
 SCRIPTS = Path(__file__).parent
-USERS, SESSIONS = 2000, 10
+USERS, SESSIONS = 1000, 10
 LOCUST_USERS, LOCUST_USER_RATE = 100, 4
 CONNECTIONS = 64
 
@@ -55,7 +55,7 @@ def main() -> int:
             tokens = folder / "tokens"
             sessions = seed.seed(settings, tokens, USERS, SESSIONS)
             wrk = _wrk(url, tokens, options.seconds)
-            checks, wrong = _locust(url, tokens, 3 * options.seconds, environment, folder)
+            checks, wrong = _locust(url, tokens, 2 * options.seconds, environment, folder)
             measured = throughput.measure(
                 f"{url}/sesiones/self",
                 sessions,
@@ -179,8 +179,10 @@ def _locust(
         for line in stats
     }
     for line in failures:
-        where = f"{line['Method']} {line['Name']}"
-        said[f"wrong: {where}: {line['Error']}"] = f"{int(line['Occurrences']):,} times"
+        # CatchResponseError('the ledger's words')
+        words = re.sub(r"^\w+\(['\"](.*)['\"]\)$", r"\1", line["Error"])
+        name = f"wrong: {line['Method']} {line['Name']}: {words}"
+        said[name] = f"{int(line['Occurrences']):,} times"
     return said, ended.returncode != 0
 
 
