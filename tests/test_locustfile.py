@@ -121,7 +121,7 @@ def test_wrong_answers_are_failures_of_the_report(
         "200 for a guessed token",
     ):
         assert any(wrong in failure for failure in failures), failures
-        assert wrong in ended.stdout
+        assert wrong in ended.stderr
     assert "ses_" not in ended.stdout + ended.stderr
 
 

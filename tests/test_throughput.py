@@ -203,17 +203,24 @@ class Capacity:
     """Generators against a server that answers so many a second."""
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+        self.capacity = capacity
 
     def run(self, rate: float, seconds: float) -> Step:
-        return Step(int(rate * seconds), int(min(rate, self._capacity) * seconds))
+        return Step(int(rate * seconds), int(min(rate, self.capacity) * seconds))
 
 
-def test_the_rates_found_surround_the_limit() -> None:
-    rates = list(throughput.find_rates(Capacity(13_000)))  # type: ignore[arg-type]
-    assert len(rates) == 11
-    assert rates[0] == 1300
-    assert rates[-2:] == [13_000, 14_000]
+def test_the_rates_found_go_up_to_the_limit_and_beyond() -> None:
+    generators = Capacity(13_000)
+    steps: list[report.Report] = []
+    rates = []
+    for rate in throughput.find_rates(generators, steps):  # type: ignore[arg-type]
+        rates.append(rate)
+        steps.append(throughput.summary(rate, 1, generators.run(rate, 1)))
+        if len(rates) == 10:
+            generators.capacity = 16_000  # the machine was busy when the limit was looked for
+    assert rates[:3] == [1300, 2600, 3900]
+    assert rates[-2:] == [16_000, 17_000]
+    assert [step["saturated"] for step in steps] == [False] * (len(steps) - 1) + [True]
 
 
 def test_it_says_when_the_generator_is_the_limit() -> None:
