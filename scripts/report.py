@@ -94,9 +94,9 @@ def text_table(headings: list[str], table: list[Row]) -> str:
 
 
 def kept_up(report: Report) -> list[Report]:
-    """The steps up to the first that was too much for the service or the generator."""
+    """The steps up to the first that was too much."""
     by_rate = sorted(report["steps"], key=lambda step: step["offered"])
-    return list(itertools.takewhile(lambda step: not note(step), by_rate))
+    return list(itertools.takewhile(lambda step: not step["saturated"], by_rate))
 
 
 def conclusions(report: Report) -> list[str]:
@@ -112,8 +112,8 @@ def conclusions(report: Report) -> list[str]:
     if limited := [step for step in steps if step["generator_limited"]]:
         rates = ", ".join(number(step["offered"]) for step in limited)
         said.append(
-            f"At {rates} a second the load generator was the limit, not the service: those figures "
-            "say nothing of the service but that it is no slower."
+            f"At {rates} a second the load generator, or its machine, was the limit: those "
+            "latencies are mostly its own, and the service's are no longer than they."
         )
     if any(step["saturated"] for step in steps):
         said.append(
@@ -211,7 +211,7 @@ def percentile_chart(reports: list[Report]) -> bytes:
     panel.set_xlim(1, max(10, 1 / (1 - longest / 100)))
     panel.set_xlabel("percentile of requests")
     panel.set_ylabel("latency, ms (log)")
-    return _svg(figure, panel)
+    return _svg(figure, panel, legend_columns=3)  # each rate's lines in a column
 
 
 CHARTS = (
@@ -237,23 +237,25 @@ def _nines(curve: list[list[float]]) -> tuple[list[float], list[float]]:
 
 
 def _mark_limits(panel: Any, reports: list[Report]) -> None:
-    """Shade from where a single run was saturated, or its generator the limit, on."""
-    steps = reports[0]["steps"]
+    """Of a single run, shade the steps where it was saturated, or its generator the limit."""
     right = 1.03 * max(step["offered"] for report in reports for step in report["steps"])
     panel.set_xlim(0, right)
     if len(reports) > 1:
         return
+    steps = sorted(reports[0]["steps"], key=lambda step: step["offered"])
+    rates = [step["offered"] for step in steps]
+    edges = [0, *((a + b) / 2 for a, b in itertools.pairwise(rates)), right]
     for name, label, ink in (
         ("saturated", "saturated", "#d55e00"),
         ("generator_limited", "generator is the limit", "#777777"),
     ):
-        if limited := [step["offered"] for step in steps if step[name]]:
-            first = min(limited)
-            below = max((s["offered"] for s in steps if s["offered"] < first), default=0)
-            panel.axvspan((below + first) / 2, right, color=ink, alpha=0.12, lw=0, label=label)
+        for step, left, right in zip(steps, edges, edges[1:], strict=False):
+            if step[name]:
+                panel.axvspan(left, right, color=ink, alpha=0.12, lw=0, label=label)
+                label = "_"  # in the legend once
 
 
-def _svg(figure: Any, panel: Any) -> bytes:
+def _svg(figure: Any, panel: Any, legend_columns: int = 4) -> bytes:
     from matplotlib import pyplot
     from matplotlib.ticker import FuncFormatter
 
@@ -264,7 +266,7 @@ def _svg(figure: Any, panel: Any) -> bytes:
     panel.grid(color="#dddddd", linewidth=0.6)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(fontsize=8.5, frameon=False, loc="outside upper left", ncols=4)
+    figure.legend(fontsize=8.5, frameon=False, loc="outside upper left", ncols=legend_columns)
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     pyplot.close(figure)

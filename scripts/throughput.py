@@ -4,8 +4,9 @@
     python -m scripts.throughput --rates 5000 10000     these; for runs to compare
     python -m scripts.throughput --compare a.json b.json
 
-The tokens are those of `python -m scripts.seed`. Leaves report.json and report.html in --output
-(of two runs, compare.html), and prints the table. Exit code 1 when a reply was wrong.
+The tokens are those of `python -m scripts.seed`. Prints a table, and leaves report.json,
+report.html and its first chart, latency.svg, in --output; of two runs, compare.html. Exit code 1
+when a reply was wrong.
 """
 
 import argparse
@@ -153,6 +154,7 @@ def write(measured: Report, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(measured, indent=1))
     (folder / "report.html").write_text(report.page([measured]))
+    (folder / "latency.svg").write_bytes(report.latency_chart([measured]))
 
 
 def read(path: Path) -> Report:

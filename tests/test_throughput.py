@@ -235,7 +235,7 @@ def test_it_says_when_the_generator_is_the_limit() -> None:
     assert late["generator_limited"]
     assert report.note(late) == "generator"
     said = " ".join(report.conclusions({"steps": [limited | {"offered": 1234}]}))
-    assert "At 1,234 a second the load generator was the limit" in said
+    assert "At 1,234 a second the load generator, or its machine, was the limit" in said
 
 
 # The whole, against the service.
