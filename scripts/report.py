@@ -211,7 +211,8 @@ def percentile_chart(reports: list[Report]) -> bytes:
     panel.set_xlim(1, max(10, 1 / (1 - longest / 100)))
     panel.set_xlabel("percentile of requests")
     panel.set_ylabel("latency, ms (log)")
-    return _svg(figure, panel, legend_columns=3)  # each rate's lines in a column
+    # Each rate's lines in a column.
+    return _svg(figure, panel, legend_columns=3 if len(reports) == 1 else 2)
 
 
 CHARTS = (

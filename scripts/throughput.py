@@ -57,6 +57,7 @@ def summary(offered: float, seconds: float, step: Step) -> Report:
         milliseconds, (step.latencies, step.service_times, step.lateness)
     )
     named = {name: percentile(latencies, float(name)) for name in (*report.PERCENTILES, "100")}
+    served = {name: percentile(service_times, float(name)) for name in named}
     late = percentile(lateness, 99)
     return {
         "offered": offered,
@@ -66,14 +67,15 @@ def summary(offered: float, seconds: float, step: Step) -> Report:
         "unsent": step.unsent,
         "failures": dict(step.failures),
         "latency_ms": named,
-        "service_time_ms": {name: percentile(service_times, float(name)) for name in named},
+        "service_time_ms": served,
         "curve": curve(latencies),
         "service_curve": curve(service_times),
         "generator": {
             "busy": step.busy,
             "lateness_ms": {"50": percentile(lateness, 50), "99": late},
         },
-        "saturated": step.answered < 0.97 * step.arrivals,
+        # Not all was answered in time, or most of the median latency was waiting to be sent.
+        "saturated": step.answered < 0.97 * step.arrivals or named["50"] > 2 * served["50"],
         # It had no time to spare, or most of what it measured is its own delay.
         "generator_limited": step.busy > 0.9 or late > max(1, named["99"] / 2),
     }

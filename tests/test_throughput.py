@@ -223,9 +223,21 @@ def test_the_rates_found_go_up_to_the_limit_and_beyond() -> None:
     assert [step["saturated"] for step in steps] == [False] * (len(steps) - 1) + [True]
 
 
+def test_a_rate_is_too_high_when_most_of_the_latency_is_waiting() -> None:
+    step = Step(1000, 1000)
+    step.service_times.extend([0.001] * 1000)
+    step.latencies.extend([0.0019] * 501 + [0.1] * 499)
+    assert not throughput.summary(1000, 1, step)["saturated"]
+    step.latencies[0] = step.latencies[1] = 0.1
+    assert throughput.summary(1000, 1, step)["saturated"]
+    assert throughput.summary(1000, 1, Step(1000, 969))["saturated"]
+    assert not throughput.summary(1000, 1, Step(1000, 970))["saturated"]
+
+
 def test_it_says_when_the_generator_is_the_limit() -> None:
     step = Step(1000, 1000, busy=0.95)
     step.latencies.extend([0.001] * 1000)
+    step.service_times.extend([0.001] * 1000)
     limited = throughput.summary(1000, 1, step)
     assert limited["generator_limited"]
     step.busy = 0.5
