@@ -193,12 +193,13 @@ def percentile_chart(reports: list[Report]) -> bytes:
             uncorrected = _nines(step["service_curve"])
             panel.plot(*uncorrected, color=ink, linestyle=":", label=f"{label}, from sending")
     else:
-        offered = [{step["offered"]: step for step in kept_up(report)} for report in reports]
-        common = sorted(offered[0].keys() & offered[1].keys())
-        for rate, ink in zip(sorted({*common[-1:], *common[:1]}), INK, strict=False):
-            for steps_of, line, name in zip(offered, LINES, "AB", strict=True):
-                curve = _nines(steps_of[rate]["curve"])
-                label = f"{name}: {number(rate)}/s"
+        runs = [kept_up(report) or report["steps"] for report in reports]
+        common = set.intersection(*({step["offered"] for step in run} for run in runs))
+        shown = [[step for step in run if step["offered"] in common] or run for run in runs]
+        for steps, line, name in zip(shown, LINES, "AB", strict=True):
+            for index, ink in zip(sorted({0, len(steps) - 1}), INK, strict=False):
+                label = f"{name}: {number(steps[index]['offered'])}/s"
+                curve = _nines(steps[index]["curve"])
                 panel.plot(*curve, color=ink, linestyle=line, label=label)
     panel.set_xscale("log")
     panel.set_yscale("log")
@@ -211,7 +212,7 @@ def percentile_chart(reports: list[Report]) -> bytes:
     panel.set_xlim(1, max(10, 1 / (1 - longest / 100)))
     panel.set_xlabel("percentile of requests")
     panel.set_ylabel("latency, ms (log)")
-    # Each rate's lines in a column.
+    # Each rate's, or each run's, lines in a column.
     return _svg(figure, panel, legend_columns=3 if len(reports) == 1 else 2)
 
 

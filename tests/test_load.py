@@ -1,6 +1,7 @@
 """scripts/load.py, what `make load` runs, and the reports of a run and of two compared."""
 
 import base64
+import html
 import json
 import os
 import re
@@ -33,8 +34,8 @@ class Made:
     """What a run left behind."""
 
     def __init__(self, folder: Path) -> None:
-        rates = map(str, RATES)
-        self.run = run("load", "--seconds", "1", "--rates", *rates, "--output", str(folder))
+        options = "--seconds", "1", "--rates", *map(str, RATES), "--output", str(folder)
+        self.run = run("load", *options, SESIONES_REDIS_TIMEOUT="5")
         assert self.run.returncode == 0, self.run.stdout + self.run.stderr
         self.json = folder / "report.json"
         self.page = (folder / "report.html").read_text()
@@ -94,7 +95,7 @@ def test_the_page_holds_what_the_json_does_and_needs_nothing_else(made: Made) ->
     for section in "settings", "machine", "checks", "wrk":
         assert all(f"<td>{value}</td>" in made.page for value in made.report[section].values())
     for sentence in report.conclusions(made.report):
-        assert f"<li>{sentence}</li>" in made.page
+        assert f"<li>{html.escape(sentence)}</li>" in made.page
         assert sentence in made.run.stdout
     assert not re.search(r"(src|href)=.(?!data:)|@import|url\(", made.page)
     assert not re.search(r"ses_[A-Za-z0-9_-]{45}", made.page + made.run.stdout + made.run.stderr)
@@ -104,7 +105,7 @@ def test_the_charts_are_drawn(made: Made) -> None:
     latency, rate, percentiles = map(lines_drawn, charts(made.page))
     assert latency >= len(report.PERCENTILES)
     assert rate >= 1
-    assert percentiles >= 2 * len(RATES)
+    assert percentiles >= 2
 
 
 def test_two_runs_compared(made: Made, tmp_path: Path) -> None:
@@ -124,6 +125,15 @@ def test_two_runs_compared(made: Made, tmp_path: Path) -> None:
     page = (tmp_path / "compare.html").read_text()
     assert "<td>x2.00</td>" * 5 in page
     assert all(lines_drawn(chart) for chart in charts(page))
+
+
+def test_two_runs_without_a_rate_in_common(made: Made) -> None:
+    other = json.loads(made.json.read_text())
+    for step in other["steps"]:
+        step["offered"] += 1
+    page = report.page([made.report, other])
+    assert [bool(lines_drawn(chart)) for chart in charts(page)] == [True] * 3
+    assert "B/A" not in page
 
 
 def test_bad_settings_are_a_line(tmp_path: Path) -> None:
