@@ -6,12 +6,13 @@
 # make wheel  build the wheel, install it in an empty environment and see it serve
 # make lock   requirements.lock anew
 # make check  lint, format and types
+# make load   seed, wrk, Locust and throughput, small: var/load/report.html (< 2 minutes)
 # make bench  what a check costs, beside other servers (needs wrk)
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test coverage openapi browser wheel lock check bench clean
+.PHONY: run test coverage openapi browser wheel lock check load bench clean
 
 run: .venv/run
 	@$(BIN)/python -m scripts.run
@@ -45,6 +46,9 @@ check: .venv/test
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+load: .venv/load
+	$(BIN)/python -m scripts.load
+
 bench: .venv/test
 	$(BIN)/python -m scripts.bench --connections 64 256
 
@@ -57,10 +61,15 @@ clean:
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[server]'
 	@touch $@
 
+.venv/load: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[server,load]'
+	@touch $@ .venv/run
+
 .venv/test: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
-	@touch $@ .venv/run
+	@touch $@ .venv/run .venv/load
 
 .venv/openapi .venv/browser .venv/wheel: .venv/test
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(@F)]'

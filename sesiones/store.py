@@ -127,9 +127,14 @@ class SessionStore:
         self.check(token, done)
         return await future
 
-    async def create(self, ID_Usuario: int, Dispositivo: str) -> Sesion:
-        """A new session with a new token. A user at the limit loses the one that expires first."""
-        token = tokens.make(ID_Usuario)  # before the first try: a second one finds its session
+    async def create(self, ID_Usuario: int, Dispositivo: str, token: str | None = None) -> Sesion:
+        """A new session. A user at the limit loses the one that expires first.
+
+        ``token``: one that tokens.make() gave for the user; made anew by default. Its session, if
+        it is there, is returned as it is.
+        """
+        if token is None:
+            token = tokens.make(ID_Usuario)  # before the first try: a second one finds its session
         base = self._base(token)
         reply = await self._run(
             _CREATE,

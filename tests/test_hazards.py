@@ -478,7 +478,7 @@ class EndsAllOfAList(Naive):
 class CreatesInSteps(Naive):
     """HSET, then EXPIREAT, then the index."""
 
-    async def create(self, ID_Usuario: int, Dispositivo: str) -> Sesion:
+    async def create(self, ID_Usuario: int, Dispositivo: str, token: str | None = None) -> Sesion:
         token = tokens.make(ID_Usuario)
         key, index = session_key(token), index_key(ID_Usuario)
         now = int((await self.command("TIME"))[0])
@@ -517,7 +517,7 @@ class BelievesTheIndex(Naive):
 class TokenPerTry(Naive):
     """The token is made in the loop that tries again."""
 
-    async def create(self, ID_Usuario: int, Dispositivo: str) -> Sesion:
+    async def create(self, ID_Usuario: int, Dispositivo: str, token: str | None = None) -> Sesion:
         while True:
             token = tokens.make(ID_Usuario)
             keys = [session_key(token), index_key(ID_Usuario), counter_key(ID_Usuario)]
