@@ -12,6 +12,7 @@ from starlette.responses import Response
 from sesiones.connection import connect
 from sesiones.credentials import ServiceKeys
 from sesiones.endpoints import Endpoints
+from sesiones.health import Health
 from sesiones.problems import Problem, unavailable
 from sesiones.routing import Routes, Service
 from sesiones.settings import Settings
@@ -29,6 +30,7 @@ def create_app(settings: Settings | None = None, *, open_without_key: bool = Fal
     store = open_store(settings)
     service_keys = ServiceKeys(settings.service_key, open_without=open_without_key)
     endpoints = Endpoints(store, service_keys)
+    health = Health(store)
 
     routes = Routes(
         {
@@ -36,6 +38,9 @@ def create_app(settings: Settings | None = None, *, open_without_key: bool = Fal
             "/sesiones/self": {"GET": None, "HEAD": None},  # in Service's hands
             "/sesiones/logout": {"DELETE": endpoints.logout},
             "/sesiones/logoutAll": {"DELETE": endpoints.logout_all},
+            "/livez": {"GET": health.live, "HEAD": health.live},
+            "/readyz": {"GET": health.ready, "HEAD": health.ready},
+            "/healthz": {"GET": health.ready, "HEAD": health.ready},
         }
     )
 

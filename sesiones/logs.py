@@ -4,7 +4,7 @@ import logging
 import re
 from typing import Any
 
-from sesiones import tokens
+from sesiones import health, tokens
 
 _TOKEN = re.compile(r"ses_[A-Za-z0-9_-]{45}")
 
@@ -17,13 +17,16 @@ class Formatter(logging.Formatter):
         return _TOKEN.sub(lambda match: f"ses_#{tokens.fingerprint(match[0])}", text)
 
 
-class WithoutQuery(logging.Filter):
-    """Takes the query off uvicorn's access records: DELETE may carry a token there."""
+class Access(logging.Filter):
+    """Takes the query off uvicorn's access records, as DELETE may carry a token there, and drops
+    those of health probes."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple) and len(record.args) == 5:
-            client, method, path, *rest = record.args
-            record.args = (client, method, str(path).partition("?")[0], *rest)
+            client, method, target, *rest = record.args
+            path = str(target).partition("?")[0]
+            record.args = (client, method, path, *rest)
+            return path not in health.PATHS
         return True
 
 
@@ -38,7 +41,7 @@ def config() -> dict[str, Any]:
                 "format": "%(asctime)s %(levelname)s %(name)s: %(message)s",
             },
         },
-        "filters": {"without_query": {"()": WithoutQuery}},
+        "filters": {"access": {"()": Access}},
         "handlers": {
             "stderr": {
                 "class": "logging.StreamHandler",
@@ -47,5 +50,5 @@ def config() -> dict[str, Any]:
             },
         },
         "root": {"handlers": ["stderr"], "level": "INFO"},
-        "loggers": {"uvicorn.access": {"level": "INFO", "filters": ["without_query"]}},
+        "loggers": {"uvicorn.access": {"level": "INFO", "filters": ["access"]}},
     }

@@ -20,7 +20,7 @@ from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
 from sesiones import tokens
 from sesiones.batching import Batcher
-from sesiones.connection import Argument, Commands
+from sesiones.connection import Argument, Commands, Execute
 from sesiones.sesion import Sesion
 
 logger = logging.getLogger("sesiones.store")
@@ -68,6 +68,8 @@ class _Script:
 _CHECK, _PEEK = _Script("check"), _Script("peek")
 _CREATE, _UPDATE = _Script("create"), _Script("update")
 _END, _END_ALL = _Script("end"), _Script("end_all")
+_PROBE = _Script("probe")
+_SCRIPTS = (_CHECK, _PEEK, _CREATE, _UPDATE, _END, _END_ALL, _PROBE)
 
 
 class SessionStore:
@@ -188,9 +190,39 @@ class SessionStore:
         """End every live session of the caller's user: how many ended. Never tried twice."""
         return await self._end(_END_ALL, caller, designated)
 
+    async def probe(self, seconds: float) -> None:
+        """Whether Redis takes writes and has every script, within the time: raises
+        StoreUnavailable when it does not. Loads missing scripts, and writes nothing.
+
+        One master of a Cluster is enough: with it this node serves a part of the users.
+        """
+        deadline = asyncio.get_running_loop().time() + seconds
+        with _unavailable():
+            async with asyncio.timeout_at(deadline):
+                masters = await self._commands.masters()
+        probes = (self._probe(execute, deadline) for execute in masters.values())
+        failures = await asyncio.gather(*probes, return_exceptions=True)
+        if None not in failures:
+            raise next((f for f in failures if f), StoreUnavailable("no master is known"))
+
     async def aclose(self) -> None:
         """Close the connection to Redis."""
         await self._commands.aclose()
+
+    async def _probe(self, execute: Execute, deadline: float) -> None:
+        with _unavailable():
+            async with asyncio.timeout_at(deadline):
+                shas = [script.sha for script in _SCRIPTS]
+                for script, loaded in zip(
+                    _SCRIPTS, await execute("SCRIPT", "EXISTS", *shas), strict=True
+                ):
+                    if not loaded:
+                        await execute("SCRIPT", "LOAD", script.source)
+                try:
+                    await execute("EVALSHA", _PROBE.sha, 0)
+                except ReadOnlyError:
+                    self._commands.reset()  # demoted: the next one finds the master
+                    raise
 
     def _base(self, token: str) -> str:
         return f"{self._key_prefix}:{{{tokens.bucket(token)}}}:"
@@ -310,6 +342,15 @@ class SessionStore:
 
 class _WritesRefused(StoreUnavailable):
     """Redis answers, but takes no writes."""
+
+
+@contextmanager
+def _unavailable() -> Iterator[None]:
+    """What Redis and the way to it raise, as the one error that callers know."""
+    try:
+        yield
+    except (RedisError, OSError, TimeoutError) as error:
+        raise StoreUnavailable(str(error) or type(error).__name__) from error
 
 
 @contextmanager
