@@ -13,21 +13,28 @@ from sesiones.connection import connect
 from sesiones.credentials import ServiceKeys
 from sesiones.endpoints import Endpoints
 from sesiones.health import Health
+from sesiones.metrics import Metrics, Rows
 from sesiones.problems import Problem, unavailable
 from sesiones.routing import Routes, Service
 from sesiones.settings import Settings
 from sesiones.store import SessionStore, StoreUnavailable
 
 
-def create_app(settings: Settings | None = None, *, open_without_key: bool = False) -> Starlette:
+def create_app(
+    settings: Settings | None = None,
+    *,
+    open_without_key: bool = False,
+    rows: Rows | None = None,
+) -> Starlette:
     """The service as an ASGI application; without settings, those of the environment.
 
     ``open_without_key``: POST and PUT are open when there is no service key, instead of 401.
-    Only for a server that nobody beyond this machine can reach. Raises SettingsError.
+    Only for a server that nobody beyond this machine can reach. ``rows``: where the workers of a
+    service count together (metrics.py). Raises SettingsError.
     """
     if settings is None:
         settings = Settings.read(os.environ, {})
-    store = open_store(settings)
+    store = open_store(settings, Metrics(rows))
     service_keys = ServiceKeys(settings.service_key, open_without=open_without_key)
     endpoints = Endpoints(store, service_keys)
     health = Health(store)
@@ -38,6 +45,7 @@ def create_app(settings: Settings | None = None, *, open_without_key: bool = Fal
             "/sesiones/self": {"GET": None, "HEAD": None},  # in Service's hands
             "/sesiones/logout": {"DELETE": endpoints.logout},
             "/sesiones/logoutAll": {"DELETE": endpoints.logout_all},
+            "/metrics": {"GET": store.metrics.show, "HEAD": store.metrics.show},
             "/livez": {"GET": health.live, "HEAD": health.live},
             "/readyz": {"GET": health.ready, "HEAD": health.ready},
             "/healthz": {"GET": health.ready, "HEAD": health.ready},
@@ -62,7 +70,7 @@ def create_app(settings: Settings | None = None, *, open_without_key: bool = Fal
     )
 
 
-def open_store(settings: Settings) -> SessionStore:
+def open_store(settings: Settings, metrics: Metrics | None = None) -> SessionStore:
     """The store that the settings describe; no I/O."""
     return SessionStore(
         connect(settings.redis_url, settings.redis_timeout),
@@ -74,6 +82,7 @@ def open_store(settings: Settings) -> SessionStore:
         timeout_seconds=settings.redis_timeout,
         # Behind Sentinel or in a Cluster, a server that refuses writes may have been replaced.
         read_only_checks=not settings.redis_url.startswith(("redis+sentinel:", "redis+cluster:")),
+        metrics=metrics,
     )
 
 

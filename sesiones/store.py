@@ -17,10 +17,12 @@ from typing import Any, Literal
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from sesiones import tokens
 from sesiones.batching import Batcher
 from sesiones.connection import Argument, Commands, Execute
+from sesiones.metrics import CREATED, ENDED, REDIS_ERRORS, Metrics
 from sesiones.sesion import Sesion
 
 logger = logging.getLogger("sesiones.store")
@@ -95,7 +97,9 @@ class SessionStore:
         max_per_user: int,
         timeout_seconds: float,
         read_only_checks: bool,
+        metrics: Metrics | None = None,
     ) -> None:
+        self.metrics = metrics or Metrics()
         self._commands = commands
         self._key_prefix = key_prefix
         self._idle_seconds = idle_seconds
@@ -109,6 +113,7 @@ class SessionStore:
             timeout_seconds,
             batch_max=commands.batch_max,
             in_flight_max=commands.in_flight_max,
+            observe=self.metrics.checked,
         )
         self._failed_at: float | None = None
 
@@ -135,20 +140,24 @@ class SessionStore:
         """A new session with a new token. A user at the limit loses the one that expires first."""
         token = tokens.make(ID_Usuario)  # before the first try: a second one finds its session
         base = self._base(token)
-        reply = await self._run(
-            _CREATE,
-            [self._key(token), f"{base}u:{ID_Usuario}", f"{base}n"],
-            tokens.bucket_number(tokens.bucket(token)),
-            ID_Usuario,
-            Dispositivo,
-            self._idle_seconds,
-            self._max_seconds,
-            self._max_per_user,
-        )
+        with self.metrics.operation("create"):
+            reply = await self._run(
+                _CREATE,
+                [self._key(token), f"{base}u:{ID_Usuario}", f"{base}n"],
+                tokens.bucket_number(tokens.bucket(token)),
+                ID_Usuario,
+                Dispositivo,
+                self._idle_seconds,
+                self._max_seconds,
+                self._max_per_user,
+            )
         with _understood():
-            sesion = _session(token, reply)
+            made, ended = reply
+            sesion = _session(token, made)
+            self._count_ended("limit", ended)
         if sesion is None:
             raise StoreUnavailable("the new session could not be read back")
+        self.metrics.add(CREATED)
         return sesion
 
     async def update(self, given: Sesion) -> Sesion | Immutable | BadDates | None:
@@ -156,18 +165,19 @@ class SessionStore:
         it now stands; None when there is none."""
         if not tokens.is_well_formed(given.Token_Sesion):
             return None
-        reply = await self._run(
-            _UPDATE,
-            [self._key(given.Token_Sesion)],
-            given.ID_Sesion,
-            given.ID_Usuario,
-            given.Fecha_Inicio,
-            given.Fecha_Expiracion,
-            given.Estado_Sesion,
-            given.Ultima_Actividad,
-            given.Dispositivo,
-            self._max_seconds,
-        )
+        with self.metrics.operation("update"):
+            reply = await self._run(
+                _UPDATE,
+                [self._key(given.Token_Sesion)],
+                given.ID_Sesion,
+                given.ID_Usuario,
+                given.Fecha_Inicio,
+                given.Fecha_Expiracion,
+                given.Estado_Sesion,
+                given.Ultima_Actividad,
+                given.Dispositivo,
+                self._max_seconds,
+            )
         with _understood():
             outcome, *details = reply
             match outcome:
@@ -184,11 +194,13 @@ class SessionStore:
 
         Never tried twice: a caller that lost the reply asks again.
         """
-        return await self._end(_END, caller, designated)
+        with self.metrics.operation("logout"):
+            return await self._end(_END, caller, designated)
 
     async def end_all(self, caller: str, designated: str) -> int | Refusal:
         """End every live session of the caller's user: how many ended. Never tried twice."""
-        return await self._end(_END_ALL, caller, designated)
+        with self.metrics.operation("logout_all"):
+            return await self._end(_END_ALL, caller, designated)
 
     async def probe(self, seconds: float) -> None:
         """Whether Redis takes writes and has every script, within the time: raises
@@ -231,13 +243,17 @@ class SessionStore:
         return f"{self._base(token)}s:{tokens.digest(token)}"
 
     async def _check(self, batch: list[str], deadline: float) -> list[Sesion | None]:
+        slides = 0
+        self.metrics.batch_sent(len(batch))
         try:
-            sesiones = await self._read(_CHECK, batch, deadline)
+            sesiones, slides = await self._read(_CHECK, batch, deadline)
         except _WritesRefused:
             if not self._read_only_checks:
                 raise
-            sesiones = await self._read(_PEEK, batch, deadline)
+            sesiones, _ = await self._read(_PEEK, batch, deadline)
             await self._confirm_master()
+        finally:
+            self.metrics.batch_over(len(batch), slides)
         return [s if s is not None and s.Estado_Sesion == 1 else None for s in sesiones]
 
     async def _confirm_master(self) -> None:
@@ -256,7 +272,8 @@ class SessionStore:
 
     async def _read(
         self, script: _Script, batch: list[str], deadline: float | None = None
-    ) -> list[Sesion | None]:
+    ) -> tuple[list[Sesion | None], int]:
+        """The sessions, active or not, and how many were slid."""
         keys = [self._key(token) for token in batch]
         # A lone key routes the call to its node of a Cluster.
         routing = keys if len(keys) == 1 else []
@@ -264,23 +281,32 @@ class SessionStore:
             script, routing, self._touch_seconds, self._max_seconds, *keys, deadline=deadline
         )
         with _understood():
-            return [_session(token, reply) for token, reply in zip(batch, replies, strict=True)]
+            slides: int = replies.pop()
+            sesiones = [_session(token, reply) for token, reply in zip(batch, replies, strict=True)]
+            return sesiones, slides
 
     async def _end(self, script: _Script, caller: str, designated: str) -> int | Refusal:
         designated_key = None
         if tokens.is_well_formed(designated):
             if tokens.bucket(designated) == tokens.bucket(caller):
                 designated_key = self._key(designated)
-            elif await self._read(_PEEK, [designated]) != [None]:
+            elif (await self._read(_PEEK, [designated]))[0] != [None]:
                 # A bucket is a function of the user: another bucket's session is another user's.
                 return Refusal.FORBIDDEN
         if designated_key is None:
             if script is _END:
                 return 0
             designated_key = self._key(caller)
-        ended: int = await self._run(script, [self._key(caller), designated_key], tries=1)
+        ended = await self._run(script, [self._key(caller), designated_key], tries=1)
         with _understood():
-            return Refusal(ended) if ended < 0 else ended
+            if isinstance(ended, int):
+                return Refusal(ended)
+            self._count_ended("logout" if script is _END else "logout_all", ended)
+            return len(ended)
+
+    def _count_ended(self, reason: str, ended: list[list[bytes]]) -> None:
+        """Sessions that ended for the reason, as delete() in lua/session.lua gives them."""
+        self.metrics.add(ENDED, reason, len(ended))
 
     async def _run(
         self,
@@ -298,6 +324,7 @@ class SessionStore:
             async with asyncio.timeout_at(deadline):
                 while True:
                     tries -= 1
+                    begun = time.monotonic()
                     try:
                         reply = await self._evaluate(script, keys, arguments)
                     except ReadOnlyError:
@@ -309,8 +336,10 @@ class SessionStore:
                         if tries < 1:
                             raise
                     else:
+                        self.metrics.redis_replied(time.monotonic() - begun)
                         break
         except (RedisError, OSError, TimeoutError) as error:
+            self.metrics.add(REDIS_ERRORS, _kind(error))
             reason = str(error) or type(error).__name__
             self._log_failure(reason)
             refused = reason.startswith(("MISCONF", "NOREPLICAS"))
@@ -338,6 +367,13 @@ class SessionStore:
             return await self._commands.execute("EVALSHA", script.sha, len(keys), *keys, *arguments)
         except NoScriptError:
             return await self._commands.execute("EVAL", script.source, len(keys), *keys, *arguments)
+
+
+def _kind(error: Exception) -> str:
+    """Of the metric: what went wrong, as far as an operator would go elsewhere for it."""
+    if isinstance(error, (TimeoutError, RedisTimeoutError)) or str(error) == "no reply in time":
+        return "timeout"
+    return "connection" if isinstance(error, (RedisConnectionError, OSError)) else "refused"
 
 
 class _WritesRefused(StoreUnavailable):
