@@ -16,7 +16,6 @@ import tempfile
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.reduction import DupFd
 from typing import Any
@@ -189,9 +188,9 @@ class Metrics(Collector):
 
     # Counting
 
-    def checked(self, asked: Sequence[float], answers: Sequence[object]) -> None:
+    def checked(self, asked: Sequence[float], answers: Sequence[object]) -> float:
         """Checks answered together: when each was asked, of time.monotonic() and in order, and
-        their answers."""
+        their answers. Returns the seconds that the first one took."""
         cells, count, now = self._cells, len(asked), time.monotonic()
         if isinstance(answers[0], Exception):
             cells[_UNAVAILABLE] += count
@@ -207,6 +206,7 @@ class Metrics(Collector):
         else:
             for moment in asked:
                 cells[_CHECK + bisect_left(SECONDS, now - moment)] += 1
+        return now - asked[0]
 
     def batch_sent(self, size: int) -> None:
         """Checks went to Redis."""
@@ -229,19 +229,16 @@ class Metrics(Collector):
         """To a counter."""
         self._cells[_cell(family, value)] += count
 
-    @contextmanager
-    def operation(self, name: str) -> Iterator[None]:
-        """One that is no check: how long it takes."""
-        cells, begun = self._cells, time.monotonic()
-        cells[_cell(IN_FLIGHT, name)] += 1
-        try:
-            yield
-        finally:
-            seconds = time.monotonic() - begun
-            first = _cell(OPERATION_SECONDS, name)
-            cells[first + bisect_left(SECONDS, seconds)] += 1
-            cells[first + len(SECONDS) + 1] += seconds
-            cells[_cell(IN_FLIGHT, name)] -= 1
+    def begun(self, operation: str) -> None:
+        """One that is no check."""
+        self._cells[_cell(IN_FLIGHT, operation)] += 1
+
+    def over(self, operation: str, seconds: float) -> None:
+        """One that is no check: how long it took."""
+        cells, first = self._cells, _cell(OPERATION_SECONDS, operation)
+        cells[first + bisect_left(SECONDS, seconds)] += 1
+        cells[first + len(SECONDS) + 1] += seconds
+        cells[_cell(IN_FLIGHT, operation)] -= 1
 
     # Showing
 

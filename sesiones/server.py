@@ -49,7 +49,7 @@ def serve(settings: Settings, listener: socket.socket) -> None:
         http=_protocol(settings),
         ws="none",
         workers=settings.workers,
-        log_config=logs.config(),
+        log_config=logs.config(settings.log_format),
         access_log=settings.access_log,
         server_header=False,
         proxy_headers=settings.forwarded_allow_ips is not None,

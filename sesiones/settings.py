@@ -122,6 +122,9 @@ class Settings:
         None, _text, "addresses whose X-Forwarded-* headers are believed; * for all"
     )
     access_log: bool = _setting(False, _switch, "1 logs a line a request")
+    log_format: str = _setting(
+        "text", _choice("text", "json"), "text for people, or json: an object a line"
+    )
 
     @classmethod
     def read(cls, environ: Mapping[str, str], flags: Mapping[str, str | None]) -> "Settings":

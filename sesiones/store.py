@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -26,6 +26,9 @@ from sesiones.metrics import CREATED, ENDED, REDIS_ERRORS, Metrics
 from sesiones.sesion import Sesion
 
 logger = logging.getLogger("sesiones.store")
+
+SLOW_SECONDS = 0.1
+"""What takes longer is logged."""
 
 
 class StoreUnavailable(Exception):
@@ -113,9 +116,10 @@ class SessionStore:
             timeout_seconds,
             batch_max=commands.batch_max,
             in_flight_max=commands.in_flight_max,
-            observe=self.metrics.checked,
+            observe=self._checked,
         )
         self._failed_at: float | None = None
+        self._slow_at = 0.0
 
     async def find(self, token: str) -> Sesion | None:
         """The live and active session of a well-formed token, slid when due; else None."""
@@ -140,7 +144,7 @@ class SessionStore:
         """A new session with a new token. A user at the limit loses the one that expires first."""
         token = tokens.make(ID_Usuario)  # before the first try: a second one finds its session
         base = self._base(token)
-        with self.metrics.operation("create"):
+        with self._operation("create", ID_Usuario):
             reply = await self._run(
                 _CREATE,
                 [self._key(token), f"{base}u:{ID_Usuario}", f"{base}n"],
@@ -158,6 +162,7 @@ class SessionStore:
         if sesion is None:
             raise StoreUnavailable("the new session could not be read back")
         self.metrics.add(CREATED)
+        _log("created", sesion.ID_Sesion, ID_Usuario, tokens.fingerprint(token))
         return sesion
 
     async def update(self, given: Sesion) -> Sesion | Immutable | BadDates | None:
@@ -165,7 +170,7 @@ class SessionStore:
         it now stands; None when there is none."""
         if not tokens.is_well_formed(given.Token_Sesion):
             return None
-        with self.metrics.operation("update"):
+        with self._operation("update", given.ID_Usuario):
             reply = await self._run(
                 _UPDATE,
                 [self._key(given.Token_Sesion)],
@@ -194,12 +199,12 @@ class SessionStore:
 
         Never tried twice: a caller that lost the reply asks again.
         """
-        with self.metrics.operation("logout"):
+        with self._operation("logout"):
             return await self._end(_END, caller, designated)
 
     async def end_all(self, caller: str, designated: str) -> int | Refusal:
         """End every live session of the caller's user: how many ended. Never tried twice."""
-        with self.metrics.operation("logout_all"):
+        with self._operation("logout_all"):
             return await self._end(_END_ALL, caller, designated)
 
     async def probe(self, seconds: float) -> None:
@@ -307,6 +312,37 @@ class SessionStore:
     def _count_ended(self, reason: str, ended: list[list[bytes]]) -> None:
         """Sessions that ended for the reason, as delete() in lua/session.lua gives them."""
         self.metrics.add(ENDED, reason, len(ended))
+        for digest, id_, usuario in ended:
+            fingerprint = tokens.fingerprint_of_digest(digest.decode())
+            _log("ended", _number(id_), _number(usuario), fingerprint, reason)
+
+    def _checked(self, asked: list[float], answers: Sequence[Sesion | Exception | None]) -> None:
+        seconds = self.metrics.checked(asked, answers)
+        first = answers[0]
+        if seconds > SLOW_SECONDS and not isinstance(first, Exception):
+            self._log_slow("check", seconds, first.ID_Usuario if first else None)
+
+    @contextmanager
+    def _operation(self, name: str, ID_Usuario: int | None = None) -> Iterator[None]:
+        """Counts an operation that is no check, and logs it when it is slow."""
+        self.metrics.begun(name)
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - begun
+            self.metrics.over(name, seconds)
+            if seconds > SLOW_SECONDS:
+                self._log_slow(name, seconds, ID_Usuario)
+
+    def _log_slow(self, operation: str, seconds: float, ID_Usuario: int | None) -> None:
+        """One a second: under overload all are slow, and the metrics say how many."""
+        if time.monotonic() - self._slow_at > 1:
+            self._slow_at = time.monotonic()
+            extra: dict[str, object] = {"operation": operation, "seconds": seconds}
+            if ID_Usuario is not None:
+                extra["ID_Usuario"] = ID_Usuario
+            logger.warning("slow: %s took %.3f s", operation, seconds, extra=extra)
 
     async def _run(
         self,
@@ -378,6 +414,33 @@ def _kind(error: Exception) -> str:
 
 class _WritesRefused(StoreUnavailable):
     """Redis answers, but takes no writes."""
+
+
+def _number(text: bytes) -> int | None:
+    """None for a record that is no session's."""
+    return int(text) if text.isdigit() else None
+
+
+def _log(
+    event: str,
+    ID_Sesion: int | None,
+    ID_Usuario: int | None,
+    fingerprint: str,
+    reason: str | None = None,
+) -> None:
+    """What became of a session."""
+    why = f": {reason}" if reason else ""
+    logger.info(
+        "%s session %s of user %s, ses_#%s%s",
+        *(event, ID_Sesion, ID_Usuario, fingerprint, why),
+        extra={
+            "event": event,
+            "ID_Sesion": ID_Sesion,
+            "ID_Usuario": ID_Usuario,
+            "token": f"ses_#{fingerprint}",
+        }
+        | ({"reason": reason} if reason else {}),
+    )
 
 
 @contextmanager
