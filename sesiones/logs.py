@@ -25,7 +25,8 @@ def _named(text: str) -> str:
     return _TOKEN.sub(lambda match: f"ses_#{tokens.fingerprint(match[0])}", text)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Without what could break a line or drive a terminal."""
     return _BREAKS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
@@ -33,11 +34,11 @@ class TextFormatter(logging.Formatter):
     """For people."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, logging's name
-        return _escaped(super().formatMessage(record))
+        return escaped(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
         first, *traceback = super().format(record).split("\n")
-        return _named("\n".join([first, *(f"    {_escaped(line)}" for line in traceback)]))
+        return _named("\n".join([first, *(f"    {escaped(line)}" for line in traceback)]))
 
 
 class JsonFormatter(logging.Formatter):

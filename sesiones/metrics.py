@@ -111,7 +111,7 @@ FAMILIES = (
         "sesiones_sessions_ended",
         "Sessions ended before they expired; limit: by a new one of a user who had the most.",
         "reason",
-        ("logout", "logout_all", "limit"),
+        ("logout", "logout_all", "limit", "operator"),
     ),
 )
 

@@ -153,9 +153,11 @@ class Settings:
         return settings
 
     @classmethod
-    def add_flags(cls, parser: ArgumentParser) -> None:
-        """A flag a setting, whose text read() takes."""
+    def add_flags(cls, parser: ArgumentParser, *names: str) -> None:
+        """A flag a setting, whose text read() takes; for those of the names, or for all."""
         for setting in fields(cls):
+            if names and setting.name not in names:
+                continue
             assert setting.default is not MISSING
             shown = "none" if setting.default in (None, ()) else setting.default
             parser.add_argument(

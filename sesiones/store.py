@@ -8,8 +8,8 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from importlib.resources import files
@@ -74,6 +74,8 @@ _CHECK, _PEEK = _Script("check"), _Script("peek")
 _CREATE, _UPDATE = _Script("create"), _Script("update")
 _END, _END_ALL = _Script("end"), _Script("end_all")
 _PROBE = _Script("probe")
+_LIST, _END_USER, _AUDIT = _Script("list"), _Script("end_user"), _Script("audit")
+# What the service runs; the rest is for operators.
 _SCRIPTS = (_CHECK, _PEEK, _CREATE, _UPDATE, _END, _END_ALL, _PROBE)
 
 
@@ -143,11 +145,10 @@ class SessionStore:
     async def create(self, ID_Usuario: int, Dispositivo: str) -> Sesion:
         """A new session with a new token. A user at the limit loses the one that expires first."""
         token = tokens.make(ID_Usuario)  # before the first try: a second one finds its session
-        base = self._base(token)
         with self._operation("create", ID_Usuario):
             reply = await self._run(
                 _CREATE,
-                [self._key(token), f"{base}u:{ID_Usuario}", f"{base}n"],
+                [self._key(token), self._index(ID_Usuario), f"{self._base(token)}n"],
                 tokens.bucket_number(tokens.bucket(token)),
                 ID_Usuario,
                 Dispositivo,
@@ -207,6 +208,48 @@ class SessionStore:
         with self._operation("logout_all"):
             return await self._end(_END_ALL, caller, designated)
 
+    async def sessions(self, ID_Usuario: int) -> list[Sesion]:
+        """The user's live sessions, active or not. Redis has no tokens: Token_Sesion is the name
+        that the log gives it, which is of no use to anyone else."""
+        replies = await self._run(_LIST, [self._index(ID_Usuario)])
+        sesiones = []
+        with _understood():
+            for digest, reply in replies:
+                name = f"ses_#{tokens.fingerprint_of_digest(digest.decode())}"
+                with suppress(ValueError):  # a bad record is no session
+                    sesiones.append(_parse(name, reply))
+        return sesiones
+
+    async def end_user(self, ID_Usuario: int, ID_Sesion: int | None = None) -> int:
+        """End one session of the user, or all, for an operator: how many ended."""
+        which = "" if ID_Sesion is None else ID_Sesion
+        ended = await self._run(_END_USER, [self._index(ID_Usuario)], which, tries=1)
+        with _understood():
+            self._count_ended("operator", ended)
+            return len(ended)
+
+    async def audit(self) -> AsyncIterator[tuple[int, list[tuple[str, str]]]]:
+        """Look through every key of this prefix, some at a time: how many those were, and the
+        faults among them, as the key and what is wrong with it.
+
+        What is there all the while is seen; of what comes or goes, some.
+        """
+        with _unavailable(), _understood():
+            for execute in (await self._commands.masters()).values():
+                cursor = b"0"
+                while True:
+                    # In lower case: redis-py's Cluster client would make something else of it.
+                    cursor, keys = await execute(
+                        *("scan", cursor, "MATCH", f"{self._key_prefix}:{{??}}:*", "COUNT", 500)
+                    )
+                    faults = await execute("EVAL", _AUDIT.source, 0, *keys) if keys else []
+                    yield (
+                        len(keys),
+                        [(key.decode(errors="replace"), what.decode()) for key, what in faults],
+                    )
+                    if int(cursor) == 0:
+                        break
+
     async def probe(self, seconds: float) -> None:
         """Whether Redis takes writes and has every script, within the time: raises
         StoreUnavailable when it does not. Loads missing scripts, and writes nothing.
@@ -243,6 +286,9 @@ class SessionStore:
 
     def _base(self, token: str) -> str:
         return f"{self._key_prefix}:{{{tokens.bucket(token)}}}:"
+
+    def _index(self, ID_Usuario: int) -> str:
+        return f"{self._key_prefix}:{{{tokens.user_bucket(ID_Usuario)}}}:u:{ID_Usuario}"
 
     def _key(self, token: str) -> str:
         return f"{self._base(token)}s:{tokens.digest(token)}"

@@ -4,7 +4,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 
 import pytest
 from redis.exceptions import ResponseError
@@ -13,15 +12,13 @@ from scripts.redis_server import RedisServer
 from sesiones.connection import Argument
 from sesiones.health import Health
 from sesiones.problems import Problem
-from sesiones.store import SessionStore
+from sesiones.store import _SCRIPTS, SessionStore
 from tests.conftest import KEY
 from tests.service import Service
 from tests.test_clock import Fake
 from tests.test_outage import Deployment, misconf, noreplicas, replica
 
 READY = ["/readyz", "/healthz"]
-LUA = Path(__file__).parents[1] / "sesiones" / "lua"
-
 Trouble = Callable[[Deployment], AbstractContextManager[None]]
 
 
@@ -78,7 +75,7 @@ def test_a_probe_loads_the_scripts(probed: Deployment) -> None:
         redis.script_flush()
         assert probed.service.request("GET", "/readyz").status == 200
         loaded = redis.info("memory")["number_of_cached_scripts"]
-        assert loaded == len(list(LUA.glob("*.lua"))) - 1  # session.lua is a part of each
+        assert loaded == len(_SCRIPTS)
 
 
 def test_probes_are_not_logged(probed: Deployment) -> None:
