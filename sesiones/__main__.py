@@ -4,8 +4,7 @@ import asyncio
 import os
 import sys
 from argparse import ArgumentParser
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import orjson
@@ -19,7 +18,7 @@ from sesiones.logs import escaped
 from sesiones.server import ListenError, listen, serve
 from sesiones.sesion import INT_MAX, Sesion
 from sesiones.settings import Settings, SettingsError
-from sesiones.store import SessionStore, StoreUnavailable
+from sesiones.store import StoreUnavailable
 
 ENVIRONMENT = "Every flag is also an environment variable: --redis-url is SESIONES_REDIS_URL."
 
@@ -88,15 +87,6 @@ def _identifier(text: str) -> int:
     return int(text)
 
 
-@asynccontextmanager
-async def _open(settings: Settings) -> AsyncIterator[SessionStore]:
-    store = open_store(settings)
-    try:
-        yield store
-    finally:
-        await store.aclose()
-
-
 async def _doctor(settings: Settings, *, deep: bool, as_json: bool) -> int:
     findings: list[Finding] = []
 
@@ -120,7 +110,7 @@ async def _doctor(settings: Settings, *, deep: bool, as_json: bool) -> int:
     finally:
         await commands.aclose()
     if findings[0].subject != "connection":
-        async with _open(settings) as store:
+        async with open_store(settings) as store:
             report(await doctor.examine_store(store))
             if deep:
                 finding = await doctor.examine_keys(store, progress)
@@ -135,7 +125,7 @@ async def _doctor(settings: Settings, *, deep: bool, as_json: bool) -> int:
 async def _users(
     settings: Settings, ID_Usuario: int, ID_Sesion: int | None, *, end: bool, as_json: bool
 ) -> int:
-    async with _open(settings) as store:
+    async with open_store(settings) as store:
         if end:
             ended = await store.end_user(ID_Usuario, ID_Sesion)
             if as_json:

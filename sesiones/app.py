@@ -9,7 +9,6 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sesiones.connection import connect
 from sesiones.credentials import ServiceKeys
 from sesiones.endpoints import Endpoints
 from sesiones.health import Health
@@ -72,16 +71,14 @@ def create_app(
 
 def open_store(settings: Settings, metrics: Metrics | None = None) -> SessionStore:
     """The store that the settings describe; no I/O."""
-    return SessionStore(
-        connect(settings.redis_url, settings.redis_timeout),
+    return SessionStore.from_url(
+        settings.redis_url,
         key_prefix=settings.key_prefix,
         idle_seconds=settings.idle_seconds,
         max_seconds=settings.max_seconds,
         touch_seconds=settings.touch_seconds,
         max_per_user=settings.max_per_user,
         timeout_seconds=settings.redis_timeout,
-        # Behind Sentinel or in a Cluster, a server that refuses writes may have been replaced.
-        read_only_checks=not settings.redis_url.startswith(("redis+sentinel:", "redis+cluster:")),
         metrics=metrics,
     )
 

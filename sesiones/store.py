@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from importlib.resources import files
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Literal, Self
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
@@ -21,7 +22,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from sesiones import tokens
 from sesiones.batching import Batcher
-from sesiones.connection import Argument, Commands, Execute
+from sesiones.connection import Argument, Commands, Execute, connect
 from sesiones.metrics import CREATED, ENDED, REDIS_ERRORS, Metrics
 from sesiones.sesion import Sesion
 
@@ -122,6 +123,34 @@ class SessionStore:
         )
         self._failed_at: float | None = None
         self._slow_at = 0.0
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        *,
+        key_prefix: str = "sesiones",
+        idle_seconds: int = 1800,
+        max_seconds: int = 43200,
+        touch_seconds: int = 1,
+        max_per_user: int = 1000,
+        timeout_seconds: float = 0.25,
+        metrics: Metrics | None = None,
+    ) -> Self:
+        """A store on the Redis of the URL, in any of the forms of SESIONES_REDIS_URL; no I/O until
+        it is asked. The defaults are the service's. Raises ValueError for a bad URL."""
+        return cls(
+            connect(url, timeout_seconds),
+            key_prefix=key_prefix,
+            idle_seconds=idle_seconds,
+            max_seconds=max_seconds,
+            touch_seconds=touch_seconds,
+            max_per_user=max_per_user,
+            timeout_seconds=timeout_seconds,
+            # Behind Sentinel or in a Cluster, a server that refuses writes may have been replaced.
+            read_only_checks=not url.startswith(("redis+sentinel:", "redis+cluster:")),
+            metrics=metrics,
+        )
 
     async def find(self, token: str) -> Sesion | None:
         """The live and active session of a well-formed token, slid when due; else None."""
@@ -268,6 +297,17 @@ class SessionStore:
     async def aclose(self) -> None:
         """Close the connection to Redis."""
         await self._commands.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
 
     async def _probe(self, execute: Execute, deadline: float) -> None:
         with _unavailable():
