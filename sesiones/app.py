@@ -10,26 +10,34 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sesiones import docs
-from sesiones.connection import connect
 from sesiones.credentials import ServiceKeys
 from sesiones.endpoints import Endpoints
+from sesiones.health import Health
+from sesiones.metrics import Metrics, Rows
 from sesiones.problems import Problem, unavailable
 from sesiones.routing import Routes, Service
 from sesiones.settings import Settings
 from sesiones.store import SessionStore, StoreUnavailable
 
 
-def create_app(settings: Settings | None = None, *, open_without_key: bool = False) -> Starlette:
+def create_app(
+    settings: Settings | None = None,
+    *,
+    open_without_key: bool = False,
+    rows: Rows | None = None,
+) -> Starlette:
     """The service as an ASGI application; without settings, those of the environment.
 
     ``open_without_key``: POST and PUT are open when there is no service key, instead of 401.
-    Only for a server that nobody beyond this machine can reach. Raises SettingsError.
+    Only for a server that nobody beyond this machine can reach. ``rows``: where the workers of a
+    service count together (metrics.py). Raises SettingsError.
     """
     if settings is None:
         settings = Settings.read(os.environ, {})
-    store = open_store(settings)
+    store = open_store(settings, Metrics(rows))
     service_keys = ServiceKeys(settings.service_key, open_without=open_without_key)
     endpoints = Endpoints(store, service_keys)
+    health = Health(store)
 
     routes = Routes(
         {
@@ -39,6 +47,10 @@ def create_app(settings: Settings | None = None, *, open_without_key: bool = Fal
             "/sesiones/logoutAll": {"DELETE": endpoints.logout_all},
             "/openapi.json": {"GET": docs.document, "HEAD": docs.document},
             "/docs": {"GET": docs.page, "HEAD": docs.page},
+            "/metrics": {"GET": store.metrics.show, "HEAD": store.metrics.show},
+            "/livez": {"GET": health.live, "HEAD": health.live},
+            "/readyz": {"GET": health.ready, "HEAD": health.ready},
+            "/healthz": {"GET": health.ready, "HEAD": health.ready},
         }
     )
 
@@ -60,18 +72,17 @@ def create_app(settings: Settings | None = None, *, open_without_key: bool = Fal
     )
 
 
-def open_store(settings: Settings) -> SessionStore:
+def open_store(settings: Settings, metrics: Metrics | None = None) -> SessionStore:
     """The store that the settings describe; no I/O."""
-    return SessionStore(
-        connect(settings.redis_url, settings.redis_timeout),
+    return SessionStore.from_url(
+        settings.redis_url,
         key_prefix=settings.key_prefix,
         idle_seconds=settings.idle_seconds,
         max_seconds=settings.max_seconds,
         touch_seconds=settings.touch_seconds,
         max_per_user=settings.max_per_user,
         timeout_seconds=settings.redis_timeout,
-        # Behind Sentinel or in a Cluster, a server that refuses writes may have been replaced.
-        read_only_checks=not settings.redis_url.startswith(("redis+sentinel:", "redis+cluster:")),
+        metrics=metrics,
     )
 
 

@@ -6,6 +6,7 @@ out, the next ones gather. So batches grow with the load, and a lone question wa
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -18,11 +19,12 @@ logger = logging.getLogger("sesiones.batching")
 class Batcher(Generic[Question, Answer]):
     """Asks in batches through ``ask(questions, deadline)``, which returns an answer each, in order.
 
-    The deadline is in the loop's time: ``timeout_seconds`` after the oldest question came, but
-    half of that is left for the call, so that nobody is refused for the one who waited longest.
+    The deadline is in the loop's time, which is time.monotonic()'s: ``timeout_seconds`` after the
+    oldest question came, but half of that is left for the call, so that nobody is refused for the
+    one who waited longest.
 
     What ``ask`` raises is the answer of the whole batch. An asker that has left does not matter
-    to the others.
+    to the others. ``observe`` is told when those of a batch were asked, and their answers.
     """
 
     def __init__(
@@ -32,8 +34,10 @@ class Batcher(Generic[Question, Answer]):
         *,
         batch_max: int,
         in_flight_max: int,
+        observe: Callable[[list[float], Sequence[Answer | Exception]], None],
     ) -> None:
         self._ask = ask
+        self._observe = observe
         self._batch_max = batch_max
         self._in_flight_max = in_flight_max
         self._timeout_seconds = timeout_seconds
@@ -44,7 +48,7 @@ class Batcher(Generic[Question, Answer]):
     def submit(self, question: Question, done: Callable[[Answer | Exception], None]) -> None:
         """Ask; ``done`` is called with the answer, or with what went wrong."""
         loop = asyncio.get_running_loop()
-        self._waiting.append((question, done, loop.time()))
+        self._waiting.append((question, done, time.monotonic()))
         if not self._scheduled:
             self._schedule(loop)
 
@@ -57,7 +61,7 @@ class Batcher(Generic[Question, Answer]):
         self._scheduled = False
         batch, self._waiting = self._waiting[: self._batch_max], self._waiting[self._batch_max :]
         oldest = batch[0][2]
-        deadline = max(oldest + self._timeout_seconds, loop.time() + self._timeout_seconds / 2)
+        deadline = max(oldest + self._timeout_seconds, time.monotonic() + self._timeout_seconds / 2)
         task = loop.create_task(self._run(batch, deadline))
         self._in_flight.add(task)
         task.add_done_callback(self._finish)
@@ -75,6 +79,7 @@ class Batcher(Generic[Question, Answer]):
         except Exception as error:
             answers = [error] * len(batch)
             self._give_up(error)
+        self._observe([asked for _, _, asked in batch], answers)
         for (_, done, _), answer in zip(batch, answers, strict=True):
             try:
                 done(answer)
@@ -84,11 +89,13 @@ class Batcher(Generic[Question, Answer]):
     def _give_up(self, error: Exception) -> None:
         """What has waited its whole time shares the answer of the batch before it: else, while
         nobody answers, each batch would wait anew and the queue grow without end."""
-        oldest = asyncio.get_running_loop().time() - self._timeout_seconds
+        oldest = time.monotonic() - self._timeout_seconds
         late = 0
         while late < len(self._waiting) and self._waiting[late][2] <= oldest:
             late += 1
         overdue, self._waiting = self._waiting[:late], self._waiting[late:]
+        if overdue:
+            self._observe([asked for _, _, asked in overdue], [error] * late)
         for _, done, _ in overdue:
             done(error)
 

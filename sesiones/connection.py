@@ -16,7 +16,9 @@ import re
 import socket
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -30,6 +32,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisClusterException
 
 Argument = str | bytes | int
+Execute = Callable[..., Awaitable[Any]]
 
 
 class Commands(Protocol):
@@ -42,6 +45,9 @@ class Commands(Protocol):
 
     async def execute(self, *arguments: Argument) -> Any:
         """One command's reply. Raises redis.exceptions.RedisError."""
+
+    async def masters(self) -> dict[str, Execute]:
+        """execute() on each server that takes writes, by its name: one, or those of a Cluster."""
 
     def reset(self) -> None:
         """Drop the connection: the next command opens, and where Sentinel knows it finds, anew."""
@@ -213,6 +219,9 @@ class _Single:
             link = await self._open_once()
         return await link.send(arguments)
 
+    async def masters(self) -> dict[str, Execute]:
+        return {"redis": self.execute}
+
     async def _open_once(self) -> _Link:
         # However many callers wait, one connection is opened; a caller that leaves does not end it.
         if self._opening is None:
@@ -255,17 +264,23 @@ class _Cluster:
         self._cluster = cluster
         self._initializing: asyncio.Task[Any] | None = None
 
-    async def execute(self, *arguments: Argument) -> Any:
-        try:
-            # redis-py closes connections under callers that come while it finds the nodes, and
-            # under all when the caller that started it leaves: a task of its own does it.
-            if self._initializing is None or _failed(self._initializing):
-                self._initializing = asyncio.create_task(self._initialize())
-            await asyncio.shield(self._initializing)
-            return await self._cluster.execute_command(*arguments)
-        except (RedisClusterException, RuntimeError, AttributeError) as error:
-            # What redis-py raises, beside RedisError, when its nodes go away under a call.
-            raise RedisConnectionError(str(error)) from error
+    async def execute(self, *arguments: Argument, **options: Any) -> Any:
+        with _redis_errors():
+            await self._discover()
+            return await self._cluster.execute_command(*arguments, **options)
+
+    async def masters(self) -> dict[str, Execute]:
+        with _redis_errors():
+            await self._discover()
+        nodes = self._cluster.get_primaries()
+        return {node.name: partial(self.execute, target_nodes=node) for node in nodes}
+
+    async def _discover(self) -> None:
+        # redis-py closes connections under callers that come while it finds the nodes, and under
+        # all when the caller that started it leaves: a task of its own does it.
+        if self._initializing is None or _failed(self._initializing):
+            self._initializing = asyncio.create_task(self._initialize())
+        await asyncio.shield(self._initializing)
 
     async def _initialize(self) -> None:
         await self._cluster.initialize()
@@ -277,6 +292,15 @@ class _Cluster:
         if self._initializing is not None:
             self._initializing.cancel()
         await self._cluster.aclose()
+
+
+@contextmanager
+def _redis_errors() -> Iterator[None]:
+    try:
+        yield
+    except (RedisClusterException, RuntimeError, AttributeError) as error:
+        # What redis-py raises, beside RedisError, when its nodes go away under a call.
+        raise RedisConnectionError(str(error)) from error
 
 
 def _failed(task: asyncio.Task[Any]) -> bool:

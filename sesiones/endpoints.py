@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from sesiones import payloads
 from sesiones.credentials import ServiceKeys, caller_token
+from sesiones.metrics import CHECKS
 from sesiones.payloads import Members
 from sesiones.problems import Problem, unauthorized, unavailable
 from sesiones.sesion import Sesion
@@ -105,7 +106,10 @@ class Endpoints:
 
     async def _authenticate(self, scope: Scope) -> Sesion:
         token, presented = caller_token(scope["headers"])
-        sesion = await self._store.find(token) if token is not None else None
+        if token is None:
+            self._store.metrics.add(CHECKS, "missing")
+            raise unauthorized(presented=presented)
+        sesion = await self._store.find(token)
         if sesion is None:
             raise unauthorized(presented=presented)
         return sesion

@@ -18,6 +18,7 @@ from uvicorn.supervisors import Multiprocess
 from sesiones import logs
 from sesiones.app import create_app
 from sesiones.lane import FastLane
+from sesiones.metrics import Rows
 from sesiones.protocol import HttpProtocol
 from sesiones.settings import Settings, SettingsError
 
@@ -41,13 +42,14 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     Without a service key POST and PUT are open: listen() saw to it that only this machine is
     let in.
     """
+    rows = Rows() if settings.workers > 1 else None
     config = uvicorn.Config(
-        functools.partial(create_app, settings, open_without_key=True),
+        functools.partial(create_app, settings, open_without_key=True, rows=rows),
         factory=True,
         http=_protocol(settings),
         ws="none",
         workers=settings.workers,
-        log_config=logs.config(),
+        log_config=logs.config(settings.log_format),
         access_log=settings.access_log,
         server_header=False,
         proxy_headers=settings.forwarded_allow_ips is not None,

@@ -122,6 +122,9 @@ class Settings:
         None, _text, "addresses whose X-Forwarded-* headers are believed; * for all"
     )
     access_log: bool = _setting(False, _switch, "1 logs a line a request")
+    log_format: str = _setting(
+        "text", _choice("text", "json"), "text for people, or json: an object a line"
+    )
 
     @classmethod
     def read(cls, environ: Mapping[str, str], flags: Mapping[str, str | None]) -> "Settings":
@@ -150,9 +153,11 @@ class Settings:
         return settings
 
     @classmethod
-    def add_flags(cls, parser: ArgumentParser) -> None:
-        """A flag a setting, whose text read() takes."""
+    def add_flags(cls, parser: ArgumentParser, *names: str) -> None:
+        """A flag a setting, whose text read() takes; for those of the names, or for all."""
         for setting in fields(cls):
+            if names and setting.name not in names:
+                continue
             assert setting.default is not MISSING
             shown = "none" if setting.default in (None, ()) else setting.default
             parser.add_argument(

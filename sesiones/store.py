@@ -8,22 +8,28 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from importlib.resources import files
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Literal, Self
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from sesiones import tokens
 from sesiones.batching import Batcher
-from sesiones.connection import Argument, Commands
+from sesiones.connection import Argument, Commands, Execute, connect
+from sesiones.metrics import CREATED, ENDED, REDIS_ERRORS, Metrics
 from sesiones.sesion import Sesion
 
 logger = logging.getLogger("sesiones.store")
+
+SLOW_SECONDS = 0.1
+"""What takes longer is logged."""
 
 
 class StoreUnavailable(Exception):
@@ -68,6 +74,10 @@ class _Script:
 _CHECK, _PEEK = _Script("check"), _Script("peek")
 _CREATE, _UPDATE = _Script("create"), _Script("update")
 _END, _END_ALL = _Script("end"), _Script("end_all")
+_PROBE = _Script("probe")
+_LIST, _END_USER, _AUDIT = _Script("list"), _Script("end_user"), _Script("audit")
+# What the service runs; the rest is for operators.
+_SCRIPTS = (_CHECK, _PEEK, _CREATE, _UPDATE, _END, _END_ALL, _PROBE)
 
 
 class SessionStore:
@@ -93,7 +103,9 @@ class SessionStore:
         max_per_user: int,
         timeout_seconds: float,
         read_only_checks: bool,
+        metrics: Metrics | None = None,
     ) -> None:
+        self.metrics = metrics or Metrics()
         self._commands = commands
         self._key_prefix = key_prefix
         self._idle_seconds = idle_seconds
@@ -107,10 +119,40 @@ class SessionStore:
             timeout_seconds,
             batch_max=commands.batch_max,
             in_flight_max=commands.in_flight_max,
+            observe=self._checked,
         )
         self.check = self._checks.submit
         """find() without a task: calls the second argument with its answer, or what it raises."""
         self._failed_at: float | None = None
+        self._slow_at = 0.0
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        *,
+        key_prefix: str = "sesiones",
+        idle_seconds: int = 1800,
+        max_seconds: int = 43200,
+        touch_seconds: int = 1,
+        max_per_user: int = 1000,
+        timeout_seconds: float = 0.25,
+        metrics: Metrics | None = None,
+    ) -> Self:
+        """A store on the Redis of the URL, in any of the forms of SESIONES_REDIS_URL; no I/O until
+        it is asked. The defaults are the service's. Raises ValueError for a bad URL."""
+        return cls(
+            connect(url, timeout_seconds),
+            key_prefix=key_prefix,
+            idle_seconds=idle_seconds,
+            max_seconds=max_seconds,
+            touch_seconds=touch_seconds,
+            max_per_user=max_per_user,
+            timeout_seconds=timeout_seconds,
+            # Behind Sentinel or in a Cluster, a server that refuses writes may have been replaced.
+            read_only_checks=not url.startswith(("redis+sentinel:", "redis+cluster:")),
+            metrics=metrics,
+        )
 
     async def find(self, token: str) -> Sesion | None:
         """The live and active session of a well-formed token, slid when due; else None."""
@@ -135,21 +177,25 @@ class SessionStore:
         """
         if token is None:
             token = tokens.make(ID_Usuario)  # before the first try: a second one finds its session
-        base = self._base(token)
-        reply = await self._run(
-            _CREATE,
-            [self._key(token), f"{base}u:{ID_Usuario}", f"{base}n"],
-            tokens.bucket_number(tokens.bucket(token)),
-            ID_Usuario,
-            Dispositivo,
-            self._idle_seconds,
-            self._max_seconds,
-            self._max_per_user,
-        )
+        with self._operation("create", ID_Usuario):
+            reply = await self._run(
+                _CREATE,
+                [self._key(token), self._index(ID_Usuario), f"{self._base(token)}n"],
+                tokens.bucket_number(tokens.bucket(token)),
+                ID_Usuario,
+                Dispositivo,
+                self._idle_seconds,
+                self._max_seconds,
+                self._max_per_user,
+            )
         with _understood():
-            sesion = _session(token, reply)
+            made, ended = reply
+            sesion = _session(token, made)
+            self._count_ended("limit", ended)
         if sesion is None:
             raise StoreUnavailable("the new session could not be read back")
+        self.metrics.add(CREATED)
+        _log("created", sesion.ID_Sesion, ID_Usuario, tokens.fingerprint(token))
         return sesion
 
     async def update(self, given: Sesion) -> Sesion | Immutable | BadDates | None:
@@ -157,18 +203,19 @@ class SessionStore:
         it now stands; None when there is none."""
         if not tokens.is_well_formed(given.Token_Sesion):
             return None
-        reply = await self._run(
-            _UPDATE,
-            [self._key(given.Token_Sesion)],
-            given.ID_Sesion,
-            given.ID_Usuario,
-            given.Fecha_Inicio,
-            given.Fecha_Expiracion,
-            given.Estado_Sesion,
-            given.Ultima_Actividad,
-            given.Dispositivo,
-            self._max_seconds,
-        )
+        with self._operation("update", given.ID_Usuario):
+            reply = await self._run(
+                _UPDATE,
+                [self._key(given.Token_Sesion)],
+                given.ID_Sesion,
+                given.ID_Usuario,
+                given.Fecha_Inicio,
+                given.Fecha_Expiracion,
+                given.Estado_Sesion,
+                given.Ultima_Actividad,
+                given.Dispositivo,
+                self._max_seconds,
+            )
         with _understood():
             outcome, *details = reply
             match outcome:
@@ -185,36 +232,128 @@ class SessionStore:
 
         Never tried twice: a caller that lost the reply asks again.
         """
-        return await self._end(_END, caller, designated)
+        with self._operation("logout"):
+            return await self._end(_END, caller, designated)
 
     async def end_all(self, caller: str, designated: str) -> int | Refusal:
         """End every live session of the caller's user: how many ended. Never tried twice."""
-        return await self._end(_END_ALL, caller, designated)
+        with self._operation("logout_all"):
+            return await self._end(_END_ALL, caller, designated)
+
+    async def sessions(self, ID_Usuario: int) -> list[Sesion]:
+        """The user's live sessions, active or not. Redis has no tokens: Token_Sesion is the name
+        that the log gives it, which is of no use to anyone else."""
+        replies = await self._run(_LIST, [self._index(ID_Usuario)])
+        sesiones = []
+        with _understood():
+            for digest, reply in replies:
+                name = f"ses_#{tokens.fingerprint_of_digest(digest.decode())}"
+                if not isinstance(reply, bytes) and (sesion := _session(name, reply)):
+                    sesiones.append(sesion)  # a bad record is no session
+        return sesiones
+
+    async def end_user(self, ID_Usuario: int, ID_Sesion: int | None = None) -> int:
+        """End one session of the user, or all, for an operator: how many ended."""
+        which = "" if ID_Sesion is None else ID_Sesion
+        ended = await self._run(_END_USER, [self._index(ID_Usuario)], which, tries=1)
+        with _understood():
+            self._count_ended("operator", ended)
+            return len(ended)
+
+    async def audit(self) -> AsyncIterator[tuple[int, list[tuple[str, str]]]]:
+        """Look through every key of this prefix, some at a time: how many those were, and the
+        faults among them, as the key and what is wrong with it.
+
+        What is there all the while is seen; of what comes or goes, some.
+        """
+        with _unavailable(), _understood():
+            for execute in (await self._commands.masters()).values():
+                cursor = b"0"
+                while True:
+                    # In lower case: redis-py's Cluster client would make something else of it.
+                    cursor, keys = await execute(
+                        *("scan", cursor, "MATCH", f"{self._key_prefix}:{{??}}:*", "COUNT", 500)
+                    )
+                    faults = await execute("EVAL", _AUDIT.source, 0, *keys) if keys else []
+                    yield (
+                        len(keys),
+                        [(key.decode(errors="replace"), what.decode()) for key, what in faults],
+                    )
+                    if int(cursor) == 0:
+                        break
+
+    async def probe(self, seconds: float) -> None:
+        """Whether Redis takes writes and has every script, within the time: raises
+        StoreUnavailable when it does not. Loads missing scripts, and writes nothing.
+
+        One master of a Cluster is enough: with it this node serves a part of the users.
+        """
+        deadline = asyncio.get_running_loop().time() + seconds
+        with _unavailable():
+            async with asyncio.timeout_at(deadline):
+                masters = await self._commands.masters()
+        probes = (self._probe(execute, deadline) for execute in masters.values())
+        failures = await asyncio.gather(*probes, return_exceptions=True)
+        if None not in failures:
+            raise next((f for f in failures if f), StoreUnavailable("no master is known"))
 
     async def aclose(self) -> None:
         """Close the connection to Redis."""
         await self._commands.aclose()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def _probe(self, execute: Execute, deadline: float) -> None:
+        with _unavailable():
+            async with asyncio.timeout_at(deadline):
+                shas = [script.sha for script in _SCRIPTS]
+                for script, loaded in zip(
+                    _SCRIPTS, await execute("SCRIPT", "EXISTS", *shas), strict=True
+                ):
+                    if not loaded:
+                        await execute("SCRIPT", "LOAD", script.source)
+                try:
+                    await execute("EVALSHA", _PROBE.sha, 0)
+                except ReadOnlyError:
+                    self._commands.reset()  # demoted: the next one finds the master
+                    raise
+
     def _base(self, token: str) -> str:
         return f"{self._key_prefix}:{{{tokens.bucket(token)}}}:"
+
+    def _index(self, ID_Usuario: int) -> str:
+        return f"{self._key_prefix}:{{{tokens.user_bucket(ID_Usuario)}}}:u:{ID_Usuario}"
 
     def _key(self, token: str) -> str:
         # _base(), spelled out: the check comes here.
         return f"{self._key_prefix}:{{{token[4:6]}}}:s:{tokens.digest(token)}"
 
     async def _check(self, batch: list[str], deadline: float) -> list[Sesion | None]:
+        slides = 0
+        self.metrics.batch_sent(len(batch))
         try:
-            sesiones = await self._read(_CHECK, batch, deadline)
+            sesiones, slides = await self._read(_CHECK, batch, deadline)
         except _WritesRefused:
             if not self._read_only_checks:
                 raise
-            sesiones = await self._read(_PEEK, batch, deadline)
+            sesiones, _ = await self._read(_PEEK, batch, deadline)
             await self._confirm_master()
         except StoreUnavailable:
             raise
         except Exception as error:  # a bug of ours: no check is answered with anything but a 503
             logger.exception("a batch of checks failed")
             raise StoreUnavailable("a batch of checks failed") from error
+        finally:
+            self.metrics.batch_over(len(batch), slides)
         return [s if s is not None and s.Estado_Sesion == 1 else None for s in sesiones]
 
     async def _confirm_master(self) -> None:
@@ -233,7 +372,8 @@ class SessionStore:
 
     async def _read(
         self, script: _Script, batch: list[str], deadline: float | None = None
-    ) -> list[Sesion | None]:
+    ) -> tuple[list[Sesion | None], int]:
+        """The sessions, active or not, and how many were slid."""
         keys = [self._key(token) for token in batch]
         # A lone key routes the call to its node of a Cluster.
         routing = keys if len(keys) == 1 else []
@@ -241,23 +381,63 @@ class SessionStore:
             script, routing, self._touch_seconds, self._max_seconds, *keys, deadline=deadline
         )
         with _understood():
-            return [_session(token, reply) for token, reply in zip(batch, replies, strict=True)]
+            slides: int = replies.pop()
+            sesiones = [_session(token, reply) for token, reply in zip(batch, replies, strict=True)]
+            return sesiones, slides
 
     async def _end(self, script: _Script, caller: str, designated: str) -> int | Refusal:
         designated_key = None
         if tokens.is_well_formed(designated):
             if tokens.bucket(designated) == tokens.bucket(caller):
                 designated_key = self._key(designated)
-            elif await self._read(_PEEK, [designated]) != [None]:
+            elif (await self._read(_PEEK, [designated]))[0] != [None]:
                 # A bucket is a function of the user: another bucket's session is another user's.
                 return Refusal.FORBIDDEN
         if designated_key is None:
             if script is _END:
                 return 0
             designated_key = self._key(caller)
-        ended: int = await self._run(script, [self._key(caller), designated_key], tries=1)
+        ended = await self._run(script, [self._key(caller), designated_key], tries=1)
         with _understood():
-            return Refusal(ended) if ended < 0 else ended
+            if isinstance(ended, int):
+                return Refusal(ended)
+            self._count_ended("logout" if script is _END else "logout_all", ended)
+            return len(ended)
+
+    def _count_ended(self, reason: str, ended: list[list[bytes]]) -> None:
+        """Sessions that ended for the reason, as delete() in lua/session.lua gives them."""
+        self.metrics.add(ENDED, reason, len(ended))
+        for digest, id_, usuario in ended:
+            fingerprint = tokens.fingerprint_of_digest(digest.decode())
+            _log("ended", _number(id_), _number(usuario), fingerprint, reason)
+
+    def _checked(self, asked: list[float], answers: Sequence[Sesion | Exception | None]) -> None:
+        seconds = self.metrics.checked(asked, answers)
+        first = answers[0]
+        if seconds > SLOW_SECONDS and not isinstance(first, Exception):
+            self._log_slow("check", seconds, first.ID_Usuario if first else None)
+
+    @contextmanager
+    def _operation(self, name: str, ID_Usuario: int | None = None) -> Iterator[None]:
+        """Counts an operation that is no check, and logs it when it is slow."""
+        self.metrics.begun(name)
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - begun
+            self.metrics.over(name, seconds)
+            if seconds > SLOW_SECONDS:
+                self._log_slow(name, seconds, ID_Usuario)
+
+    def _log_slow(self, operation: str, seconds: float, ID_Usuario: int | None) -> None:
+        """One a second: under overload all are slow, and the metrics say how many."""
+        if time.monotonic() - self._slow_at > 1:
+            self._slow_at = time.monotonic()
+            extra: dict[str, object] = {"operation": operation, "seconds": seconds}
+            if ID_Usuario is not None:
+                extra["ID_Usuario"] = ID_Usuario
+            logger.warning("slow: %s took %.3f s", operation, seconds, extra=extra)
 
     async def _run(
         self,
@@ -275,6 +455,7 @@ class SessionStore:
             async with asyncio.timeout_at(deadline):
                 while True:
                     tries -= 1
+                    begun = time.monotonic()
                     try:
                         reply = await self._evaluate(script, keys, arguments)
                     except ReadOnlyError:
@@ -286,8 +467,10 @@ class SessionStore:
                         if tries < 1:
                             raise
                     else:
+                        self.metrics.redis_replied(time.monotonic() - begun)
                         break
         except (RedisError, OSError, TimeoutError) as error:
+            self.metrics.add(REDIS_ERRORS, _kind(error))
             reason = str(error) or type(error).__name__
             self._log_failure(reason)
             refused = reason.startswith(("MISCONF", "NOREPLICAS"))
@@ -317,8 +500,51 @@ class SessionStore:
             return await self._commands.execute("EVAL", script.source, len(keys), *keys, *arguments)
 
 
+def _kind(error: Exception) -> str:
+    """Of the metric: what went wrong, as far as an operator would go elsewhere for it."""
+    if isinstance(error, (TimeoutError, RedisTimeoutError)) or str(error) == "no reply in time":
+        return "timeout"
+    return "connection" if isinstance(error, (RedisConnectionError, OSError)) else "refused"
+
+
 class _WritesRefused(StoreUnavailable):
     """Redis answers, but takes no writes."""
+
+
+def _number(text: bytes) -> int | None:
+    """None for a record that is no session's."""
+    return int(text) if text.isdigit() else None
+
+
+def _log(
+    event: str,
+    ID_Sesion: int | None,
+    ID_Usuario: int | None,
+    fingerprint: str,
+    reason: str | None = None,
+) -> None:
+    """What became of a session."""
+    why = f": {reason}" if reason else ""
+    logger.info(
+        "%s session %s of user %s, ses_#%s%s",
+        *(event, ID_Sesion, ID_Usuario, fingerprint, why),
+        extra={
+            "event": event,
+            "ID_Sesion": ID_Sesion,
+            "ID_Usuario": ID_Usuario,
+            "token": f"ses_#{fingerprint}",
+        }
+        | ({"reason": reason} if reason else {}),
+    )
+
+
+@contextmanager
+def _unavailable() -> Iterator[None]:
+    """What Redis and the way to it raise, as the one error that callers know."""
+    try:
+        yield
+    except (RedisError, OSError, TimeoutError) as error:
+        raise StoreUnavailable(str(error) or type(error).__name__) from error
 
 
 @contextmanager

@@ -52,3 +52,8 @@ def digest(token: str) -> str:
 def fingerprint(token: str) -> str:
     """The token's name in a log: the first 8 hex digits of its SHA-256."""
     return hashlib.sha256(token.encode()).hexdigest()[:8]
+
+
+def fingerprint_of_digest(digest: str) -> str:
+    """The same, of a token that is known by its name in Redis alone."""
+    return binascii.a2b_base64(digest.translate({45: "+", 95: "/"}) + "=").hex()[:8]

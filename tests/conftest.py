@@ -1,5 +1,6 @@
 """Fixtures: a real Redis or Valkey server, a store on it, and the service as a process."""
 
+import logging
 import os
 from collections.abc import AsyncIterator, Iterator
 
@@ -9,9 +10,33 @@ from redis import Redis
 from scripts.redis_server import RedisServer
 from sesiones.connection import connect
 from sesiones.store import SessionStore
-from tests.service import Service
+from tests.service import TOKEN, Service
 
 KEY = "k" * 32
+
+
+class _TokensLogged(logging.Handler):
+    """Looks for tokens in what the code under test logs in this process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = logging.Formatter().format(record)
+        if TOKEN.search(text):
+            self.found.append(text)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_token_in_any_log() -> Iterator[None]:
+    """Of the whole run; Service looks through the logs of its processes."""
+    handler = _TokensLogged()
+    logging.getLogger().addHandler(handler)
+    yield
+    logging.getLogger().removeHandler(handler)
+    assert handler.found == []
+
 
 EXAMPLES = int(os.environ.get("SESIONES_TEST_EXAMPLES", "50"))
 """Examples of a property-based test; raise it for a long run."""

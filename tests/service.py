@@ -15,6 +15,8 @@ from typing import Any
 
 import orjson
 
+TOKEN = re.compile(r"ses_[A-Za-z0-9_-]{45}")
+
 
 @dataclass
 class Reply:
@@ -78,7 +80,9 @@ class Service:
         assert self.process is not None
         if self.process.poll() is None:
             self.stop()
+        log = self.log
         self._log.close()
+        assert not TOKEN.search(log), "a token is in the log"
 
     def request(
         self,

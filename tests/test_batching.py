@@ -22,9 +22,14 @@ class Desk:
         self.deadlines: list[float] = []
         self.open = asyncio.Event()
         self.answers: list[Any] = []
+        self.observed: list[tuple[list[float], list[Any]]] = []
         self.error: Exception | None = None
         self.batcher: Batcher[int, int] = Batcher(
-            self.ask, timeout, batch_max=batch_max, in_flight_max=in_flight_max
+            self.ask,
+            timeout,
+            batch_max=batch_max,
+            in_flight_max=in_flight_max,
+            observe=lambda asked, answers: self.observed.append((asked, list(answers))),
         )
 
     async def ask(self, questions: list[int], deadline: float) -> list[int]:

@@ -8,7 +8,7 @@ import fakeredis
 import pytest
 
 from sesiones import tokens
-from sesiones.connection import Argument
+from sesiones.connection import Argument, Execute
 from sesiones.sesion import Sesion
 from sesiones.store import BadDates, Refusal, SessionStore
 
@@ -51,6 +51,9 @@ class Fake:
             assert source.startswith("#!lua")
             arguments = ("EVAL", source.partition("\n")[2], *arguments[2:])
         return self.redis.execute_command(*arguments)  # type: ignore[no-untyped-call]
+
+    async def masters(self) -> dict[str, Execute]:
+        return {"redis": self.execute}
 
     def reset(self) -> None:
         """There is no connection."""

@@ -595,6 +595,7 @@ async def test_sentinel_and_two_failovers(tmp_path: Path, monkeypatch: pytest.Mo
             wait_until(lambda: two.info("replication")["role"] == "master")
             one.replicaof("127.0.0.1", ports[1])
             assert (await until(lambda: store.find(token))).ID_Sesion == session.ID_Sesion
+            await until(lambda: store.probe(5))
             other = (await until(lambda: store.create(7, "phone"))).Token_Sesion
             assert len(two.keys("*:s:*")) == 2
             wait_until(lambda: one.info("replication")["master_link_status"] == "up")
@@ -710,6 +711,8 @@ async def test_slots_that_move_to_another_node(cluster: dict[int, RedisServer]) 
 
 async def test_a_cluster_that_is_not_there() -> None:
     async with store_at(f"redis+cluster://127.0.0.1:{free_port()}", 0.25) as store:
+        with pytest.raises(StoreUnavailable):
+            await store.probe(5)
         for _ in range(2):
             with pytest.raises(StoreUnavailable):
                 await store.create(7, "laptop")
@@ -757,6 +760,7 @@ async def test_a_node_of_the_cluster_that_is_gone_costs_its_users_alone(
             for session in sessions:
                 if session not in lost:
                     assert await store.find(session.Token_Sesion) is not None
+            await store.probe(0.5)  # ready for them
         finally:
             gone.start()
         begun = time.monotonic()

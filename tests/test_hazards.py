@@ -24,7 +24,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from scripts.redis_server import RedisServer
 from sesiones import tokens
-from sesiones.connection import Argument, Commands, connect
+from sesiones.connection import Argument, Commands, Execute, connect
 from sesiones.sesion import Sesion
 from sesiones.store import BadDates, Immutable, Refusal, SessionStore, StoreUnavailable
 from tests.test_store import base, counter_key, digest, index_key, lua, session_key
@@ -544,6 +544,9 @@ class _Wrapped:
 
     async def execute(self, *arguments: Argument) -> Any:
         return await self.commands.execute(*arguments)
+
+    async def masters(self) -> dict[str, Execute]:
+        return {"redis": self.execute}
 
     def reset(self) -> None:
         self.commands.reset()

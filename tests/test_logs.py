@@ -4,9 +4,11 @@ import hashlib
 import logging
 import re
 import socket
+import time
 from collections.abc import Iterator
 from urllib.parse import quote
 
+import orjson
 import pytest
 from redis import Redis
 
@@ -52,15 +54,18 @@ def test_a_token_becomes_its_fingerprint(text: str) -> None:
     shown = f"ses_#{fingerprint(token)}"
     expected = text.format(token).replace(token, shown)
     for entry in record(text.format(token)), record(text.replace("{}", "%s"), token):
-        formatted = logs.Formatter().format(entry)
-        assert token[6:] not in formatted
+        formatted = logs.TextFormatter().format(entry)
+        message = orjson.loads(logs.JsonFormatter().format(entry))["message"]
+        for line in formatted, message:
+            assert token[6:] not in line
         if "{{" not in text:
-            assert formatted == expected
+            assert formatted == expected.replace("\n", "\\n")
+            assert message == expected
 
 
 def test_every_token_of_a_record() -> None:
     first, second = tokens.make(7), tokens.make(8)
-    formatted = logs.Formatter().format(record("%s%s %s", first, second, first))
+    formatted = logs.TextFormatter().format(record("%s%s %s", first, second, first))
     shown = [f"ses_#{fingerprint(token)}" for token in (first, second)]
     assert formatted == f"{shown[0]}{shown[1]} {shown[0]}"
 
@@ -74,8 +79,8 @@ def test_tokens_in_a_traceback() -> None:
             raise ValueError(f"no session {token}") from error
     except ValueError as error:
         entry = record("failed", error=error)
-    formatter = logs.Formatter()
-    for _ in range(2):  # logging keeps a formatted traceback for the next handler
+    # Twice: logging keeps a formatted traceback for the next handler.
+    for formatter in logs.TextFormatter(), logs.TextFormatter(), logs.JsonFormatter():
         formatted = formatter.format(entry)
         assert "Traceback" in formatted
         assert token[6:] not in formatted
@@ -84,10 +89,99 @@ def test_tokens_in_a_traceback() -> None:
 
 def test_what_only_looks_like_a_token_stays() -> None:
     for text in "ses_", "ses_#abc", f"ses_{'A' * 44}", f"SES_{'A' * 45}":
-        assert logs.Formatter().format(record(text)) == text
+        assert logs.TextFormatter().format(record(text)) == text
+
+
+FORGED = "x\n2026-01-01 00:00:00,000 INFO sesiones: forged\r\x1b[2K\x00\u2028\x85\ud800y"
+
+
+@pytest.mark.parametrize("formatter", [logs.TextFormatter(), logs.JsonFormatter()])
+def test_nothing_breaks_a_line(formatter: logging.Formatter) -> None:
+    for entry in record(FORGED), record("%s", FORGED), record("%r", FORGED):
+        line = formatter.format(entry)
+        assert line.isprintable()
+        assert line.encode()
+    lines = formatter.format(record("failed", error=ValueError(FORGED))).split("\n")
+    assert lines[0].startswith(("failed", "{"))
+    for line in lines[1:]:
+        assert line.startswith("    ")
+        assert line.isprintable()
+
+
+def test_an_object_says_what_the_record_does() -> None:
+    entry = record("made %d", 7)
+    vars(entry).update(ID_Sesion=7, seconds=0.5, reason=None, path=FORGED)
+    members = orjson.loads(logs.JsonFormatter().format(entry))
+    time = members.pop("time")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", time)
+    assert members.pop("path").startswith("x\n2026")
+    assert members == {
+        "level": "ERROR",
+        "logger": "x",
+        "message": "made 7",
+        "ID_Sesion": 7,
+        "seconds": 0.5,
+        "reason": None,
+    }
 
 
 # The service
+
+
+def test_the_life_of_a_session(redis_server: RedisServer) -> None:
+    with Service(
+        SESIONES_REDIS_URL=redis_server.url,
+        SESIONES_LOG_FORMAT="json",
+        SESIONES_MAX_PER_USER="2",
+        SESIONES_REDIS_TIMEOUT="5",
+    ) as service:
+        made = [
+            service.request("POST", "/sesiones", FORM, "ID_Usuario=48213&Dispositivo=d").json()
+            for _ in range(4)
+        ]
+        by_token = {sesion["Token_Sesion"]: sesion for sesion in made}
+        live = [
+            token
+            for token in by_token
+            if service.request("GET", "/sesiones/self", {"x-auth-token": token}).status == 200
+        ]
+        assert len(live) == 2
+        for path, ended in ("logout", live[0]), ("logoutAll", live[1]):
+            caller = {"x-auth-token": live[1]}
+            path = f"/sesiones/{path}?Token_Sesion={ended}"
+            assert service.request("DELETE", path, caller).status == 200
+        lines = [orjson.loads(line) for line in service.log.splitlines()[1:]]
+    events = [line for line in lines if "event" in line]
+    for line in events:
+        assert (line["level"], line["logger"]) == ("INFO", "sesiones.store")
+        assert line["ID_Usuario"] == 48213
+        assert line["message"].startswith(f"{line['event']} session {line['ID_Sesion']} of user")
+    names = {s["ID_Sesion"]: f"ses_#{fingerprint(s['Token_Sesion'])}" for s in made}
+    assert all(line["token"] == names[line["ID_Sesion"]] for line in events)
+    created = [line["ID_Sesion"] for line in events if line["event"] == "created"]
+    assert created == [sesion["ID_Sesion"] for sesion in made]
+    ended = [(line["ID_Sesion"], line["reason"]) for line in events if line["event"] == "ended"]
+    dead = [s["ID_Sesion"] for token, s in by_token.items() if token not in live]
+    assert sorted(ended[:2]) == [(id_, "limit") for id_ in sorted(dead)]
+    assert ended[2:] == [
+        (by_token[live[0]]["ID_Sesion"], "logout"),
+        (by_token[live[1]]["ID_Sesion"], "logout_all"),
+    ]
+
+
+def test_what_is_slow(redis_server: RedisServer, redis: "Redis") -> None:
+    with Service(SESIONES_REDIS_URL=redis_server.url, SESIONES_REDIS_TIMEOUT="5") as service:
+        body = "ID_Usuario=7&Dispositivo=d"
+        token = service.request("POST", "/sesiones", FORM, body).json()["Token_Sesion"]
+        redis.client_pause(200)
+        service.request("GET", "/sesiones/self", {"x-auth-token": token})
+        time.sleep(1)  # one a second is logged
+        redis.client_pause(200)
+        service.request("POST", "/sesiones", FORM, body)
+        slow = re.findall(
+            r"WARNING sesiones\.store: slow: (\w+) took 0\.[1-9]\d\d s\n", service.log
+        )
+        assert slow == ["check", "create"]
 
 
 @pytest.fixture(scope="module", params=[1, 2])

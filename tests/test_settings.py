@@ -45,6 +45,7 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "http": [("httptools", "httptools"), ("fast", "fast")],
     "forwarded_allow_ips": [("127.0.0.1", "127.0.0.1"), ("*", "*")],
     "access_log": [("0", False), ("1", True)],
+    "log_format": [("text", "text"), ("json", "json")],
 }
 
 NOT_A_COUNT = ["", " 1", "-1", "+1", "1.0", "1_0", "0x10", "uno", "\u0661", "1\n", "9" * 5000]
@@ -80,6 +81,7 @@ BAD: dict[str, list[str]] = {
     "http": ["", "h11"],
     "forwarded_allow_ips": [""],
     "access_log": ["", "true", "2"],
+    "log_format": ["", "JSON", "yaml"],
 }
 
 
@@ -120,6 +122,7 @@ def test_the_defaults_are_the_contracts() -> None:
         http="fast",
         forwarded_allow_ips=None,
         access_log=False,
+        log_format="text",
     )
 
 

@@ -829,7 +829,7 @@ class TestBadRecords:
         replies = redis.eval(
             lua("check"), 0, 1, MAX, *(session_key(sesion.Token_Sesion) for sesion in order)
         )
-        assert [reply[1] for reply in (replies[0], *replies[2:])] == [b"2061", b"8", b"9"]
+        assert [reply[1] for reply in (replies[0], *replies[2:4])] == [b"2061", b"8", b"9"]
 
     @pytest.mark.parametrize("score", ["inf", 4e18, 1e300, 10**10 + 0.5])
     async def test_bad_index_entry(
@@ -1043,8 +1043,9 @@ class TestServer:
         moment = now(cluster_node)
         for name in ("peek", "check"):
             replies: Any = cluster_node.eval(lua(name), 0, 1, MAX, *session_keys)
-            assert [int(reply[1]) for reply in replies] == list(range(300))
-        assert all(int(reply[4]) >= moment for reply in replies)
+            *sessions, _ = replies
+            assert [int(session[1]) for session in sessions] == list(range(300))
+        assert all(int(session[4]) >= moment for session in sessions)
         without = lua("check").replace(",allow-cross-slot-keys", "")
         with pytest.raises(ResponseError, match="slot"):
             cluster_node.eval(without, 0, 1, MAX, *session_keys)

@@ -6,11 +6,12 @@
 -- ARGV[3..]  session keys, of any slots of this node. They are arguments so that one call can
 --            take many slots; a lone key comes as KEYS[1] too, so that a Cluster client routes it.
 --
--- Return value: one entry a key, as read() in session.lua gives it. A bad record is its own
--- entry's affair. Flags: a check works when memory is full (the few bytes that a slide writes
+-- Return value: one entry a key, as read() in session.lua gives it, and how many were slid. A bad
+-- record is its own entry's affair. Flags: a check works when memory is full (the few bytes that a slide writes
 -- replace as many).
 
 local touch, max = tonumber(ARGV[1]), tonumber(ARGV[2])
+local slides = 0
 
 -- Return value: nil, or a string that says why nothing was written.
 local function slide(key, session)
@@ -23,6 +24,7 @@ local function slide(key, session)
   local refused = write(key, session, expiracion, 'actividad', int(now))
   if not refused then
     session[ACTIVIDAD] = int(now)
+    slides = slides + 1
   end
   return refused
 end
@@ -35,4 +37,5 @@ for i = 3, #ARGV do
   end
   reply[i - 2] = session or false
 end
+reply[#ARGV - 1] = slides
 return reply

@@ -4,17 +4,18 @@
 -- KEYS[1]  the caller's session
 -- KEYS[2]  the session to end, of the same slot; may be the same key
 --
--- Return value: how many sessions ended, 0 or 1; or what refusal() in session.lua gives.
+-- Return value: the sessions that ended, one or none, as delete() in session.lua gives them; or
+-- what refusal() does.
 
 local caller, designated = read_live(KEYS[1]), read_live(KEYS[2])
 local refused = refusal(caller, designated)
 if refused or not designated then
-  return refused or 0
+  return refused or {}
 end
 
 local base, digest = split(KEYS[2])
 local index = base .. 'u:' .. caller[USUARIO]
-redis.call('DEL', KEYS[2])
+local ended = delete(base, digest)
 redis.pcall('ZREM', index, digest)
 settle(index)
-return 1
+return {ended}

@@ -4,7 +4,8 @@
 -- KEYS[1]  the caller's session
 -- KEYS[2]  the session that the request designates, of the same slot; may be the same key
 --
--- Return value: how many live sessions ended; or what refusal() in session.lua gives.
+-- Return value: the live sessions that ended, as delete() in session.lua gives them; or what
+-- refusal() does.
 
 local caller, designated = read_live(KEYS[1]), read_live(KEYS[2])
 local refused = refusal(caller, designated)
@@ -12,12 +13,13 @@ if refused then
   return refused
 end
 
-local base = split(KEYS[1])
+local base, own = split(KEYS[1])
 local index = base .. 'u:' .. caller[USUARIO]
-local ended = 0
+local ended = {}
 for _, digest in ipairs(redis.call('ZRANGEBYSCORE', index, '(' .. int(now), '+inf')) do
-  ended = ended + redis.call('DEL', base .. 's:' .. digest)
+  ended[#ended + 1] = delete(base, digest)
 end
 redis.call('DEL', index)
 -- Were the index ever incomplete, the caller's own session still ends.
-return ended + redis.call('DEL', KEYS[1])
+ended[#ended + 1] = delete(base, own)
+return ended

@@ -6,4 +6,5 @@ local reply = {}
 for i = 3, #ARGV do
   reply[i - 2] = read(ARGV[i]) or false
 end
+reply[#ARGV - 1] = 0
 return reply

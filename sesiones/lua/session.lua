@@ -71,6 +71,16 @@ local function refusal(caller, designated)
   end
 end
 
+-- Deletes the session of a digest, which lies beside the others of its user.
+-- Return value: its digest, ID and user ('' for a record that has none), or nil when there was none.
+local function delete(base, digest)
+  local key = base .. 's:' .. digest
+  local fields = redis.pcall('HMGET', key, 'id', 'usuario')
+  if redis.call('DEL', key) == 1 then
+    return {digest, fields[1] or '', fields[2] or ''}
+  end
+end
+
 -- Drops the index's dead members and lets it expire with its latest one. An index of another
 -- type stays as it is: ending a session must not fail for it.
 local function settle(index)

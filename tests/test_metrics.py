@@ -1,0 +1,298 @@
+"""Metrics: every operation is counted, once, whichever worker does it and whichever is asked."""
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import aclosing
+from pathlib import Path
+
+import orjson
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
+
+from scripts.redis_server import RedisServer
+from sesiones import tokens
+from sesiones.metrics import SECONDS, Metrics
+from sesiones.store import SessionStore, StoreUnavailable
+from tests.conftest import KEY, open_store
+from tests.service import Service
+from tests.test_server import children, comes_true
+
+DOCS = Path(__file__).parents[1] / "docs"
+SERVICE = {"Authorization": f"Bearer {KEY}"}
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+Samples = dict[str, float]
+
+
+def samples(text: str) -> Samples:
+    """By name and labels, as Prometheus writes them."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = ",".join(f'{name}="{value}"' for name, value in sample.labels.items())
+            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return found
+
+
+def scrape(service: Service) -> Samples:
+    reply = service.request("GET", "/metrics")
+    assert reply.status == 200
+    return samples(reply.body.decode())
+
+
+def counted(metrics: Metrics) -> Samples:
+    """Without Redis's own share, and without what is zero."""
+    return {
+        name: value
+        for name, value in (
+            (f"{s.name}{list(s.labels.values())}", s.value)
+            for family in metrics.collect()
+            for s in family.samples
+        )
+        if value and re.search(r"checks_total|slides|created|ended|errors|in_flight", name)
+    }
+
+
+# What is counted
+
+
+@pytest.mark.anyio
+async def test_operations(redis_server: RedisServer, redis: "Redis") -> None:
+    opened = open_store(redis_server.url, max_per_user=3, touch_seconds=0)
+    async with aclosing(opened) as store:
+        made = [await store.create(7, "d") for _ in range(4)]  # the fourth ends one of the others
+        asked = [sesion.Token_Sesion for sesion in made[:3]]
+        found = await asyncio.gather(*map(store.find, (*asked, tokens.make(7))))
+        second, third = (sesion.Token_Sesion for sesion in found if sesion is not None)
+        assert await store.update(made[3]) is not None
+        assert await store.end(second, second) == 1
+        assert await store.end(second, second) != 1
+        assert await store.end_all(third, "") == 2
+        assert counted(store.metrics) == {
+            "sesiones_checks_total['valid']": 2,
+            "sesiones_checks_total['invalid']": 2,
+            "sesiones_slides_total[]": 2,
+            "sesiones_sessions_created_total[]": 4,
+            "sesiones_sessions_ended_total['limit']": 1,
+            "sesiones_sessions_ended_total['logout']": 1,
+            "sesiones_sessions_ended_total['logout_all']": 2,
+        }
+        for family in store.metrics.collect():
+            for sample in family.samples:
+                if sample.name == "sesiones_operation_seconds_count":
+                    expected = {"check": 4, "create": 4, "update": 1, "logout": 2, "logout_all": 1}
+                    assert sample.value == expected[sample.labels["operation"]]
+                elif sample.name == "sesiones_redis_seconds_count":
+                    assert sample.value == 9
+
+
+@pytest.mark.anyio
+async def test_an_inactive_session_is_an_invalid_check(store: SessionStore) -> None:
+    sesion = await store.create(7, "d")
+    await store.update(sesion._replace(Estado_Sesion=0))
+    assert await store.find(sesion.Token_Sesion) is None
+    assert counted(store.metrics)["sesiones_checks_total['invalid']"] == 1
+
+
+@pytest.mark.anyio
+async def test_redis_hangs() -> None:
+    with RedisServer() as server:
+        async with aclosing(open_store(server.url, timeout_seconds=0.2)) as store:
+            await store.create(7, "d")
+            assert server.process is not None
+            server.process.send_signal(signal.SIGSTOP)
+            asked = [asyncio.create_task(store.find(tokens.make(7))) for _ in range(5)]
+            await asyncio.sleep(0.05)
+            assert counted(store.metrics)["sesiones_operations_in_flight['check']"] == 5
+            for answer in await asyncio.gather(*asked, return_exceptions=True):
+                assert isinstance(answer, StoreUnavailable)
+            seen = counted(store.metrics)
+            assert seen["sesiones_checks_total['unavailable']"] == 5
+            assert seen["sesiones_redis_errors_total['timeout']"] == 1
+            assert "sesiones_operations_in_flight['check']" not in seen
+            server.stop(signal.SIGKILL)
+            with pytest.raises(StoreUnavailable):
+                await store.create(7, "d")
+            assert counted(store.metrics)["sesiones_redis_errors_total['connection']"] == 1
+
+
+def test_latencies_of_a_batch() -> None:
+    """Those in one bucket and those of many, and their sum."""
+    for spread in 0.0, 0.02:
+        metrics = Metrics()
+        now = time.monotonic()
+        asked = [now - 0.03 + index * spread / 10 for index in range(10)]
+        metrics.checked(asked, [None] * 10)
+        (family,) = (f for f in metrics.collect() if f.name == "sesiones_operation_seconds")
+        seen = {
+            sample.labels.get("le", sample.name): sample.value
+            for sample in family.samples
+            if sample.labels["operation"] == "check"
+        }
+        for bound in SECONDS:
+            expected = sum(now - moment <= bound for moment in asked)
+            assert seen[str(bound)] == pytest.approx(expected, abs=1)  # a little later than now
+        assert seen["+Inf"] == seen["sesiones_operation_seconds_count"] == 10
+        total = sum(now - moment for moment in asked)
+        assert seen["sesiones_operation_seconds_sum"] == pytest.approx(total, abs=0.02)
+
+
+# The service
+
+
+@pytest.fixture(scope="module", params=[("fast", "1"), ("httptools", "1"), ("fast", "2")])
+def counting(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator[Service]:
+    http, workers = request.param
+    with Service(
+        *("--http", http, "--workers", workers),
+        SESIONES_REDIS_URL=redis_server.url,
+        SESIONES_SERVICE_KEY=KEY,
+        SESIONES_REDIS_TIMEOUT="5",
+    ) as service:
+        yield service
+
+
+def create(service: Service) -> str:
+    body = "ID_Usuario=4821371&Dispositivo=d"
+    token: str = service.request("POST", "/sesiones", SERVICE | FORM, body).json()["Token_Sesion"]
+    return token
+
+
+def test_each_check_counts_once(counting: Service) -> None:
+    token = create(counting)
+    before = scrape(counting)
+    for _ in range(10):  # each on a connection of its own: of any worker
+        for path in "/sesiones/self", "/sesiones/verificar":
+            assert counting.request("GET", path, {"x-auth-token": token}).status == 200
+            counting.request("GET", path, {"x-auth-token": tokens.make(7)})
+            counting.request("GET", path, {"x-auth-token": "x"})
+            counting.request("GET", path)
+    for path in "/livez", "/readyz", "/healthz", "/metrics", "/", "/sesiones":
+        counting.request("GET", path)
+    after = scrape(counting)
+    outcomes = {"valid": 20, "invalid": 20, "missing": 40, "unavailable": 0}
+    for outcome, count in outcomes.items():
+        name = f'sesiones_checks_total{{outcome="{outcome}"}}'
+        assert after[name] - before[name] == count
+    for name in (
+        'sesiones_operation_seconds_count{operation="check"}',
+        "sesiones_check_batch_size_sum",
+    ):
+        assert after[name] - before[name] == 40
+    assert after["sesiones_redis_seconds_count"] - before["sesiones_redis_seconds_count"] == 40
+    assert after['sesiones_operations_in_flight{operation="check"}'] == 0
+
+
+def test_a_series_names_no_token_and_no_user(counting: Service) -> None:
+    token = create(counting)
+    counting.request("DELETE", f"/sesiones/logout?Token_Sesion={token}", {"x-auth-token": token})
+    text = counting.request("GET", "/metrics").body.decode()
+    assert "ses_" not in text
+    assert "4821371" not in text
+    allowed = {"outcome", "operation", "reason", "le", "version"}
+    assert set(re.findall(r'(\w+)="', text)) == allowed
+
+
+def test_how_it_is_shown(counting: Service) -> None:
+    reply = counting.request("GET", "/metrics")
+    assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert reply.headers["cache-control"] == "no-store"
+    head = counting.request("HEAD", "/metrics")
+    assert (head.status, head.body) == (200, b"")
+    accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+    reply = counting.request("GET", "/metrics", accept)
+    assert reply.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert reply.body.endswith(b"# EOF\n")
+    assert counting.request("POST", "/metrics").headers["allow"] == "GET, HEAD"
+
+
+def test_a_worker_dies(redis_server: RedisServer) -> None:
+    """No count goes back, nothing of the dead one is left in flight, and the one in its place is
+    counted too."""
+    with Service("--workers", "2", SESIONES_REDIS_URL=redis_server.url) as service:
+        assert service.process is not None
+        name = 'sesiones_checks_total{outcome="invalid"}'
+        for round_ in range(3):
+            # Both are up, those that replace dead ones too.
+            up = 2 + round_
+            started = comes_true(lambda up=up: service.log.count("startup complete") == up, 10)  # type: ignore[misc]
+            assert started, service.log
+            for _ in range(20):
+                service.request("GET", "/sesiones/self", {"x-auth-token": tokens.make(7)})
+            for _ in range(6):  # whichever worker is asked
+                assert scrape(service)[name] == 20 * (round_ + 1)
+            workers = [pid for pid in children(service.process.pid) if is_worker(pid)]
+            assert len(workers) == 2
+            os.kill(workers[round_ % 2], signal.SIGKILL)
+            assert comes_true(lambda n=up: service.log.count("died") == n - 1, 10)  # type: ignore[misc]
+        seen = scrape(service)
+        assert seen[name] == 60
+        assert not any(value for key, value in seen.items() if "in_flight" in key)
+
+
+def is_worker(pid: int) -> bool:
+    return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+# What is made of it
+
+
+def metric_names(text: str) -> set[str]:
+    return set(re.findall(r"\bsesiones_\w+", text))
+
+
+def shown_names(service: Service) -> set[str]:
+    return {name.partition("{")[0] for name in scrape(service)}
+
+
+def family_names(service: Service) -> set[str]:
+    return {re.sub(r"_(bucket|count|sum)$", "", name) for name in shown_names(service)}
+
+
+def queries() -> list[str]:
+    """Of the dashboard, with values for Grafana's variables."""
+    dashboard = orjson.loads((DOCS / "grafana.json").read_bytes())
+    return [
+        target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".*")
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+    ]
+
+
+def test_the_docs_name_every_metric_and_no_other(service: Service) -> None:
+    table = (DOCS / "operate.md").read_text("utf-8").partition("\n## Metrics\n")[2]
+    assert metric_names(table.partition("\n## ")[0]) == family_names(service)
+
+
+def test_the_dashboard_shows_what_there_is(service: Service) -> None:
+    shown = shown_names(service)
+    assert len(queries()) > 10
+    for query in queries():
+        assert metric_names(query)
+        assert metric_names(query) <= shown
+
+
+def test_the_alerts_watch_what_there_is(service: Service) -> None:
+    watched = metric_names((DOCS / "alerts.yml").read_text("utf-8"))
+    assert len(watched) > 3
+    assert watched <= shown_names(service) | family_names(service)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool: apt-get install prometheus")
+def test_what_prometheus_says_of_them(service: Service, tmp_path: Path) -> None:
+    rules = {"groups": [{"name": "g", "rules": [{"record": "x", "expr": q} for q in queries()]}]}
+    (tmp_path / "dashboard.json").write_bytes(orjson.dumps(rules))  # JSON is YAML
+    text = service.request("GET", "/metrics").body
+    for command, given in (
+        (["rules", str(DOCS / "alerts.yml"), str(tmp_path / "dashboard.json")], b""),
+        (["metrics"], text),
+    ):
+        done = subprocess.run(["promtool", "check", *command], input=given, capture_output=True)
+        assert done.returncode == 0, (done.stdout + done.stderr).decode()
