@@ -124,9 +124,10 @@ async def test_the_user_of_redis_may_do_what_it_must_and_no_more() -> None:
         assert await store.end(caller.Token_Sesion, other.Token_Sesion) == 1
         assert await store.end_all(caller.Token_Sesion, tokens.make(8)) == 1
         await store.aclose()
-        # Everything that the scripts call, on paths that this test did not take, too.
+        # Everything that the scripts call, on paths that this test did not take, too; but for
+        # `sesiones doctor --deep`, whose user is in docs/operate.md.
         scripts = Path(__file__).parents[1] / "sesiones" / "lua"
-        for script in scripts.iterdir():
+        for script in set(scripts.iterdir()) - {scripts / "audit.lua"}:
             for command in re.findall(r"redis\.p?call\('([A-Z]+)'", script.read_text()):
                 assert command.lower() in commands, (script.name, command)
         refused: list[tuple[Any, ...]] = [

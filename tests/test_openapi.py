@@ -106,7 +106,9 @@ def test_it_documents_every_route(service: Service) -> None:
         path: {method.lower() for method in methods} for path, methods in table.endpoints.items()
     }
     any_method = dict.fromkeys((verify, f"{verify}/{{ruta}}"), METHODS)
-    assert routes | any_method == {
+    operators = {"/livez", "/readyz", "/healthz", "/metrics"}  # docs/operate.md
+    documented = {path: methods for path, methods in routes.items() if path not in operators}
+    assert documented | any_method == {
         path: {method for one, method in OPERATIONS if one == path} for path in DOCUMENT["paths"]
     }
     for path, methods in routes.items():
