@@ -7,13 +7,20 @@ out, the next ones gather. So batches grow with the load, and a lone question wa
 import asyncio
 import logging
 import time
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
+_Waiting = tuple[Question, Callable[[Answer | Exception], None], float]
+"""A question, who is told the answer, and when it was asked."""
 
 logger = logging.getLogger("sesiones.batching")
+
+
+def _asked(waiting: _Waiting[Any, Any]) -> float:
+    return waiting[2]
 
 
 class Batcher(Generic[Question, Answer]):
@@ -23,8 +30,9 @@ class Batcher(Generic[Question, Answer]):
     oldest question came, but half of that is left for the call, so that nobody is refused for the
     one who waited longest.
 
-    What ``ask`` raises is the answer of the whole batch. An asker that has left does not matter
-    to the others. ``observe`` is told when those of a batch were asked, and their answers.
+    What ``ask`` raises is the answer of the whole batch, and ``overdue()`` that of a question that
+    has waited its whole time before it could go out. An asker that has left does not matter to the
+    others. ``observe`` is told when those answered together were asked, and their answers.
     """
 
     def __init__(
@@ -34,14 +42,16 @@ class Batcher(Generic[Question, Answer]):
         *,
         batch_max: int,
         in_flight_max: int,
+        overdue: Callable[[], Exception],
         observe: Callable[[list[float], Sequence[Answer | Exception]], None],
     ) -> None:
         self._ask = ask
+        self._overdue = overdue
         self._observe = observe
         self._batch_max = batch_max
         self._in_flight_max = in_flight_max
         self._timeout_seconds = timeout_seconds
-        self._waiting: list[tuple[Question, Callable[[Answer | Exception], None], float]] = []
+        self._waiting: list[_Waiting[Question, Answer]] = []
         self._in_flight: set[asyncio.Task[None]] = set()
         self._scheduled = False
 
@@ -59,45 +69,39 @@ class Batcher(Generic[Question, Answer]):
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         self._scheduled = False
+        now = time.monotonic()
+        late = bisect_right(self._waiting, now - self._timeout_seconds, key=_asked)
+        if late:
+            # Else, where more is asked than answered, the queue would grow without end.
+            overdue, self._waiting = self._waiting[:late], self._waiting[late:]
+            self._answer(overdue, [self._overdue()] * late)
         batch, self._waiting = self._waiting[: self._batch_max], self._waiting[self._batch_max :]
-        oldest = batch[0][2]
-        deadline = max(oldest + self._timeout_seconds, time.monotonic() + self._timeout_seconds / 2)
+        if not batch:
+            return
+        deadline = max(_asked(batch[0]) + self._timeout_seconds, now + self._timeout_seconds / 2)
         task = loop.create_task(self._run(batch, deadline))
         self._in_flight.add(task)
         task.add_done_callback(self._finish)
         if self._waiting:
             self._schedule(loop)
 
-    async def _run(
-        self,
-        batch: list[tuple[Question, Callable[[Answer | Exception], None], float]],
-        deadline: float,
-    ) -> None:
+    async def _run(self, batch: list[_Waiting[Question, Answer]], deadline: float) -> None:
         answers: Sequence[Answer | Exception]
         try:
             answers = await self._ask([question for question, _, _ in batch], deadline)
         except Exception as error:
             answers = [error] * len(batch)
-            self._give_up(error)
+        self._answer(batch, answers)
+
+    def _answer(
+        self, batch: list[_Waiting[Question, Answer]], answers: Sequence[Answer | Exception]
+    ) -> None:
         self._observe([asked for _, _, asked in batch], answers)
         for (_, done, _), answer in zip(batch, answers, strict=True):
             try:
                 done(answer)
             except Exception:
                 logger.exception("an asker failed")
-
-    def _give_up(self, error: Exception) -> None:
-        """What has waited its whole time shares the answer of the batch before it: else, while
-        nobody answers, each batch would wait anew and the queue grow without end."""
-        oldest = time.monotonic() - self._timeout_seconds
-        late = 0
-        while late < len(self._waiting) and self._waiting[late][2] <= oldest:
-            late += 1
-        overdue, self._waiting = self._waiting[:late], self._waiting[late:]
-        if overdue:
-            self._observe([asked for _, _, asked in overdue], [error] * late)
-        for _, done, _ in overdue:
-            done(error)
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)

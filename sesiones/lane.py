@@ -71,13 +71,15 @@ class _Turn:
 class FastLane(HttpProtocol):
     """One connection.
 
-    A gateway's checks differ in little but the token. So a message that was found to be a plain
-    check and nothing else is remembered, as what stands before and behind its token: the next one
-    that differs in nothing else is one too, and needs no parser. That is a third of the cost.
+    The checks of many gateways differ in nothing but the token. So a message that was found to be
+    a plain check and nothing else, twice in a row, is remembered as what stands before and behind
+    its token: the next one like it is one too, and needs no parser. That saves a tenth of the
+    cost, or a fifth where the head is long.
     """
 
     _known: ClassVar[dict[tuple[bytes, bytes], tuple[bool, bool]]] = {}
     """To whether it is of verificar, and whether it is a HEAD."""
+    _newest: ClassVar[tuple[bytes, bytes]] = b"", b""
 
     def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
         super().__init__(config, server_state, app_state, _loop)
@@ -119,9 +121,11 @@ class FastLane(HttpProtocol):
             and self._deadline is None  # nonsense
             and not self._deaf
         ):
-            if len(self._known) >= KNOWN_MAX:
-                self._known.clear()
-            self._known[around] = self._verify, self._head
+            if around == FastLane._newest:
+                if len(self._known) >= KNOWN_MAX:
+                    self._known.clear()
+                self._known[around] = self._verify, self._head
+            FastLane._newest = around
 
     def on_message_begin(self) -> None:
         self.url = b""
@@ -146,7 +150,7 @@ class FastLane(HttpProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        if self.cycle is self._turn:
+        if self.cycle is self._turn and not self._in_head:
             self._in_body = self._from_start = False
             if self._deadline is not None:
                 self._stop_deadline()

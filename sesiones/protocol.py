@@ -1,9 +1,9 @@
 """uvicorn's HTTP/1.1 protocol, with what it lacks between a client and the routes.
 
 Malformed requests get the API's own 400; a head has at most 16 KiB and 100 fields (431); a request
-arrives within 5 s (408); a connection that never says anything is closed like an idle one; a client
-that shuts its sending side still gets its answers; a request to upgrade is answered as if it had
-not asked.
+arrives within 5 s (408); a connection that never says anything is closed like an idle one, and one
+whose client does not read is cut; a client that shuts its sending side still gets its answers; a
+request to upgrade is answered as if it had not asked.
 
 Relies on uvicorn 0.54's ``HttpToolsProtocol``: the parser's callbacks; ``cycle``, the newest
 request whose head is complete; ``pipeline``, those that wait for the ones before them, newest
@@ -29,6 +29,8 @@ HEAD_MAX_FIELDS = 100
 FRAMING_MAX_BYTES = 128 * 1024
 """Of a chunked body, beside its content: 16 KiB in chunks of one byte take 96 KiB."""
 RECEIVE_SECONDS = 5.0
+SEND_SECONDS = 10.0
+"""How long a client may read nothing of what it is sent, once that is more than buffers hold."""
 LINGER_SECONDS = 1.0
 """How long a refused client may take to stop sending: closing on unread bytes would reset the
 connection and lose the answer (RFC 9112, 9.6)."""
@@ -49,7 +51,9 @@ class HttpProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._in_head = False
         self._in_body = False
-        self._head_bytes = 0  # of the head, before the chunk being read
+        self._head_bytes = 0  # of the chunks with the head, before the one being read
+        self._head_end = b""  # of those chunks: the blank line may have begun in it
+        self._strange_bytes = 0  # of them, those that may be of a message before it
         self._framing_bytes = 0  # of the body: chunk sizes, extensions and trailers
         self._chunk = b""
         self._from_start = True  # the head, where there is one, begins with the chunk or before it
@@ -60,6 +64,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._parting: Problem | None = None  # the answer to a head that could not be read
         self._half_closed = False  # by the client: it still reads
         self._deadline: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
         self._last_active = 0.0  # in the loop's time
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -76,6 +81,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._running.disconnected = True
             self._running.message_event.set()
         self._stop_deadline()
+        if self._stalled is not None:
+            self._stalled.cancel()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
@@ -84,6 +91,15 @@ class HttpProtocol(HttpToolsProtocol):
         if self._in_body:
             self._refuse(MALFORMED)  # its body was cut short
         return self._owes() and not self.cycle.disconnected  # else close
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(SEND_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
@@ -101,9 +117,12 @@ class HttpProtocol(HttpToolsProtocol):
                 self._refuse(self._reason)
                 return
             break
-        if self._in_head and self._from_start:
+        if self._in_head:
             self._head_bytes += len(data)
-            if self._head_bytes > HEAD_MAX_BYTES:
+            self._head_end = data[-3:]
+            if not self._from_start:
+                self._strange_bytes = len(data)
+            if self._head_bytes - self._strange_bytes > HEAD_MAX_BYTES:
                 self._refuse(TOO_LARGE)
                 return
         elif self._in_body and not self._begun:
@@ -112,7 +131,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self._refuse(TOO_LARGE)
                 return
         if (self._in_head or self._in_body) and self._deadline is None:
-            self._deadline = self.loop.call_later(RECEIVE_SECONDS, self._refuse, TOO_SLOW)
+            self._deadline = self.loop.call_later(RECEIVE_SECONDS, self._too_slow)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -120,7 +139,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _begin_head(self) -> None:
         self._in_head = self._begun = True
-        self._head_bytes = self._framing_bytes = 0
+        self._head_bytes = self._strange_bytes = self._framing_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # else a trailer: no gateway has seen it
@@ -182,7 +201,7 @@ class HttpProtocol(HttpToolsProtocol):
         if idle < self.timeout_keep_alive:
             self._watch_keep_alive(self.timeout_keep_alive - idle)
         else:
-            super().timeout_keep_alive_handler()
+            self._hang_up()
 
     def _watch_keep_alive(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(
@@ -192,11 +211,15 @@ class HttpProtocol(HttpToolsProtocol):
     def _head_too_long(self) -> bool:
         if self._head_bytes + len(self._chunk) <= HEAD_MAX_BYTES:  # the usual case
             return False
-        if self._from_start:
-            end = self._chunk.find(b"\r\n\r\n") + 4
+        if self._from_start and not self._strange_bytes:
+            before = b"" if self._begun else self._head_end
+            text = before + (self._chunk.lstrip(b"\r\n") if self._begun else self._chunk)
+            end = text.find(b"\r\n\r\n") + 4 - len(before)
             return self._head_bytes + end > HEAD_MAX_BYTES
-        fields = sum(len(name) + len(value) + 4 for name, value in self.headers)
-        return len(self.url) + fields > HEAD_MAX_BYTES
+        # It began behind another message, nobody knows where.
+        line = len(self.parser.get_method()) + len(self.url) + len("  HTTP/1.1\r\n")
+        fields = sum(len(name) + len(value) + len(": \r\n") for name, value in self.headers)
+        return line + fields + len("\r\n") > HEAD_MAX_BYTES
 
     def _owes(self) -> bool:
         """Whether a request whose head is complete has not been answered."""
@@ -206,6 +229,12 @@ class HttpProtocol(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _too_slow(self) -> None:
+        if self.flow.read_paused:  # it is the service that does not read
+            self._deadline = self.loop.call_later(RECEIVE_SECONDS, self._too_slow)
+        else:
+            self._refuse(TOO_SLOW)
 
     def _refuse(self, problem: Problem) -> None:
         """Answer the request that is being received with an error, in its turn, and close."""
@@ -250,9 +279,13 @@ class HttpProtocol(HttpToolsProtocol):
     def _close(self) -> None:
         if self.transport.can_write_eof():
             self.transport.write_eof()
-            self.loop.call_later(LINGER_SECONDS, self.transport.close)
+            self.loop.call_later(LINGER_SECONDS, self._hang_up)
         else:
-            self.transport.close()
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        self.transport.close()  # which waits until the client has read everything
+        self.loop.call_later(SEND_SECONDS, self.transport.abort)
 
 
 def _closing(problem: Problem) -> Response:

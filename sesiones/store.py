@@ -119,6 +119,7 @@ class SessionStore:
             timeout_seconds,
             batch_max=commands.batch_max,
             in_flight_max=commands.in_flight_max,
+            overdue=lambda: StoreUnavailable("it has waited its whole time"),
             observe=self._checked,
         )
         self.check = self._checks.submit

@@ -14,6 +14,9 @@ from tests.conftest import open_store
 pytestmark = pytest.mark.anyio
 
 
+OVERDUE = StoreUnavailable("overdue")
+
+
 class Desk:
     """Answers each question with itself, when told to."""
 
@@ -29,6 +32,7 @@ class Desk:
             timeout,
             batch_max=batch_max,
             in_flight_max=in_flight_max,
+            overdue=lambda: OVERDUE,
             observe=lambda asked, answers: self.observed.append((asked, list(answers))),
         )
 
@@ -47,6 +51,10 @@ class Desk:
     async def settle(self) -> None:
         for _ in range(10):
             await asyncio.sleep(0)
+
+
+def fail(_: object) -> None:
+    raise RuntimeError("the asker's own affair")
 
 
 async def test_one_turn_is_one_batch() -> None:
@@ -119,22 +127,22 @@ async def test_what_goes_wrong_reaches_every_asker_and_ends_there() -> None:
 
 
 async def test_what_has_waited_its_time_does_not_wait_for_another_call() -> None:
-    desk = Desk(batch_max=1, in_flight_max=1, timeout=0.1)
-    desk.submit(*range(50))
-    await asyncio.sleep(0.15)
-    desk.error = StoreUnavailable("x")
-    desk.open.set()
-    await desk.settle()
-    assert desk.batches == [[0]]
-    assert desk.answers == [desk.error] * 50
+    """Whether the call before it fails or not."""
+    for error in (None, StoreUnavailable("x")):
+        desk = Desk(batch_max=1, in_flight_max=1, timeout=0.1)
+        desk.submit(*range(50))
+        desk.batcher.submit(50, fail)
+        await asyncio.sleep(0.15)
+        desk.submit(51)
+        desk.error = error
+        desk.open.set()
+        await desk.settle()
+        assert desk.batches == [[0], [51]]
+        assert desk.answers == [error or 0, *[OVERDUE] * 49, error or 51]
 
 
 async def test_an_asker_that_fails_harms_no_other(caplog: pytest.LogCaptureFixture) -> None:
     desk = Desk()
-
-    def fail(_: object) -> None:
-        raise RuntimeError("the asker's own affair")
-
     desk.submit(1)
     desk.batcher.submit(2, fail)
     desk.submit(3)

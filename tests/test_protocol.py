@@ -284,6 +284,27 @@ def test_a_head_over_the_limit(
         check_refusal(read(connection), 431)
 
 
+@pytest.mark.parametrize("shape", [b"x: %b\r\n", b"%b: x\r\n"])
+def test_a_head_over_the_limit_behind_something(
+    service: Service, token: bytes, shape: bytes
+) -> None:
+    head = check(token, shape % (b"a" * 60_000))
+    check_refusal(talk(service, b"\r\n\r\n" + head), 431)
+    for cut in (len(head), len(head) - 1, len(head) - 30_000, 20_000):
+        answers = talk(service, check(token) + head[:cut], head[cut:], half_close=True)
+        assert statuses(answers) == [200, 431]
+
+
+def test_a_blank_line_in_two_pieces(service: Service) -> None:
+    """What looks like one in the body is none."""
+    body = CREATION.ljust(16_000) + b"\r\n\r\n"
+    length = b"Content-Length: %d\r\n" % len(body)
+    request = post(length, b"Connection: close\r\n", body=body)
+    end = request.index(b"\r\n\r\n")
+    for cut in range(end, end + 5):
+        assert statuses(talk(service, request[:cut], request[cut:])) == [201]
+
+
 # Trailers
 
 
