@@ -1,5 +1,6 @@
-"""docs/api.es.md says what the code says."""
+"""The documents say what the code says."""
 
+import dataclasses
 import re
 from http import HTTPStatus
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import orjson
 
 from sesiones.problems import TITLES
+from sesiones.settings import Settings
 
-TEXT = (Path(__file__).parent.parent / "docs" / "api.es.md").read_text("utf-8")
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "docs" / "api.es.md").read_text("utf-8")
 
 
 def examples(language: str) -> list[str]:
@@ -43,3 +46,26 @@ def test_replies_agree_with_themselves() -> None:
             assert f"\ncontent-length: {len(body.strip().encode())}\n" in head
             if status >= 400:
                 assert (reply["status"], reply["title"]) == (status, TITLES[status])
+
+
+def test_every_link_leads_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "scripts" / "README.md"]
+    pages += (ROOT / "docs").rglob("*.md")
+    for page in pages:
+        for link in re.findall(r"\]\(([^)]+)\)", page.read_text("utf-8")):
+            path, _, anchor = link.partition("#")
+            if "://" in link:
+                continue
+            target = page.parent / path if path else page
+            assert target.exists(), (page, link)
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.MULTILINE)
+                anchors = [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings]
+                assert anchor in anchors, (page, link)
+
+
+def test_every_setting_is_documented() -> None:
+    text = (ROOT / "docs" / "settings.md").read_text("utf-8")
+    documented = set(re.findall(r"`SESIONES_([A-Z_]+)`", text))
+    documented |= set(re.findall(r"`_([A-Z]+)`", text))
+    assert documented == {field.name.upper() for field in dataclasses.fields(Settings)}
