@@ -390,6 +390,7 @@ def measure(
         preexec_fn=pin(LOAD_CORE),
     ).stdout
     after = cpu_us(target.pid), cpu_us(redis_pid)
+    time.sleep(0.1)  # for the requests whose clients have left
     check_sample(target.server, target.port, sessions)
     result = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+)", output)
     assert result is not None, output

@@ -79,7 +79,7 @@ class FastLane(HttpProtocol):
 
     _known: ClassVar[dict[tuple[bytes, bytes], tuple[bool, bool]]] = {}
     """To whether it is of verificar, and whether it is a HEAD."""
-    _newest: ClassVar[tuple[bytes, bytes]] = b"", b""
+    _newest: ClassVar[list[tuple[bytes, bytes]]] = [(b"", b"")]
 
     def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
         super().__init__(config, server_state, app_state, _loop)
@@ -121,11 +121,11 @@ class FastLane(HttpProtocol):
             and self._deadline is None  # nonsense
             and not self._deaf
         ):
-            if around == FastLane._newest:
+            if around == self._newest[0]:
                 if len(self._known) >= KNOWN_MAX:
                     self._known.clear()
                 self._known[around] = self._verify, self._head
-            FastLane._newest = around
+            self._newest[0] = around
 
     def on_message_begin(self) -> None:
         self.url = b""
