@@ -67,8 +67,6 @@ def open_store(settings: Settings) -> SessionStore:
         touch_seconds=settings.touch_seconds,
         max_per_user=settings.max_per_user,
         timeout_seconds=settings.redis_timeout,
-        # Behind Sentinel or in a Cluster, a server that refuses writes may have been replaced.
-        read_only_checks=not settings.redis_url.startswith(("redis+sentinel:", "redis+cluster:")),
     )
 
 

@@ -21,13 +21,13 @@ class Batcher(Generic[Question, Answer]):
     The deadline is in the loop's time: ``timeout_seconds`` after the oldest question came, but
     half of that is left for the call, so that nobody is refused for the one who waited longest.
 
-    What ``ask`` raises is the answer of the whole batch. An asker that has left does not matter
-    to the others.
+    An answer may be an exception; what ``ask`` raises is the answer of the whole batch. An asker
+    that has left does not matter to the others.
     """
 
     def __init__(
         self,
-        ask: Callable[[list[Question], float], Awaitable[list[Answer]]],
+        ask: Callable[[list[Question], float], Awaitable[Sequence[Answer | Exception]]],
         timeout_seconds: float,
         *,
         batch_max: int,

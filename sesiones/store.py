@@ -8,10 +8,11 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -20,7 +21,9 @@ from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
 from sesiones import tokens
 from sesiones.batching import Batcher
-from sesiones.connection import Argument, Commands
+from sesiones.cluster import SlotMovedError
+from sesiones.connection import Commands
+from sesiones.link import Argument
 from sesiones.sesion import Sesion
 
 logger = logging.getLogger("sesiones.store")
@@ -65,6 +68,9 @@ class _Script:
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
+_MOVING_SECONDS = 0.01
+"""Between two tries of a call whose keys are being moved from one node of a Cluster to another."""
+
 _CHECK, _PEEK = _Script("check"), _Script("peek")
 _CREATE, _UPDATE = _Script("create"), _Script("update")
 _END, _END_ALL = _Script("end"), _Script("end_all")
@@ -77,9 +83,6 @@ class SessionStore:
     or refuses. ``idle_seconds``: a new session's window; ``max_seconds``: the longest life;
     ``touch_seconds``: how old Ultima_Actividad must be before a check slides it;
     ``max_per_user``: sessions a user may have.
-
-    ``read_only_checks``: answer checks without sliding while Redis refuses writes (MISCONF,
-    NOREPLICAS). Only for a server that no other can have replaced as the master.
     """
 
     def __init__(
@@ -92,7 +95,6 @@ class SessionStore:
         touch_seconds: int,
         max_per_user: int,
         timeout_seconds: float,
-        read_only_checks: bool,
     ) -> None:
         self._commands = commands
         self._key_prefix = key_prefix
@@ -101,14 +103,8 @@ class SessionStore:
         self._touch_seconds = touch_seconds
         self._max_per_user = max_per_user
         self._timeout_seconds = timeout_seconds
-        self._read_only_checks = read_only_checks
-        self._checks: Batcher[str, Sesion | None] = Batcher(
-            self._check,
-            timeout_seconds,
-            batch_max=commands.batch_max,
-            in_flight_max=commands.in_flight_max,
-        )
-        self.check = self._checks.submit
+        self._batchers: dict[Hashable, Batcher[str, Sesion | None]] = {}
+        self.check = self._batcher(None).submit if commands.node_of is None else self._submit
         """find() without a task: calls the second argument with its answer, or what it raises."""
         self._failed_at: float | None = None
 
@@ -197,38 +193,59 @@ class SessionStore:
         # _base(), spelled out: the check comes here.
         return f"{self._key_prefix}:{{{token[4:6]}}}:s:{tokens.digest(token)}"
 
-    async def _check(self, batch: list[str], deadline: float) -> list[Sesion | None]:
+    def _batcher(self, node: Hashable) -> Batcher[str, Sesion | None]:
+        """The front of a node's checks: one that is slow holds up no other's."""
+        if (batcher := self._batchers.get(node)) is None:
+            batcher = self._batchers[node] = Batcher(
+                self._check,
+                self._timeout_seconds,
+                batch_max=self._commands.batch_max,
+                in_flight_max=self._commands.in_flight_max,
+            )
+        return batcher
+
+    def _submit(self, token: str, done: Callable[[Sesion | Exception | None], None]) -> None:
+        assert self._commands.node_of is not None
+        self._batcher(self._commands.node_of(token[4:6])).submit(token, done)
+
+    async def _check(
+        self, batch: list[str], deadline: float
+    ) -> Sequence[Sesion | Exception | None]:
         try:
             sesiones = await self._read(_CHECK, batch, deadline)
-        except _WritesRefused:
-            if not self._read_only_checks:
-                raise
+        except SlotMovedError:
+            if len(batch) > 1:
+                # They are no longer all on one node: each finds its own way.
+                alone = await asyncio.gather(
+                    *(self._check([token], deadline) for token in batch), return_exceptions=True
+                )
+                return [
+                    answer if isinstance(answer, Exception) else answer[0]  # type: ignore[index]
+                    for answer in alone
+                ]
+            # Its user's keys are being moved from node to node: no slide, it would need them all.
             sesiones = await self._read(_PEEK, batch, deadline)
-            await self._confirm_master()
+        except _WritesRefused:
+            sesiones = await self._read(_PEEK, batch, deadline, on_master=True)
         return [s if s is not None and s.Estado_Sesion == 1 else None for s in sesiones]
 
-    async def _confirm_master(self) -> None:
-        """Never authenticate from a replica, even one that refuses writes for another reason. It
-        is asked behind the answer, on the same connection: it was the master's."""
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                role = await self._commands.execute("ROLE")
-        except (RedisError, OSError, TimeoutError) as error:
-            raise StoreUnavailable("the role of the server is not known") from error
-        with _understood():
-            master = role[0] == b"master"
-        if not master:
-            self._commands.reset()
-            raise StoreUnavailable("the server is a replica")
-
     async def _read(
-        self, script: _Script, batch: list[str], deadline: float | None = None
+        self,
+        script: _Script,
+        batch: list[str],
+        deadline: float | None = None,
+        *,
+        on_master: bool = False,
     ) -> list[Sesion | None]:
         keys = [self._key(token) for token in batch]
-        # A lone key routes the call to its node of a Cluster.
-        routing = keys if len(keys) == 1 else []
         replies = await self._run(
-            script, routing, self._touch_seconds, self._max_seconds, *keys, deadline=deadline
+            script,
+            keys,
+            self._touch_seconds,
+            self._max_seconds,
+            *keys,
+            deadline=deadline,
+            on_master=on_master,
         )
         with _understood():
             return [_session(token, reply) for token, reply in zip(batch, replies, strict=True)]
@@ -256,27 +273,35 @@ class SessionStore:
         *arguments: Argument,
         tries: int = 2,
         deadline: float | None = None,
+        on_master: bool = False,
     ) -> Any:
         """The script's reply, by the deadline in the loop's time, or in ``timeout_seconds``. A
-        second try follows at once, for a connection that Redis closed."""
+        second try follows at once, for a connection that Redis closed.
+
+        A check raises SlotMovedError; the others go on until the keys are on one node again.
+        """
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + self._timeout_seconds
         try:
             async with asyncio.timeout_at(deadline):
                 while True:
-                    tries -= 1
                     try:
-                        reply = await self._evaluate(script, keys, arguments)
-                    except ReadOnlyError:
-                        # Demoted: nothing was written. The master is elsewhere.
-                        self._commands.reset()
-                        if tries < 1:
-                            raise
-                    except RedisConnectionError:
-                        if tries < 1:
-                            raise
-                    else:
+                        reply = await self._evaluate(script, keys, arguments, on_master)
                         break
+                    except SlotMovedError:
+                        # Nothing was written, so that this was no try.
+                        if script is _CHECK:
+                            raise
+                        await asyncio.sleep(_MOVING_SECONDS)
+                    except (ReadOnlyError, RedisConnectionError) as error:
+                        tries -= 1
+                        if isinstance(error, ReadOnlyError):
+                            # Demoted: nothing was written. The master is elsewhere.
+                            self._commands.reset()
+                        if tries < 1:
+                            raise
+        except SlotMovedError:
+            raise
         except (RedisError, OSError, TimeoutError) as error:
             reason = str(error) or type(error).__name__
             self._log_failure(reason)
@@ -299,12 +324,23 @@ class SessionStore:
             self._failed_at = None
 
     async def _evaluate(
-        self, script: _Script, keys: list[str], arguments: tuple[Argument, ...]
+        self, script: _Script, keys: list[str], arguments: tuple[Argument, ...], on_master: bool
     ) -> Any:
+        execute: Callable[..., Awaitable[Any]] = self._commands.execute
+        if on_master:
+            execute = self._commands.execute_on_master
+        elif script is _PEEK:
+            execute = partial(execute, reads=True)
+        # A batch takes keys of many slots, so it declares none; a lone one redirects its call.
+        declared = keys if len(keys) == 1 or script not in (_CHECK, _PEEK) else ()
         try:
-            return await self._commands.execute("EVALSHA", script.sha, len(keys), *keys, *arguments)
+            return await execute(
+                "EVALSHA", script.sha, len(declared), *declared, *arguments, keys=keys
+            )
         except NoScriptError:
-            return await self._commands.execute("EVAL", script.source, len(keys), *keys, *arguments)
+            return await execute(
+                "EVAL", script.source, len(declared), *declared, *arguments, keys=keys
+            )
 
 
 class _WritesRefused(StoreUnavailable):

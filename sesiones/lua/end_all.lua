@@ -12,12 +12,23 @@ if refused then
   return refused
 end
 
-local base = split(KEYS[1])
+local base, own = split(KEYS[1])
 local index = base .. 'u:' .. caller[USUARIO]
+local digests = redis.call('ZRANGEBYSCORE', index, '(' .. int(now), '+inf')
+-- All or none: this fails when a Cluster has moved one of them away already.
+for _, digest in ipairs(digests) do
+  redis.call('EXPIRETIME', base .. 's:' .. digest)
+end
 local ended = 0
-for _, digest in ipairs(redis.call('ZRANGEBYSCORE', index, '(' .. int(now), '+inf')) do
+for _, digest in ipairs(digests) do
   ended = ended + redis.call('DEL', base .. 's:' .. digest)
+  if digest == own then
+    own = nil
+  end
 end
 redis.call('DEL', index)
 -- Were the index ever incomplete, the caller's own session still ends.
-return ended + redis.call('DEL', KEYS[1])
+if own then
+  ended = ended + redis.call('DEL', KEYS[1])
+end
+return ended
