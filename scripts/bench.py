@@ -36,7 +36,7 @@ from typing import Any
 
 from redis import Redis
 
-from scripts.redis_server import RedisServer
+from scripts.redis_server import RedisCluster, RedisServer, free_port
 from scripts.seed import positive
 from sesiones import tokens
 from sesiones.app import open_store
@@ -58,6 +58,8 @@ class Server:
     program: str | None = None
     install: str = ""
     shows: str | None = '"{usuario}"'
+    cluster: bool = False
+    """On a Cluster of three masters."""
 
 
 @dataclasses.dataclass
@@ -77,9 +79,9 @@ async def floor(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.body", "body": b"{}"})
 
 
-def sesiones(*flags: str) -> Callable[[Path, int, int], list[str]]:
+def sesiones(*flags: str, scheme: str = "redis") -> Callable[[Path, int, int], list[str]]:
     def command(_: Path, port: int, redis_port: int) -> list[str]:
-        url = f"redis://127.0.0.1:{redis_port}"
+        url = f"{scheme}://127.0.0.1:{redis_port}"
         arguments = ["serve", "--port", str(port), "--redis-url", url, "--redis-timeout", "5"]
         return [sys.executable, "-m", "sesiones", *arguments, *flags]
 
@@ -196,6 +198,13 @@ SERVERS = [
         sesiones("--touch-seconds", "60", "--http", "httptools"),
         shows='"ID_Usuario":{usuario},',
     ),
+    Server(
+        "cluster",
+        "self, TOUCH=60, 3 masters",
+        sesiones("--touch-seconds", "60", scheme="redis+cluster"),
+        shows='"ID_Usuario":{usuario},',
+        cluster=True,
+    ),
     Server("uvicorn", "a bare ASGI app, no Redis", bare_uvicorn, shows=None),
     Server(
         "webdis",
@@ -250,13 +259,6 @@ def pin(core: int) -> Callable[[], None]:
     return lambda: os.sched_setaffinity(0, {core})
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def cpu_us(pid: int) -> float:
     """CPU time of a process and its children so far, in microseconds."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -270,11 +272,11 @@ def used_memory(redis_port: int) -> int:
         return int(client.info("memory")["used_memory"])
 
 
-async def seed(redis_port: int, sessions: int) -> list[tuple[int, str]]:
+async def seed(redis_url: str, sessions: int) -> list[tuple[int, str]]:
     """Sessions of as many users, through the store: their users and tokens."""
     settings = dataclasses.replace(
         Settings(),
-        redis_url=f"redis://127.0.0.1:{redis_port}",
+        redis_url=redis_url,
         redis_timeout=10,
         idle_seconds=40000,
     )
@@ -357,11 +359,13 @@ class Target:
     port: int
     load: Path
     """The script for wrk."""
+    redis_pids: list[int]
+    sessions: list[tuple[int, str]]
 
 
 @contextmanager
 def target(
-    server: Server, redis_port: int, sessions: list[tuple[int, str]], folder: Path
+    server: Server, redis: list[RedisServer], sessions: list[tuple[int, str]], folder: Path
 ) -> Iterator[Target]:
     requests = folder / f"{server.name}.txt"
     requests.write_text(
@@ -369,19 +373,16 @@ def target(
     )
     load = folder / f"{server.name}.lua"
     load.write_text(WRK.replace("@FILE@", str(requests)))
-    with running(server, redis_port) as (process, port):
-        yield Target(server, process.pid, port, load)
+    pids = [one.process.pid for one in redis if one.process is not None]
+    for pid in pids:
+        os.sched_setaffinity(pid, {LOAD_CORE})
+    with running(server, redis[0].port) as (process, port):
+        yield Target(server, process.pid, port, load, pids, sessions)
 
 
-def measure(
-    target: Target,
-    redis_pid: int,
-    sessions: list[tuple[int, str]],
-    connections: int,
-    seconds: int,
-) -> Round:
+def measure(target: Target, connections: int, seconds: int) -> Round:
     url = f"http://127.0.0.1:{target.port}"
-    before = cpu_us(target.pid), cpu_us(redis_pid)
+    before = cpu_us(target.pid), sum(map(cpu_us, target.redis_pids))
     output = subprocess.run(
         ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(target.load), url],
         capture_output=True,
@@ -389,9 +390,9 @@ def measure(
         check=True,
         preexec_fn=pin(LOAD_CORE),
     ).stdout
-    after = cpu_us(target.pid), cpu_us(redis_pid)
+    after = cpu_us(target.pid), sum(map(cpu_us, target.redis_pids))
     time.sleep(0.1)  # for the requests whose clients have left
-    check_sample(target.server, target.port, sessions)
+    check_sample(target.server, target.port, target.sessions)
     result = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+)", output)
     assert result is not None, output
     count, duration_us, p50, p99, errors = map(int, result.groups())
@@ -498,15 +499,20 @@ def main() -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sesiones-bench-")))
         redis_port = free_port()
         redis = stack.enter_context(RedisServer(port=str(redis_port), appendonly="no"))
-        assert redis.process is not None
-        os.sched_setaffinity(redis.process.pid, {LOAD_CORE})
         before = used_memory(redis_port)
-        sessions = asyncio.run(seed(redis_port, options.sessions))
+        sessions = asyncio.run(seed(f"redis://127.0.0.1:{redis_port}", options.sessions))
         memory = (used_memory(redis_port) - before) / options.sessions
         progress("")
         print(f"{memory:.0f} bytes of Redis memory a session, index included\n")
+        single = [redis], sessions
+        on_cluster = single
+        if any(server.cluster for server in servers):
+            cluster = stack.enter_context(RedisCluster(3, appendonly="no"))
+            seeded = asyncio.run(seed(cluster.url, options.sessions))
+            on_cluster = list(cluster.servers.values()), seeded
         targets = [
-            stack.enter_context(target(server, redis_port, sessions, folder)) for server in servers
+            stack.enter_context(target(server, *(on_cluster if server.cluster else single), folder))
+            for server in servers
         ]
         for connections in options.connections:
             results = everything.setdefault(connections, {server.name: [] for server in servers})
@@ -514,7 +520,7 @@ def main() -> int:
                 for one in targets:
                     place = f"round {number + 1} of {options.rounds}: {one.server.name}"
                     progress(f"{connections} connections, {place}")
-                    round_ = measure(one, redis.process.pid, sessions, connections, options.seconds)
+                    round_ = measure(one, connections, options.seconds)
                     if number >= 0:
                         results[one.server.name].append(round_)
             progress("")

@@ -24,8 +24,7 @@ from pathlib import Path
 from redis import Redis
 
 from scripts import report, seed, throughput
-from scripts.bench import free_port
-from scripts.redis_server import RedisServer
+from scripts.redis_server import RedisServer, free_port
 from sesiones.settings import Settings, SettingsError
 
 SCRIPTS = Path(__file__).parent

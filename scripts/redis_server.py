@@ -3,12 +3,20 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 CONFIGURATION = Path(__file__).parents[1] / "redis.conf"
 
@@ -47,6 +55,7 @@ class RedisServer:
         self._data = data or self._directory
         self._inherited = () if keep_open is None else (keep_open,)
         self._options = options
+        self.port = int(options.get("port", "0"))
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -77,16 +86,12 @@ class RedisServer:
             time.sleep(0.02)
 
     def _answers(self) -> bool:
-        import redis
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
-
         try:
-            with redis.Redis(
+            with Redis(
                 unix_socket_path=str(self.socket), socket_timeout=1, retry=Retry(NoBackoff(), 0)
             ) as client:
                 return bool(client.ping())
-        except redis.RedisError:
+        except RedisError:
             return False
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
@@ -121,6 +126,113 @@ class RedisServer:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class RedisCluster:
+    """A Cluster of servers on loopback, by port, until it is closed: masters that share the slots
+    evenly, and as many replicas, each of another master."""
+
+    def __init__(self, masters: int = 3, replicas: int = 0, **options: str) -> None:
+        self._masters, self._replicas = masters, replicas
+        self._options = options
+        self._stack = ExitStack()
+        self.servers: dict[int, RedisServer] = {}
+        self.clients: dict[int, Redis] = {}
+
+    @property
+    def url(self) -> str:
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in self.servers)
+
+    @property
+    def master_ports(self) -> list[int]:
+        return list(self.servers)[: self._masters]
+
+    def run(self, port: int, *arguments: str | int) -> Any:
+        """A command to one node."""
+        return self.clients[port].execute_command(*arguments)  # type: ignore[no-untyped-call]
+
+    def add(self) -> int:
+        """A node without slots, and its port."""
+        port, bus = free_port(), free_port()
+        options: dict[str, Any] = {
+            "port": str(port),
+            "cluster_enabled": "yes",
+            "cluster_port": str(bus),
+            "cluster_node_timeout": "1000",
+            "cluster_allow_replica_migration": "no",  # a master without slots stays one
+            "repl_diskless_sync_delay": "0",
+        }
+        self.servers[port] = self._stack.enter_context(RedisServer(**options | self._options))
+        client = Redis(port=port, decode_responses=True)
+        self.clients[port] = self._stack.enter_context(client)
+        self.run(port, "CLUSTER", "SET-CONFIG-EPOCH", len(self.servers))
+        self._met = getattr(self, "_met", (port, bus))
+        self.run(port, "CLUSTER", "MEET", "127.0.0.1", *self._met)
+        return port
+
+    def remove(self, port: int) -> None:
+        """Forget the node everywhere, and end it."""
+        name = self.id(port)
+        self.servers.pop(port).close()
+        self.clients.pop(port).close()
+        for other in self.servers:
+            self.run(other, "CLUSTER", "FORGET", name)
+
+    def wait(self, condition: Callable[[int], bool], seconds: float = 20) -> None:
+        """Until it holds of every node's port."""
+        deadline = time.monotonic() + seconds
+        while not all(condition(port) for port in self.servers):
+            if time.monotonic() > deadline:
+                raise RuntimeError("the Cluster does not come up")
+            time.sleep(0.02)
+
+    def begin_move(self, slot: int, source: int, target: int) -> None:
+        self.run(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self.id(source))
+        self.run(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", self.id(target))
+
+    def move_keys(self, source: int, target: int, *keys: str) -> None:
+        self.run(source, "MIGRATE", "127.0.0.1", target, "", 0, 5000, "KEYS", *keys)
+
+    def end_move(self, slot: int, source: int, target: int) -> None:
+        for port in target, source:
+            self.run(port, "CLUSTER", "SETSLOT", slot, "NODE", self.id(target))
+
+    def id(self, port: int) -> str:
+        return str(self.run(port, "CLUSTER", "MYID"))
+
+    def __enter__(self) -> "RedisCluster":
+        with self._stack:
+            for _ in range(self._masters + self._replicas):
+                self.add()
+            for number, port in enumerate(self.master_ports):
+                first, last = (16384 * n // self._masters for n in (number, number + 1))
+                self.run(port, "CLUSTER", "ADDSLOTSRANGE", first, last - 1)
+            size = f"cluster_known_nodes:{len(self.servers)}\r\ncluster_size:{self._masters}\r"
+            self.wait(lambda port: self._knows(port, "cluster_slots_ok:16384\r", size))
+            for number, port in enumerate(list(self.servers)[self._masters :]):
+                self.run(port, "CLUSTER", "REPLICATE", self.id(self.master_ports[number]))
+            self.wait(lambda port: self._knows(port, "cluster_state:ok\r"))
+            self.wait(lambda port: self.clients[port].info().get("master_link_status") != "down")
+            self._stack = self._stack.pop_all()
+        return self
+
+    def _knows(self, port: int, *lines: str) -> bool:
+        info: str = self.run(port, "CLUSTER", "INFO")
+        return all(line in info for line in lines)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
 
 
 if __name__ == "__main__":

@@ -30,14 +30,15 @@ class Batcher(Generic[Question, Answer]):
     oldest question came, but half of that is left for the call, so that nobody is refused for the
     one who waited longest.
 
-    What ``ask`` raises is the answer of the whole batch, and ``overdue()`` that of a question that
-    has waited its whole time before it could go out. An asker that has left does not matter to the
-    others. ``observe`` is told when those answered together were asked, and their answers.
+    An answer may be an exception; what ``ask`` raises is the answer of the whole batch, and
+    ``overdue()`` that of a question that has waited its whole time before it could go out. An asker
+    that has left does not matter to the others. ``observe`` is told when those answered together
+    were asked, and their answers.
     """
 
     def __init__(
         self,
-        ask: Callable[[list[Question], float], Awaitable[list[Answer]]],
+        ask: Callable[[list[Question], float], Awaitable[Sequence[Answer | Exception]]],
         timeout_seconds: float,
         *,
         batch_max: int,

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from redis.exceptions import RedisError
 
-from sesiones.connection import Commands, Execute
+from sesiones.connection import Commands
+from sesiones.link import Execute
 from sesiones.settings import Settings
 from sesiones.store import SessionStore, StoreUnavailable
 
@@ -104,8 +105,7 @@ async def _examine_master(execute: Execute, settings: Settings) -> AsyncIterator
         yield _unreachable(error)
         return
     try:
-        # In lower case: see SessionStore.audit().
-        text: bytes = await execute("info")
+        text: bytes = await execute("INFO")
     except RedisError as error:
         advice = "Allow it (`+info`) and run again: versions, memory and disk are told there."
         yield Finding("warning", "INFO", f"refused: {error}", advice)
@@ -124,7 +124,7 @@ async def _latency(execute: Execute, allowed_ms: float) -> Finding:
     pings_ms = []
     for _ in range(PINGS):
         begun = time.monotonic()
-        await execute("ping")
+        await execute("PING")
         pings_ms.append((time.monotonic() - begun) * 1000)
     slowest = max(pings_ms)
     text = f"median {median(pings_ms):.2f} ms, slowest of {PINGS} {slowest:.2f} ms"
@@ -140,7 +140,7 @@ async def _latency(execute: Execute, allowed_ms: float) -> Finding:
 
 async def _clock(execute: Execute) -> Finding:
     begun = time.time()
-    seconds, microseconds = await execute("time")
+    seconds, microseconds = await execute("TIME")
     offset = int(seconds) + int(microseconds) / 1e6 - (begun + time.time()) / 2
     text = f"Redis's is {abs(offset):.2f} s {'ahead of' if offset > 0 else 'behind'} this machine's"
     if abs(offset) < 1:
@@ -152,8 +152,8 @@ async def _clock(execute: Execute) -> Finding:
 async def _user(execute: Execute) -> Finding:
     """May it do what the service never does?"""
     try:
-        name = (await execute("acl", "whoami")).decode(errors="replace")
-        may = await execute("acl", "dryrun", name, "flushall") == b"OK"
+        name = (await execute("ACL", "WHOAMI")).decode(errors="replace")
+        may = await execute("ACL", "DRYRUN", name, "FLUSHALL") == b"OK"
     except RedisError:
         return Finding("ok", "permissions", "the Redis user is not an administrator")
     if not may:
@@ -241,7 +241,7 @@ def _expiries(info: Info) -> Finding:
 async def _listpack(execute: Execute) -> Finding:
     subject = "hash-max-listpack-value"
     try:
-        reply: Any = await execute("config", "get", subject)
+        reply: Any = await execute("CONFIG", "GET", subject)
     except RedisError:
         return Finding("ok", subject, "not known: the Redis user may not CONFIG GET")
     value = int(reply[1])

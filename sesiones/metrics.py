@@ -192,13 +192,12 @@ class Metrics(Collector):
         """Checks answered together: when each was asked, of time.monotonic() and in order, and
         their answers. Returns the seconds that the first one took."""
         cells, count, now = self._cells, len(asked), time.monotonic()
-        if isinstance(answers[0], Exception):
-            cells[_UNAVAILABLE] += count
-        else:
-            valid = len([*filter(None, answers)])
-            cells[_VALID] += valid
-            if valid < count:
-                cells[_INVALID] += count - valid
+        failed = sum([isinstance(answer, Exception) for answer in answers])
+        valid = len([*filter(None, answers)]) - failed
+        cells[_VALID] += valid
+        if valid < count:
+            cells[_UNAVAILABLE] += failed
+            cells[_INVALID] += count - valid - failed
         cells[_CHECK + len(SECONDS) + 1] += count * now - sum(asked)
         slowest = bisect_left(SECONDS, now - asked[0])
         if slowest == bisect_left(SECONDS, now - asked[-1]):
@@ -215,10 +214,13 @@ class Metrics(Collector):
         cells[_BATCH + bisect_left(SIZES, size)] += 1
         cells[_BATCH + len(SIZES) + 1] += size
 
-    def batch_over(self, size: int, slides: int) -> None:
-        """Redis answered them, or did not; so many were slid."""
+    def batch_over(self, size: int) -> None:
+        """Redis answered them, or did not."""
         self._cells[_CHECKS_IN_FLIGHT] -= size
-        self._cells[_SLIDES] += slides
+
+    def slid(self, count: int) -> None:
+        """So many of them."""
+        self._cells[_SLIDES] += count
 
     def redis_replied(self, seconds: float) -> None:
         """To a call of a script."""

@@ -8,10 +8,11 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from importlib.resources import files
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -22,7 +23,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from sesiones import tokens
 from sesiones.batching import Batcher
-from sesiones.connection import Argument, Commands, Execute, connect
+from sesiones.cluster import SlotMovedError
+from sesiones.connection import Commands, connect
+from sesiones.link import Argument, Execute
 from sesiones.metrics import CREATED, ENDED, REDIS_ERRORS, Metrics
 from sesiones.sesion import Sesion
 
@@ -71,6 +74,9 @@ class _Script:
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
+_MOVING_SECONDS = 0.01
+"""Between two tries of a call whose keys are being moved from one node of a Cluster to another."""
+
 _CHECK, _PEEK = _Script("check"), _Script("peek")
 _CREATE, _UPDATE = _Script("create"), _Script("update")
 _END, _END_ALL = _Script("end"), _Script("end_all")
@@ -87,9 +93,6 @@ class SessionStore:
     or refuses. ``idle_seconds``: a new session's window; ``max_seconds``: the longest life;
     ``touch_seconds``: how old Ultima_Actividad must be before a check slides it;
     ``max_per_user``: sessions a user may have.
-
-    ``read_only_checks``: answer checks without sliding while Redis refuses writes (MISCONF,
-    NOREPLICAS). Only for a server that no other can have replaced as the master.
     """
 
     def __init__(
@@ -102,7 +105,6 @@ class SessionStore:
         touch_seconds: int,
         max_per_user: int,
         timeout_seconds: float,
-        read_only_checks: bool,
         metrics: Metrics | None = None,
     ) -> None:
         self.metrics = metrics or Metrics()
@@ -113,16 +115,8 @@ class SessionStore:
         self._touch_seconds = touch_seconds
         self._max_per_user = max_per_user
         self._timeout_seconds = timeout_seconds
-        self._read_only_checks = read_only_checks
-        self._checks: Batcher[str, Sesion | None] = Batcher(
-            self._check,
-            timeout_seconds,
-            batch_max=commands.batch_max,
-            in_flight_max=commands.in_flight_max,
-            overdue=lambda: StoreUnavailable("it has waited its whole time"),
-            observe=self._checked,
-        )
-        self.check = self._checks.submit
+        self._batchers: dict[Hashable, Batcher[str, Sesion | None]] = {}
+        self.check = self._batcher(None).submit if commands.node_of is None else self._submit
         """find() without a task: calls the second argument with its answer, or what it raises."""
         self._failed_at: float | None = None
         self._slow_at = 0.0
@@ -150,8 +144,6 @@ class SessionStore:
             touch_seconds=touch_seconds,
             max_per_user=max_per_user,
             timeout_seconds=timeout_seconds,
-            # Behind Sentinel or in a Cluster, a server that refuses writes may have been replaced.
-            read_only_checks=not url.startswith(("redis+sentinel:", "redis+cluster:")),
             metrics=metrics,
         )
 
@@ -271,9 +263,8 @@ class SessionStore:
             for execute in (await self._commands.masters()).values():
                 cursor = b"0"
                 while True:
-                    # In lower case: redis-py's Cluster client would make something else of it.
                     cursor, keys = await execute(
-                        *("scan", cursor, "MATCH", f"{self._key_prefix}:{{??}}:*", "COUNT", 500)
+                        *("SCAN", cursor, "MATCH", f"{self._key_prefix}:{{??}}:*", "COUNT", 500)
                     )
                     faults = await execute("EVAL", _AUDIT.source, 0, *keys) if keys else []
                     yield (
@@ -338,48 +329,77 @@ class SessionStore:
         # _base(), spelled out: the check comes here.
         return f"{self._key_prefix}:{{{token[4:6]}}}:s:{tokens.digest(token)}"
 
-    async def _check(self, batch: list[str], deadline: float) -> list[Sesion | None]:
-        slides = 0
+    def _batcher(self, node: Hashable) -> Batcher[str, Sesion | None]:
+        """The front of a node's checks: one that is slow holds up no other's."""
+        if (batcher := self._batchers.get(node)) is None:
+            batcher = self._batchers[node] = Batcher(
+                self._check,
+                self._timeout_seconds,
+                batch_max=self._commands.batch_max,
+                in_flight_max=self._commands.in_flight_max,
+                overdue=lambda: StoreUnavailable("it has waited its whole time"),
+                observe=self._checked,
+            )
+        return batcher
+
+    def _submit(self, token: str, done: Callable[[Sesion | Exception | None], None]) -> None:
+        assert self._commands.node_of is not None
+        self._batcher(self._commands.node_of(token[4:6])).submit(token, done)
+
+    async def _check(
+        self, batch: list[str], deadline: float
+    ) -> Sequence[Sesion | Exception | None]:
         self.metrics.batch_sent(len(batch))
         try:
-            sesiones, slides = await self._read(_CHECK, batch, deadline)
-        except _WritesRefused:
-            if not self._read_only_checks:
-                raise
-            sesiones, _ = await self._read(_PEEK, batch, deadline)
-            await self._confirm_master()
+            return await self._answers(batch, deadline)
         except StoreUnavailable:
             raise
         except Exception as error:  # a bug of ours: no check is answered with anything but a 503
             logger.exception("a batch of checks failed")
             raise StoreUnavailable("a batch of checks failed") from error
         finally:
-            self.metrics.batch_over(len(batch), slides)
+            self.metrics.batch_over(len(batch))
+
+    async def _answers(
+        self, batch: list[str], deadline: float
+    ) -> Sequence[Sesion | Exception | None]:
+        try:
+            sesiones, slides = await self._read(_CHECK, batch, deadline)
+            self.metrics.slid(slides)
+        except SlotMovedError:
+            if len(batch) > 1:
+                # They are no longer all on one node: each finds its own way.
+                alone = await asyncio.gather(
+                    *(self._answers([token], deadline) for token in batch), return_exceptions=True
+                )
+                return [
+                    answer if isinstance(answer, Exception) else answer[0]  # type: ignore[index]
+                    for answer in alone
+                ]
+            # Its user's keys are being moved from node to node: no slide, it would need them all.
+            sesiones, _ = await self._read(_PEEK, batch, deadline)
+        except _WritesRefused:
+            sesiones, _ = await self._read(_PEEK, batch, deadline, on_master=True)
         return [s if s is not None and s.Estado_Sesion == 1 else None for s in sesiones]
 
-    async def _confirm_master(self) -> None:
-        """Never authenticate from a replica, even one that refuses writes for another reason. It
-        is asked behind the answer, on the same connection: it was the master's."""
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                role = await self._commands.execute("ROLE")
-        except (RedisError, OSError, TimeoutError) as error:
-            raise StoreUnavailable("the role of the server is not known") from error
-        with _understood():
-            master = role[0] == b"master"
-        if not master:
-            self._commands.reset()
-            raise StoreUnavailable("the server is a replica")
-
     async def _read(
-        self, script: _Script, batch: list[str], deadline: float | None = None
+        self,
+        script: _Script,
+        batch: list[str],
+        deadline: float | None = None,
+        *,
+        on_master: bool = False,
     ) -> tuple[list[Sesion | None], int]:
         """The sessions, active or not, and how many were slid."""
         keys = [self._key(token) for token in batch]
-        # A lone key routes the call to its node of a Cluster.
-        routing = keys if len(keys) == 1 else []
         replies = await self._run(
-            script, routing, self._touch_seconds, self._max_seconds, *keys, deadline=deadline
+            script,
+            keys,
+            self._touch_seconds,
+            self._max_seconds,
+            *keys,
+            deadline=deadline,
+            on_master=on_master,
         )
         with _understood():
             slides: int = replies.pop()
@@ -447,29 +467,37 @@ class SessionStore:
         *arguments: Argument,
         tries: int = 2,
         deadline: float | None = None,
+        on_master: bool = False,
     ) -> Any:
         """The script's reply, by the deadline in the loop's time, or in ``timeout_seconds``. A
-        second try follows at once, for a connection that Redis closed."""
+        second try follows at once, for a connection that Redis closed.
+
+        A check raises SlotMovedError; the others go on until the keys are on one node again.
+        """
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + self._timeout_seconds
         try:
             async with asyncio.timeout_at(deadline):
                 while True:
-                    tries -= 1
                     begun = time.monotonic()
                     try:
-                        reply = await self._evaluate(script, keys, arguments)
-                    except ReadOnlyError:
-                        # Demoted: nothing was written. The master is elsewhere.
-                        self._commands.reset()
-                        if tries < 1:
-                            raise
-                    except RedisConnectionError:
-                        if tries < 1:
-                            raise
-                    else:
+                        reply = await self._evaluate(script, keys, arguments, on_master)
                         self.metrics.redis_replied(time.monotonic() - begun)
                         break
+                    except SlotMovedError:
+                        # Nothing was written, so that this was no try.
+                        if script is _CHECK:
+                            raise
+                        await asyncio.sleep(_MOVING_SECONDS)
+                    except (ReadOnlyError, RedisConnectionError) as error:
+                        tries -= 1
+                        if isinstance(error, ReadOnlyError):
+                            # Demoted: nothing was written. The master is elsewhere.
+                            self._commands.reset()
+                        if tries < 1:
+                            raise
+        except SlotMovedError:
+            raise
         except (RedisError, OSError, TimeoutError) as error:
             self.metrics.add(REDIS_ERRORS, _kind(error))
             reason = str(error) or type(error).__name__
@@ -493,12 +521,23 @@ class SessionStore:
             self._failed_at = None
 
     async def _evaluate(
-        self, script: _Script, keys: list[str], arguments: tuple[Argument, ...]
+        self, script: _Script, keys: list[str], arguments: tuple[Argument, ...], on_master: bool
     ) -> Any:
+        execute: Callable[..., Awaitable[Any]] = self._commands.execute
+        if on_master:
+            execute = self._commands.execute_on_master
+        elif script is _PEEK:
+            execute = partial(execute, reads=True)
+        # A batch takes keys of many slots, so it declares none; a lone one redirects its call.
+        declared = keys if len(keys) == 1 or script not in (_CHECK, _PEEK) else ()
         try:
-            return await self._commands.execute("EVALSHA", script.sha, len(keys), *keys, *arguments)
+            return await execute(
+                "EVALSHA", script.sha, len(declared), *declared, *arguments, keys=keys
+            )
         except NoScriptError:
-            return await self._commands.execute("EVAL", script.source, len(keys), *keys, *arguments)
+            return await execute(
+                "EVAL", script.source, len(declared), *declared, *arguments, keys=keys
+            )
 
 
 def _kind(error: Exception) -> str:

@@ -77,7 +77,6 @@ def open_store(
     touch_seconds: int = 1,
     max_per_user: int = 1000,
     timeout_seconds: float = 5.0,
-    read_only_checks: bool = True,
 ) -> SessionStore:
     """A store with the defaults of the settings, but patience for a busy machine."""
     return SessionStore(
@@ -88,7 +87,6 @@ def open_store(
         touch_seconds=touch_seconds,
         max_per_user=max_per_user,
         timeout_seconds=timeout_seconds,
-        read_only_checks=read_only_checks,
     )
 
 

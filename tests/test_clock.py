@@ -1,14 +1,14 @@
 """Time, to the second: the store on fakeredis with a clock that only the test moves."""
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import fakeredis
 import pytest
 
 from sesiones import tokens
-from sesiones.connection import Argument, Execute
+from sesiones.link import Argument, Execute
 from sesiones.sesion import Sesion
 from sesiones.store import BadDates, Refusal, SessionStore
 
@@ -41,16 +41,22 @@ class Fake:
 
     batch_max = 256
     in_flight_max = 2
+    node_of = None
 
     def __init__(self) -> None:
         self.redis = fakeredis.FakeRedis(server=fakeredis.FakeServer())
 
-    async def execute(self, *arguments: Argument) -> Any:
+    async def execute(
+        self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
+    ) -> Any:
         if arguments[0] == "EVAL":
             source = str(arguments[1])
             assert source.startswith("#!lua")
             arguments = ("EVAL", source.partition("\n")[2], *arguments[2:])
         return self.redis.execute_command(*arguments)  # type: ignore[no-untyped-call]
+
+    async def execute_on_master(self, *arguments: Argument, keys: Sequence[str]) -> Any:
+        return await self.execute(*arguments)
 
     async def masters(self) -> dict[str, Execute]:
         return {"redis": self.execute}
@@ -78,7 +84,6 @@ def fake_store(
         touch_seconds=touch_seconds,
         max_per_user=max_per_user,
         timeout_seconds=5.0,
-        read_only_checks=True,
     )
 
 

@@ -1,5 +1,5 @@
 """The connection to Redis on a real server: no reply ever reaches another caller, whoever leaves,
-and every form of URL finds its way, through Sentinel and a Cluster too."""
+and every form of URL finds its way, through Sentinel too."""
 
 import asyncio
 import contextlib
@@ -12,22 +12,18 @@ import ssl
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
-from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from scripts import redis_server as redis_server_module
-from scripts.redis_server import RedisServer, find_binary
-from sesiones import tokens
+from scripts.redis_server import RedisServer, find_binary, free_port
 from sesiones.connection import Commands, connect
-from sesiones.sesion import Sesion
-from sesiones.store import Refusal, SessionStore, StoreUnavailable
+from sesiones.store import SessionStore, StoreUnavailable
 from tests.conftest import open_store
 
 pytestmark = pytest.mark.anyio
@@ -69,7 +65,7 @@ async def fake_redis(
 
 @contextlib.asynccontextmanager
 async def store_at(url: str, timeout_seconds: float) -> AsyncIterator[SessionStore]:
-    store = open_store(url, timeout_seconds=timeout_seconds, read_only_checks=False)
+    store = open_store(url, timeout_seconds=timeout_seconds)
     try:
         yield store
     finally:
@@ -335,14 +331,18 @@ async def test_reset_fails_what_is_in_flight_and_opens_anew(
 
 async def test_aclose_closes(redis_server: RedisServer, redis: "Redis") -> None:
     clients = redis.info("clients")["connected_clients"]
+    never_opened = connect(redis_server.url, 5)
+    await never_opened.aclose()
     commands = connect(redis_server.url, 5)
-    await commands.aclose()  # before it ever opened
     await commands.execute("PING")
     waiting = asyncio.create_task(commands.execute("BLPOP", "list", 0))
     await asyncio.sleep(0.02)
     await commands.aclose()
     with pytest.raises(RedisConnectionError):
         await waiting
+    for closed in never_opened, commands:
+        with pytest.raises(RedisConnectionError):
+            await closed.execute("PING")
     for _ in range(100):
         if redis.info("clients")["connected_clients"] == clients:
             break
@@ -437,12 +437,6 @@ async def test_what_redis_refuses_in_the_handshake(
     await commands.aclose()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
 # TLS. The PyPI Valkey has none, so it is put before the server.
 
 
@@ -499,6 +493,34 @@ async def test_tls(
         commands.reset()
         assert await commands.execute("PING") == b"PONG"
         await commands.aclose()
+
+
+async def test_a_server_that_speaks_tls_itself(certificate: tuple[Path, Path]) -> None:
+    port = free_port()
+    files = [str(path) for path in certificate]
+    server = RedisServer(
+        tls_port=str(port),
+        tls_cert_file=files[0],
+        tls_key_file=files[1],
+        tls_auth_clients="no",
+    )
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(server)
+        except RuntimeError as error:
+            pytest.skip(f"this server has no TLS: {error}")
+        url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate[0]}"
+        async with store_at(url, 5) as store:
+            made = await asyncio.gather(*(store.create(user, "laptop") for user in range(100)))
+            found = await asyncio.gather(*(store.find(sesion.Token_Sesion) for sesion in made))
+            assert [sesion and sesion.ID_Sesion for sesion in found] == [
+                sesion.ID_Sesion for sesion in made
+            ]
+        # No authority that this machine knows has signed it, and no plain text gets in.
+        for refused in f"rediss://127.0.0.1:{port}", f"redis://127.0.0.1:{port}":
+            async with store_at(refused, 1) as store:
+                with pytest.raises(StoreUnavailable):
+                    await store.find(made[0].Token_Sesion)
 
 
 async def test_a_certificate_that_nobody_vouches_for_is_refused(
@@ -612,6 +634,51 @@ async def test_sentinel_and_two_failovers(tmp_path: Path, monkeypatch: pytest.Mo
         wait_until(lambda: len(watch.client_list()) == 1, 1)
 
 
+async def test_a_master_that_refuses_writes(tmp_path: Path) -> None:
+    """Checks answer, while a majority of the Sentinels says that it is the master."""
+    port = free_port()
+    with (
+        RedisServer(port=str(port)) as server,
+        Redis(unix_socket_path=str(server.socket)) as master,
+        sentinel(tmp_path, port) as (sentinel_port, watch),
+        socket.create_server(("127.0.0.1", 0)) as deaf,
+    ):
+        # All that docs/acl.conf gives the service at a Sentinel.
+        run(watch, "ACL", "SETUSER", "admin", "on", "nopass", "~*", "&*", "+@all")
+        run(watch, "AUTH", "admin", "x")
+        allowed = "+sentinel|masters", "+sentinel|get-master-addr-by-name"
+        run(watch, "ACL", "SETUSER", "default", "reset", "on", "nopass", *allowed)
+        at = f"127.0.0.1:{sentinel_port}"
+        silent = f"127.0.0.1:{deaf.getsockname()[1]}"
+        async with (
+            store_at(f"redis+sentinel://{at}/mymaster", 1) as store,
+            store_at(f"redis+sentinel://{at},{silent}/mymaster", 0.25) as cut_off,
+            store_at(f"redis+sentinel://{at},{at},{silent}/mymaster", 0.25) as most,
+        ):
+            stores = store, cut_off, most
+            token = (await until(lambda: store.create(7, "laptop"))).Token_Sesion
+            for each in stores:
+                assert await each.find(token) is not None
+            master.config_set("min-replicas-to-write", 1)
+            assert await store.find(token) is not None
+            assert await most.find(token) is not None
+            with pytest.raises(StoreUnavailable):
+                await cut_off.find(token)
+            for rule in allowed:
+                run(watch, "ACL", "SETUSER", "default", rule.replace("+", "-"))
+                async with store_at(f"redis+sentinel://{at}/mymaster", 1) as hindered:
+                    with pytest.raises(StoreUnavailable):
+                        await hindered.find(token)
+                run(watch, "ACL", "SETUSER", "default", rule)
+
+            run(watch, "SENTINEL", "REMOVE", "mymaster")
+            run(watch, "SENTINEL", "MONITOR", "mymaster", "127.0.0.1", free_port(), 1)
+            for each in stores:
+                with pytest.raises(StoreUnavailable):
+                    await each.find(token)
+            master.config_set("min-replicas-to-write", 0)
+
+
 def fails_over(watch: "Redis") -> bool:
     """Once Sentinel knows its replica well enough."""
     try:
@@ -620,152 +687,3 @@ def fails_over(watch: "Redis") -> bool:
         if "NOGOODSLAVE" in str(error):
             return False
         raise
-
-
-# A Cluster of three masters.
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[dict[int, RedisServer]]:
-    """The nodes by port."""
-    with contextlib.ExitStack() as stack:
-        nodes: dict[int, RedisServer] = {}
-        clients: list[Redis] = []
-        met: tuple[int, int] | None = None
-        for first, last in (0, 5460), (5461, 10922), (10923, 16383):
-            port, bus = free_port(), free_port()
-            nodes[port] = stack.enter_context(
-                RedisServer(
-                    port=str(port),
-                    cluster_enabled="yes",
-                    cluster_port=str(bus),
-                    cluster_node_timeout="1000",
-                    cluster_require_full_coverage="no",
-                )
-            )
-            client = stack.enter_context(Redis(port=port, decode_responses=True))
-            run(client, "CLUSTER", "ADDSLOTSRANGE", first, last)
-            met = met or (port, bus)
-            run(client, "CLUSTER", "MEET", "127.0.0.1", *met)
-            clients.append(client)
-        wait_until(lambda: all(knows_all(client) for client in clients))
-        yield nodes
-
-
-def knows_all(client: "Redis") -> bool:
-    info: str = run(client, "CLUSTER", "INFO")
-    return "cluster_slots_ok:16384" in info and "cluster_size:3" in info
-
-
-def url_of(cluster: dict[int, RedisServer]) -> str:
-    return "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in cluster)
-
-
-async def test_the_life_of_sessions_of_many_slots(cluster: dict[int, RedisServer]) -> None:
-    async def live(store: SessionStore, user: int) -> None:
-        one, two, three = [await store.create(user, f"device {user}") for _ in range(3)]
-        found = await store.find(one.Token_Sesion)
-        assert found is not None
-        assert found.ID_Sesion == one.ID_Sesion
-        updated = await store.update(found._replace(Dispositivo="otro"))
-        assert isinstance(updated, Sesion)
-        assert updated.Dispositivo == "otro"
-        stranger = await store.create(user + 1, "laptop")
-        assert await store.end(one.Token_Sesion, stranger.Token_Sesion) is Refusal.FORBIDDEN
-        assert await store.end(one.Token_Sesion, two.Token_Sesion) == 1
-        assert await store.find(two.Token_Sesion) is None
-        assert await store.end_all(one.Token_Sesion, one.Token_Sesion) == 2
-        assert await store.find(three.Token_Sesion) is None
-        assert await store.find(stranger.Token_Sesion) is not None
-
-    async with store_at(url_of(cluster), 5) as store, asyncio.TaskGroup() as lives:
-        for user in range(0, 120, 2):
-            lives.create_task(live(store, user))
-    for server in cluster.values():
-        with Redis(unix_socket_path=str(server.socket)) as node:
-            assert run(node, "DBSIZE") > 20
-
-
-async def test_slots_that_move_to_another_node(cluster: dict[int, RedisServer]) -> None:
-    """A hundred users at once find it out: redis-py closes connections under some of them."""
-    users = range(1000, 1100)
-    async with store_at(url_of(cluster), 5) as store:
-        before = await store.create(999, "laptop")  # it knows the nodes as they were
-        with contextlib.ExitStack() as stack:
-            nodes = [stack.enter_context(Redis(port=port)) for port in cluster]
-            target = run(nodes[0], "CLUSTER", "MYID")
-            slots = {key_slot(f"{{{tokens.user_bucket(user)}}}".encode()) for user in users}
-            kept = key_slot(f"{{{tokens.user_bucket(999)}}}".encode())
-            for slot in sorted(slots - {kept}):
-                if not any(run(node, "CLUSTER", "COUNTKEYSINSLOT", slot) for node in nodes):
-                    for node in nodes:
-                        run(node, "CLUSTER", "SETSLOT", slot, "NODE", target)
-        made = await asyncio.gather(
-            *(store.create(user, "laptop") for user in users), return_exceptions=True
-        )
-        # Nothing but sessions, or that it is unavailable: anything else would be a 500.
-        assert {type(answer) for answer in made} <= {Sesion, StoreUnavailable}
-        for user in users:
-            assert (await store.create(user, "laptop")).ID_Usuario == user
-        assert await store.find(before.Token_Sesion) is not None
-
-
-async def test_a_cluster_that_is_not_there() -> None:
-    async with store_at(f"redis+cluster://127.0.0.1:{free_port()}", 0.25) as store:
-        with pytest.raises(StoreUnavailable):
-            await store.probe(5)
-        for _ in range(2):
-            with pytest.raises(StoreUnavailable):
-                await store.create(7, "laptop")
-
-
-async def test_callers_that_leave_a_cluster_cost_no_other_its_session(
-    cluster: dict[int, RedisServer],
-) -> None:
-    choose = random.Random(7)
-    async with store_at(url_of(cluster), 5) as store:
-        sessions = [await store.create(user, f"device {user}") for user in range(200, 230)]
-
-        async def check() -> None:
-            for _ in range(5):
-                session = choose.choice(sessions)
-                found = await store.find(session.Token_Sesion)
-                assert found is not None
-                assert found.ID_Usuario == session.ID_Usuario
-
-        tasks = [asyncio.create_task(check()) for _ in range(300)]
-        leaving = [task for task in tasks if choose.random() < 1 / 3]
-        for task in leaving:
-            await asyncio.sleep(choose.random() * 0.002)
-            task.cancel()
-        await asyncio.gather(*(task for task in tasks if task not in leaving))
-
-
-async def test_a_node_of_the_cluster_that_is_gone_costs_its_users_alone(
-    cluster: dict[int, RedisServer],
-) -> None:
-    async with store_at(url_of(cluster), 0.25) as store:
-        sessions = [await until(partial(store.create, user, "laptop")) for user in range(300, 330)]
-        gone = list(cluster.values())[-1]
-        with Redis(unix_socket_path=str(gone.socket), decode_responses=True) as node:
-            theirs = {key.rsplit(":", 1)[1] for key in node.scan_iter("*:u:*")}
-        gone.stop(signal.SIGKILL)
-        try:
-            lost = [session for session in sessions if str(session.ID_Usuario) in theirs]
-            assert 0 < len(lost) < len(sessions)
-            for session in lost[:4]:
-                begun = time.monotonic()
-                with pytest.raises(StoreUnavailable):
-                    await store.find(session.Token_Sesion)
-                assert time.monotonic() - begun < 0.7
-            for session in sessions:
-                if session not in lost:
-                    assert await store.find(session.Token_Sesion) is not None
-            await store.probe(0.5)  # ready for them
-        finally:
-            gone.start()
-        begun = time.monotonic()
-        for session in lost:
-            assert await until(partial(store.find, session.Token_Sesion)) is not None
-        # The Cluster itself takes a moment to take a node back.
-        assert time.monotonic() - begun < 5

@@ -11,12 +11,12 @@ import orjson
 import pytest
 from redis import Redis
 
-from scripts.redis_server import RedisServer
+from scripts.redis_server import RedisCluster, RedisServer
 from sesiones.__main__ import main
 from sesiones.sesion import Sesion
 from sesiones.store import Refusal, StoreUnavailable
 from tests.conftest import open_store
-from tests.test_connection import cluster, url_of  # noqa: F401, a fixture
+from tests.test_cluster import cluster  # noqa: F401, a fixture
 from tests.test_store import counter_key, digest, index_key, session_key
 
 OPERATE = (Path(__file__).parents[1] / "docs" / "operate.md").read_text("utf-8")
@@ -189,10 +189,10 @@ def test_each_fault_of_a_key(
 
 
 def test_on_a_cluster(
-    cluster: dict[int, RedisServer],  # noqa: F811
+    cluster: RedisCluster,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    url = url_of(cluster)
+    url = cluster.url
     users = range(500, 560)
     make(url, *users)
     code, findings, bad = diagnose(capsys, url, "--deep")
@@ -201,7 +201,7 @@ def test_on_a_cluster(
     assert all(subject.endswith(": permissions") for subject in bad)
     first = findings["keys"]
     assert int(first["text"].split()[0]) >= 120
-    for server in cluster.values():
+    for server in cluster.servers.values():
         with Redis(unix_socket_path=str(server.socket), decode_responses=True) as node:
             node.persist(next(node.scan_iter("*:s:*", count=1000)))
     assert [line.partition(": ")[2] for line in faults(capsys, url)] == [

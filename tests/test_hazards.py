@@ -13,7 +13,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -24,7 +24,8 @@ from redis.exceptions import NoScriptError, RedisError
 
 from scripts.redis_server import RedisServer
 from sesiones import tokens
-from sesiones.connection import Argument, Commands, Execute, connect
+from sesiones.connection import Commands, connect
+from sesiones.link import Argument, Execute
 from sesiones.sesion import Sesion
 from sesiones.store import BadDates, Immutable, Refusal, SessionStore, StoreUnavailable
 from tests.test_store import base, counter_key, digest, index_key, lua, session_key
@@ -96,7 +97,6 @@ def open_node(commands: Commands, kind: type[SessionStore]) -> SessionStore:
         touch_seconds=0,  # so that every check writes
         max_per_user=PER_USER,
         timeout_seconds=5.0,
-        read_only_checks=True,
     )
     if isinstance(store, Naive):
         store.commands = commands
@@ -541,9 +541,15 @@ class _Wrapped:
         self.commands = commands
         self.batch_max = commands.batch_max
         self.in_flight_max = commands.in_flight_max
+        self.node_of = commands.node_of
 
-    async def execute(self, *arguments: Argument) -> Any:
+    async def execute(
+        self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
+    ) -> Any:
         return await self.commands.execute(*arguments)
+
+    async def execute_on_master(self, *arguments: Argument, keys: Sequence[str]) -> Any:
+        return await self.commands.execute_on_master(*arguments, keys=keys)
 
     async def masters(self) -> dict[str, Execute]:
         return {"redis": self.execute}
@@ -558,7 +564,9 @@ class _Wrapped:
 class LosesReplies(_Wrapped):
     """Every other command is executed, or not even that, and has no reply."""
 
-    async def execute(self, *arguments: Argument) -> Any:
+    async def execute(
+        self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
+    ) -> Any:
         lost = random.random() < 0.5
         if not lost or random.random() < 0.8:
             reply = await super().execute(*arguments)
@@ -570,7 +578,9 @@ class LosesReplies(_Wrapped):
 class NoTwin(_Wrapped):
     """Refused writes look like any other failure, so nothing is tried without them."""
 
-    async def execute(self, *arguments: Argument) -> Any:
+    async def execute(
+        self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
+    ) -> Any:
         try:
             return await super().execute(*arguments)
         except RedisError as error:
@@ -583,7 +593,9 @@ def edited(old: str, new: str) -> Wrap:
     """Scripts in which a text is replaced, wherever it occurs."""
 
     class Edited(_Wrapped):
-        async def execute(self, *arguments: Argument) -> Any:
+        async def execute(
+            self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
+        ) -> Any:
             if arguments[0] == "EVALSHA":
                 raise NoScriptError  # so that the source comes
             if arguments[0] == "EVAL":

@@ -2,15 +2,15 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 from redis.exceptions import ResponseError
 
 from scripts.redis_server import RedisServer
-from sesiones.connection import Argument
 from sesiones.health import Health
+from sesiones.link import Argument
 from sesiones.problems import Problem
 from sesiones.store import _SCRIPTS, SessionStore
 from tests.conftest import KEY
@@ -157,7 +157,9 @@ def test_redis_is_not_there() -> None:
 class Old(Fake):
     """Redis 6: "#" begins no comment of Lua's."""
 
-    async def execute(self, *arguments: Argument) -> object:
+    async def execute(
+        self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
+    ) -> object:
         if arguments[:2] == ("SCRIPT", "EXISTS"):
             return [0] * (len(arguments) - 2)
         raise ResponseError(
@@ -176,7 +178,6 @@ async def test_redis_is_too_old() -> None:
         touch_seconds=1,
         max_per_user=1000,
         timeout_seconds=1,
-        read_only_checks=True,
     )
     with pytest.raises(Problem, match=r"anterior a la 7\.0"):
         await Health(store).ready(None)  # type: ignore[arg-type]

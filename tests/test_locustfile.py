@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from scripts import seed
-from scripts.bench import free_port
-from scripts.redis_server import RedisServer
+from scripts.redis_server import RedisServer, free_port
 from sesiones.settings import Settings
 from tests.conftest import KEY
 from tests.service import Service

@@ -15,7 +15,8 @@ end
 
 local base, digest = split(KEYS[2])
 local index = base .. 'u:' .. caller[USUARIO]
+-- First the key that a Cluster may have moved away already: then nothing has been written.
+wrong_type(redis.pcall('ZREM', index, digest))
 local ended = delete(base, digest)
-redis.pcall('ZREM', index, digest)
 settle(index)
 return {ended}

@@ -15,11 +15,21 @@ end
 
 local base, own = split(KEYS[1])
 local index = base .. 'u:' .. caller[USUARIO]
+local digests = redis.call('ZRANGEBYSCORE', index, '(' .. int(now), '+inf')
+-- All or none: this fails when a Cluster has moved one of them away already.
+for _, digest in ipairs(digests) do
+  redis.call('EXPIRETIME', base .. 's:' .. digest)
+end
 local ended = {}
-for _, digest in ipairs(redis.call('ZRANGEBYSCORE', index, '(' .. int(now), '+inf')) do
+for _, digest in ipairs(digests) do
   ended[#ended + 1] = delete(base, digest)
+  if digest == own then
+    own = nil
+  end
 end
 redis.call('DEL', index)
 -- Were the index ever incomplete, the caller's own session still ends.
-ended[#ended + 1] = delete(base, own)
+if own then
+  ended[#ended + 1] = delete(base, own)
+end
 return ended

@@ -22,6 +22,20 @@ local function split(key)
   return string.match(key, '^([^}]*}:)s:(.*)$')
 end
 
+-- A key of another type is a bad record of its own; any other error that redis.pcall() returns
+-- fails the script: the command is not allowed, or the key is on another node of a Cluster. Of
+-- that the caller relies on nothing having been written, so scripts come first to the keys that
+-- may be elsewhere, and never again to one that they have deleted.
+-- Return value: the error of the reply, if it is one.
+local function wrong_type(reply)
+  if type(reply) == 'table' and reply.err then
+    if not string.find(reply.err, '^WRONGTYPE') then
+      error(reply)
+    end
+    return reply.err
+  end
+end
+
 -- Return value: nil when no session lives at the key (Redis keeps a key for the whole millisecond
 -- of its expiry, so the clock decides); else its seven fields as strings and its expiry as a
 -- number; else, for a record that cannot be a session, a string that says what is wrong with it.
@@ -36,7 +50,7 @@ local function read(key)
   local session = redis.pcall('HMGET', key,
     'id', 'usuario', 'inicio', 'estado', 'actividad', 'ventana', 'dispositivo')
   if session.err then
-    return session.err
+    return wrong_type(session)
   end
   for field = ID, VENTANA do
     local number = tonumber(session[field])
@@ -82,7 +96,9 @@ local function delete(base, digest)
 end
 
 -- Drops the index's dead members and lets it expire with its latest one. An index of another
--- type stays as it is: ending a session must not fail for it.
+-- type stays as it is: ending a session must not fail for it. Nor must it fail when the index is
+-- gone with its last member: in a slot that is being moved, Redis takes what is not there for
+-- being elsewhere.
 local function settle(index)
   redis.pcall('ZREMRANGEBYSCORE', index, '-inf', int(now))
   local latest = redis.pcall('ZRANGE', index, -1, -1, 'WITHSCORES')
@@ -100,9 +116,9 @@ end
 local function write(key, session, expiracion, ...)
   local base, digest = split(key)
   local index = base .. 'u:' .. session[USUARIO]
-  local added = redis.pcall('ZADD', index, int(expiracion), digest)
-  if type(added) == 'table' then
-    return 'index: ' .. added.err
+  local refused = wrong_type(redis.pcall('ZADD', index, int(expiracion), digest))
+  if refused then
+    return 'index: ' .. refused
   end
   settle(index)
   redis.call('HSET', key, ...)

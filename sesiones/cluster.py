@@ -1,0 +1,200 @@
+"""A Cluster: a connection to each master, and a map of our own of who has which slot.
+
+The map comes from any node (CLUSTER SLOTS) and is put right by what the nodes answer. A call that
+was asked at the wrong node has not been carried out: MOVED says who has the slot now. While a
+slot's keys are moved one by one, its reads follow them (ASK) and its writes are refused: a script
+touches keys that it does not declare, and must not do half its work on either side.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from redis.asyncio import ConnectionPool
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
+from redis.crc import key_slot
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    MovedError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from sesiones.link import Argument, Execute, Server, SingleFlight, majority
+
+Address = tuple[str, int]
+
+REFRESH_SECONDS = 0.1
+"""Between two looks at the map at the least: a failover takes longer."""
+REDIRECTED_SECONDS = 0.01
+"""Before a call that is sent to and fro is sent again: the nodes tell each other in less."""
+
+
+ELSEWHERE = AskError, TryAgainError, ReadOnlyError
+"""A replica says READONLY to a call that declares no key; else it says MOVED. The same call at a
+node that has not all of its keys ends in an error of its script."""
+
+
+class SlotMovedError(RedisError):
+    """The keys are not all on one node, or not on the one that was asked. Nothing was written."""
+
+
+@lru_cache(8192)  # there are 4096 buckets
+def _slot(tag: str) -> int:
+    return key_slot(tag.encode())
+
+
+class Cluster:
+    """Commands on a Cluster's masters, never on a replica: none is told READONLY."""
+
+    batch_max = Server.batch_max
+    in_flight_max = Server.in_flight_max
+
+    def __init__(
+        self, seeds: Sequence[Address], options: dict[str, Any], timeout_seconds: float
+    ) -> None:
+        self._seeds = seeds
+        self._options = options
+        self._timeout_seconds = timeout_seconds
+        self._servers: dict[Address, Server] = {}
+        self._masters: list[Address | None] = [None] * SLOTS
+        self._known: set[Address] = set()
+        """Replicas too: one of them may be all that is left to ask for the map."""
+        self._refreshing = SingleFlight(self._refresh)
+        self._refreshed_at = -REFRESH_SECONDS
+        for seed in seeds:
+            self._server(seed)
+
+    def node_of(self, tag: str) -> Address | None:
+        return self._masters[_slot(tag)]
+
+    async def execute(
+        self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
+    ) -> Any:
+        slot = key_slot(keys[0].encode()) if keys else 0
+        asked: Address | None = None
+        redirections = 0
+        while True:
+            address = asked or await self._master(slot)
+            server = self._server(address)
+            try:
+                return await (server.execute_asking if asked else server.execute)(*arguments)
+            except NoScriptError:
+                raise
+            except (RedisError, OSError, asyncio.CancelledError) as error:
+                # Whatever it is, the map may be why: a caller that leaves has waited in vain.
+                self._refreshing.start()
+                if isinstance(error, MovedError):
+                    asked = None
+                    self._masters[slot] = error.host or address[0], error.port
+                elif isinstance(error, AskError) and reads:
+                    asked = error.host or address[0], error.port
+                elif isinstance(error, ELSEWHERE) or "non local key" in str(error):
+                    raise SlotMovedError(str(error)) from error
+                else:
+                    if isinstance(error, (RedisConnectionError, OSError)):
+                        with contextlib.suppress(RedisError, OSError):
+                            await self._refreshing()  # for the caller's next try
+                    raise
+            redirections += 1
+            if redirections > 1:
+                await asyncio.sleep(REDIRECTED_SECONDS)
+
+    async def execute_on_master(self, *arguments: Argument, keys: Sequence[str]) -> Any:
+        slots = {key_slot(key.encode()) for key in keys}
+        address = await self._master(min(slots))
+        reply = await self._server(address).execute_on_master(*arguments)
+
+        async def agrees(other: Address) -> bool:
+            view, _ = masters_of(await self._server(other).execute("CLUSTER", "SLOTS"), other[0])
+            return all(view[slot] == address for slot in slots)
+
+        # A majority of the masters, itself among them, as for electing another in its place.
+        others = {master for master in self._masters if master} - {address}
+        if not await majority([agrees(other) for other in others], yes=1):
+            raise ClusterDownError("the node is not known to be the slot's master")
+        return reply
+
+    async def masters(self) -> dict[str, Execute]:
+        await self._refreshing()
+        masters = sorted({master for master in self._masters if master})
+        return {f"{host}:{port}": self._server((host, port)).execute for host, port in masters}
+
+    def _server(self, address: Address) -> Server:
+        server = self._servers.get(address)
+        if server is None:
+            host, port = address
+            pool = ConnectionPool(host=host, port=port, **self._options)
+            server = self._servers[address] = Server(pool, self._timeout_seconds)
+        return server
+
+    async def _master(self, slot: int) -> Address:
+        if self._masters[slot] is None:
+            await self._refreshing()
+        address = self._masters[slot]
+        if address is None:
+            raise ClusterDownError(f"no node has slot {slot}")
+        return address
+
+    async def _refresh(self) -> None:
+        """Read the map anew, from the first node that has one."""
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._refreshed_at + REFRESH_SECONDS - loop.time())
+        self._refreshed_at = loop.time()
+        asked = list(self._known.union(self._seeds))
+        random.shuffle(asked)
+        for address in asked:
+            try:
+                reply = await self._server(address).execute("CLUSTER", "SLOTS")
+                self._masters, self._known = masters_of(reply, address[0])
+            except (RedisError, OSError, ValueError) as error:
+                failure = error
+            else:
+                self._forget()
+                return
+        raise RedisConnectionError(f"no node knows the Cluster: {failure}")
+
+    def _forget(self) -> None:
+        """Close what leads to no master, once nobody waits for it."""
+        masters = set(self._masters)
+        for address in [address for address in self._servers if address not in masters]:
+            if self._servers[address].idle:
+                self._servers.pop(address).reset()
+
+    def reset(self) -> None:
+        """A node that is no master says so by MOVED, and the map is put right by that."""
+
+    async def aclose(self) -> None:
+        self._refreshing.close()
+        for server in self._servers.values():
+            await server.aclose()
+
+
+def masters_of(reply: Any, asked: str) -> tuple[list[Address | None], set[Address]]:
+    """The master of each slot, and every node, from a reply to CLUSTER SLOTS; ``asked``: the host
+    that gave it, for a node that does not know its own. Raises ValueError for any other reply,
+    and for one without slots: of a node that has left its Cluster."""
+    masters: list[Address | None] = [None] * SLOTS
+    known: set[Address] = set()
+    try:
+        for first, last, *nodes in reply:
+            addresses = [((host or b"").decode() or asked, port) for host, port, *_ in nodes]
+            if not 0 <= first <= last < SLOTS:
+                raise ValueError(f"slots {first} to {last}")
+            for host, port in addresses:
+                if not 0 < port < 65536:
+                    raise ValueError(f"port {port} of {host}")
+            masters[first : last + 1] = [addresses[0]] * (last - first + 1)
+            known.update(addresses)
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ValueError("not a reply to CLUSTER SLOTS") from error
+    if not known:
+        raise ValueError("no slots")
+    return masters, known

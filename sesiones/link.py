@@ -1,0 +1,258 @@
+"""One connection to a server: one socket, any number of commands in flight.
+
+redis-py opens it (the URL, TLS, AUTH, SELECT, Sentinel's discovery of the master); from then on
+its transport is ours, and replies go from hiredis's reader straight to their callers, in order.
+That is a fifth of the cost of redis-py's command cycle, and it is safe to cancel: a caller that
+leaves keeps its place in the queue, so no reply can reach another, and there is no pool whose
+connections could leak.
+
+Relies on redis-py 8: ``ConnectionPool.make_connection()``, ``AbstractConnection._writer`` (the
+``asyncio.StreamWriter``) and ``AbstractConnection._parser.parse_error`` (the reply's text to an
+exception).
+"""
+
+import asyncio
+import socket
+import struct
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Generic, TypeVar
+
+import hiredis
+from redis.asyncio import ConnectionPool, Redis, Sentinel
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+
+Argument = str | bytes | int
+Execute = Callable[..., Awaitable[Any]]
+
+Result = TypeVar("Result")
+
+
+class Link(asyncio.Protocol):
+    """One open connection, until it is lost."""
+
+    def __init__(self, connection: AbstractConnection, timeout_seconds: float) -> None:
+        assert connection._writer is not None
+        self._writer = connection._writer  # kept: it closes the transport when collected
+        connection._reader = connection._writer = None
+        self.transport: asyncio.WriteTransport = self._writer.transport
+        self.address = getattr(connection, "host", None), getattr(connection, "port", None)
+        self._timeout_seconds = timeout_seconds
+        self._loop = asyncio.get_running_loop()
+        self._reader = hiredis.Reader(
+            protocolError=RedisConnectionError,
+            replyError=connection._parser.parse_error,
+        )
+        self._waiting: deque[tuple[asyncio.Future[Any], asyncio.TimerHandle]] = deque()
+        self.transport.set_protocol(self)
+
+    @property
+    def idle(self) -> bool:
+        return not self._waiting
+
+    def send(self, arguments: tuple[Argument, ...]) -> asyncio.Future[Any]:
+        future = self._loop.create_future()
+        if self.transport.is_closing():
+            future.set_exception(RedisConnectionError("connection lost"))
+            return future
+        timer = self._loop.call_later(self._timeout_seconds, self._overdue, future)
+        self._waiting.append((future, timer))
+        self.transport.write(hiredis.pack_command(arguments))  # type: ignore[arg-type]
+        return future
+
+    def _overdue(self, future: asyncio.Future[Any]) -> None:
+        # Replies come in order: when the first in the queue is late, nothing will come in time.
+        if self._waiting and self._waiting[0][0] is future:
+            self.fail("no reply in time")
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._reader.feed(data)
+            while (reply := self._reader.gets()) is not False:
+                future, timer = self._waiting.popleft()
+                timer.cancel()
+                if future.done():  # its caller left
+                    continue
+                if isinstance(reply, Exception):
+                    future.set_exception(reply)
+                else:
+                    future.set_result(reply)
+        except (RedisConnectionError, IndexError):
+            self.fail("not Redis's protocol")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.fail("connection lost")
+
+    def fail(self, reason: str) -> None:
+        """Drop the connection, with everything in flight."""
+        if not self.transport.is_closing():
+            # With a reset: what lies in the kernel's buffers must not be carried out after all,
+            # when its caller has been told that it failed, or has had it done on another one.
+            sock = self.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
+        for future, timer in self._waiting:
+            timer.cancel()
+            if not future.done():
+                future.set_exception(RedisConnectionError(reason))
+        self._waiting.clear()
+
+
+class SingleFlight(Generic[Result]):
+    """Work of which one run serves all who wait for it. One who leaves does not end it."""
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, Result]]) -> None:
+        self._work = work
+        self._task: asyncio.Task[Result] | None = None
+        self._closed = False
+
+    @property
+    def running(self) -> bool:
+        return self._task is not None
+
+    def start(self) -> None:
+        """Begin a run, unless one is under way."""
+        if self._task is None and not self._closed:
+            self._task = asyncio.create_task(self._work())
+            self._task.add_done_callback(self._done)
+
+    async def __call__(self) -> Result:
+        self.start()
+        task = self._task
+        if task is not None:
+            await asyncio.wait({task})
+        if task is None or task.cancelled():
+            raise RedisConnectionError("closed")
+        return task.result()
+
+    def _done(self, task: "asyncio.Task[Result]") -> None:
+        self._task = None
+        if not task.cancelled():
+            task.exception()  # seen, even where every caller has left
+
+    def close(self) -> None:
+        """End what runs, for good."""
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+
+
+async def majority(asked: Sequence[Awaitable[bool]], yes: int = 0) -> bool:
+    """Whether more than half say yes, of those asked and ``yes`` that need not be. Nobody is
+    waited for whose word no longer matters; whoever fails has not said yes."""
+    tasks = [asyncio.ensure_future(one) for one in asked]
+    needed = (len(tasks) + yes) // 2 + 1
+    try:
+        for answer in asyncio.as_completed(tasks):
+            try:
+                yes += await answer
+            except (RedisError, OSError, ValueError):
+                continue
+            if yes >= needed:
+                break
+        return yes >= needed
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Server:
+    """One server, on a connection that is opened when it is needed."""
+
+    batch_max = 64  # the server works on one while its caller works on another
+    in_flight_max = 2  # one is on the wire while the server works on another
+    node_of = None
+
+    def __init__(self, pool: ConnectionPool, timeout_seconds: float) -> None:
+        # Raises for options that no connection has.
+        pool.make_connection()  # type: ignore[no-untyped-call]
+        self._pool = pool
+        self._timeout_seconds = timeout_seconds
+        self._link: Link | None = None
+        self._opening = SingleFlight(self._open)
+
+    async def execute(
+        self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
+    ) -> Any:
+        return await (await self._connected()).send(arguments)
+
+    async def execute_on_master(self, *arguments: Argument, keys: Sequence[str] = ()) -> Any:
+        # Asked on the same connection, behind the answer: it was the master's.
+        link, reply, role = await self._execute_twice(arguments, ("ROLE",))
+        if not isinstance(role, list) or role[:1] != [b"master"] or not await self._named(link):
+            link.fail("not the master's")
+            raise RedisConnectionError("the server is not known to be the master")
+        return reply
+
+    async def masters(self) -> dict[str, Execute]:
+        return {"redis": self.execute}
+
+    async def execute_asking(self, *arguments: Argument) -> Any:
+        """A command on a key that is being moved to this server."""
+        return (await self._execute_twice(("ASKING",), arguments))[2]
+
+    async def _execute_twice(
+        self, first: tuple[Argument, ...], second: tuple[Argument, ...]
+    ) -> tuple[Link, Any, Any]:
+        """One right after the other, on one connection."""
+        link = await self._connected()
+        return link, *await asyncio.gather(link.send(first), link.send(second))
+
+    async def _connected(self) -> Link:
+        link = self._link
+        if link is None or link.transport.is_closing():
+            link = await self._opening()
+        return link
+
+    async def _named(self, link: Link) -> bool:
+        """Whether others say, too, that the link's server is the master."""
+        return True
+
+    async def _open(self) -> Link:
+        connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        await connection.connect()
+        if connection._writer is None or connection._writer.transport.is_closing():
+            raise RedisConnectionError("closed as soon as it was open")
+        self._link = Link(connection, self._timeout_seconds)
+        return self._link
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits for it."""
+        return not self._opening.running and (self._link is None or self._link.idle)
+
+    def reset(self) -> None:
+        if self._link is not None:
+            self._link.fail("reset")
+
+    async def aclose(self) -> None:
+        self._opening.close()
+        self.reset()
+
+
+class SentinelMaster(Server):
+    """The master that Sentinel names."""
+
+    def __init__(
+        self, sentinel: Sentinel, name: str, pool: ConnectionPool, timeout_seconds: float
+    ) -> None:
+        super().__init__(pool, timeout_seconds)
+        self._sentinel = sentinel
+        self._name = name
+
+    async def _named(self, link: Link) -> bool:
+        # A majority of the Sentinels: those on the wrong side of a partition know no better.
+        async def names(sentinel: Redis) -> bool:
+            command = "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._name
+            host, port = await sentinel.execute_command(*command)  # type: ignore[no-untyped-call]
+            return (host.decode(), int(port)) == link.address
+
+        return await majority([names(sentinel) for sentinel in self._sentinel.sentinels])
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        for sentinel in self._sentinel.sentinels:
+            await sentinel.aclose()
