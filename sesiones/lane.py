@@ -112,16 +112,15 @@ class FastLane(HttpProtocol):
             return
         self._asked = b""
         super().data_received(data)
-        if (
-            self._asked
-            and len(data) <= KNOWN_MAX_BYTES
-            and self._asked == data[at:end]
-            and data.count(b"ses_") == 1  # else it might be another field's
-            and self.cycle is self._turn  # nothing behind it: no message, no part of one, no
-            and self._deadline is None  # nonsense
-            and not self._deaf
-        ):
-            if around == self._newest[0]:
+        if self._asked and len(data) <= KNOWN_MAX_BYTES:
+            if (
+                around == self._newest[0]
+                and self._asked == data[at:end]
+                and data.count(b"ses_") == 1  # else it might be another field's
+                and self.cycle is self._turn  # nothing behind it: no message, no part of one, no
+                and self._deadline is None  # nonsense
+                and not self._deaf
+            ):
                 if len(self._known) >= KNOWN_MAX:
                     self._known.clear()
                 self._known[around] = self._verify, self._head
