@@ -3,12 +3,12 @@
 import logging
 import os
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from redis import Redis
 
 from scripts.redis_server import RedisServer
-from sesiones.connection import connect
 from sesiones.store import SessionStore
 from tests.service import TOKEN, Service
 
@@ -68,26 +68,9 @@ def redis(redis_server: RedisServer) -> Iterator["Redis"]:
         yield client
 
 
-def open_store(
-    url: str,
-    *,
-    key_prefix: str = "sesiones",
-    idle_seconds: int = 1800,
-    max_seconds: int = 43200,
-    touch_seconds: int = 1,
-    max_per_user: int = 1000,
-    timeout_seconds: float = 5.0,
-) -> SessionStore:
-    """A store with the defaults of the settings, but patience for a busy machine."""
-    return SessionStore(
-        connect(url, timeout_seconds),
-        key_prefix=key_prefix,
-        idle_seconds=idle_seconds,
-        max_seconds=max_seconds,
-        touch_seconds=touch_seconds,
-        max_per_user=max_per_user,
-        timeout_seconds=timeout_seconds,
-    )
+def open_store(url: str, *, timeout_seconds: float = 5.0, **options: Any) -> SessionStore:
+    """A store with the service's defaults, but patience for a busy machine."""
+    return SessionStore.from_url(url, timeout_seconds=timeout_seconds, **options)
 
 
 @pytest.fixture

@@ -105,6 +105,16 @@ def rules() -> list[str]:
     return rest
 
 
+def test_the_user_of_redis_may_do_what_docs_acl_allows() -> None:
+    line = next(
+        line
+        for line in (DEPLOY.parent / "acl.conf").read_text("utf-8").splitlines()
+        if line.startswith("user sesiones ")
+    )
+    of_a_cluster = {"+cluster|slots", "+asking"}
+    assert set(line.split()[2:]) - of_a_cluster <= set(rules())
+
+
 @pytest.mark.anyio
 async def test_the_user_of_redis_may_do_what_it_must_and_no_more() -> None:
     commands = {rule.removeprefix("+").replace("|", " ") for rule in rules() if rule[0] == "+"}
