@@ -90,7 +90,7 @@ def test_kubernetes() -> None:
     assert ingress == [{"port": PORT, "protocol": "TCP"}]
     # A Service called sesiones would set SESIONES_PORT to a URL.
     assert POD["enableServiceLinks"] is False
-    for probe, path in ("startup", "/livez"), ("liveness", "/livez"), ("readiness", "/readyz"):
+    for probe, path in ("startup", "/readyz"), ("liveness", "/livez"), ("readiness", "/livez"):
         assert CONTAINER[f"{probe}Probe"]["httpGet"] == {"path": path, "port": "http"}
     (_, pause) = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
     assert POD["terminationGracePeriodSeconds"] > int(pause) + STOP_SECONDS
