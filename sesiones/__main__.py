@@ -1,6 +1,7 @@
 """The command line: ``python -m sesiones serve``, ``doctor`` and ``users``."""
 
 import asyncio
+import logging
 import os
 import sys
 from argparse import ArgumentParser
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         settings = Settings.read(os.environ, vars(options))
+        # A command says itself what went wrong; `serve` configures its log.
+        logging.getLogger("sesiones").addHandler(logging.NullHandler())
         if options.command == "doctor":
             return asyncio.run(_doctor(settings, deep=options.deep, as_json=options.json))
         if options.command == "users":
@@ -143,11 +146,16 @@ async def _users(
     return 0
 
 
+def _date(moment: int) -> str:
+    try:
+        return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    except (OSError, OverflowError, ValueError):  # of no session that the service made
+        return str(moment)
+
+
 def _line(sesion: Sesion) -> str:
-    started, used, expires = (
-        datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-        for moment in (sesion.Fecha_Inicio, sesion.Ultima_Actividad, sesion.Fecha_Expiracion)
-    )
+    moments = sesion.Fecha_Inicio, sesion.Ultima_Actividad, sesion.Fecha_Expiracion
+    started, used, expires = map(_date, moments)
     state = "active" if sesion.Estado_Sesion else "inactive"
     return (
         f"{sesion.ID_Sesion}  {sesion.Token_Sesion}  {state}  started {started}  used {used}  "

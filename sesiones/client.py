@@ -1,6 +1,7 @@
 """For API nodes that may not reach Redis: the sessions of a service, over HTTP. Needs httpx:
 ``pip install 'sesiones[client]'``."""
 
+import asyncio
 from types import TracebackType
 
 import httpx
@@ -13,19 +14,26 @@ class SessionClient:
     """A sesiones service at an URL, such as http://127.0.0.1:8000."""
 
     def __init__(self, url: str, *, timeout_seconds: float = 1.0) -> None:
+        self._timeout_seconds = timeout_seconds
         self._http = httpx.AsyncClient(base_url=url, timeout=timeout_seconds, trust_env=False)
 
     async def find(self, token: str) -> Sesion | None:
         """The live and active session of a well-formed token, slid when due; else None. Raises
         StoreUnavailable when the service does not answer within ``timeout_seconds`` or cannot."""
         try:
-            response = await self._http.get("/sesiones/self", headers={"x-auth-token": token})
-            if response.status_code == 401:
+            async with asyncio.timeout(self._timeout_seconds):
+                response = await self._http.get("/sesiones/self", headers={"x-auth-token": token})
+            # Not a proxy's: what others answer ends nobody's session, and begins none.
+            challenge = response.headers.get("www-authenticate", "")
+            if response.status_code == 401 and 'realm="sesiones"' in challenge:
                 return None
             if response.status_code != 200:
                 raise StoreUnavailable(f"the service answers {response.status_code}")
-            return Sesion(**response.json())
-        except (httpx.HTTPError, ValueError, TypeError) as error:
+            sesion = Sesion(**response.json())
+            if (sesion.Token_Sesion, sesion.Estado_Sesion) != (token, 1):
+                raise ValueError("another session")
+            return sesion
+        except (httpx.HTTPError, RuntimeError, TimeoutError, TypeError, ValueError) as error:
             raise StoreUnavailable(f"no reply of a service: {type(error).__name__}") from error
 
     async def aclose(self) -> None:

@@ -123,7 +123,12 @@ class Cluster:
         return reply
 
     async def masters(self) -> dict[str, Execute]:
-        await self._refreshing()
+        # A map that is known does, and is read anew for the next time: a node that hangs would
+        # take all the time that there is.
+        if any(self._masters):
+            self._refreshing.start()
+        else:
+            await self._refreshing()
         masters = sorted({master for master in self._masters if master})
         return {f"{host}:{port}": self._server((host, port)).execute for host, port in masters}
 

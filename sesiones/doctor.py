@@ -6,14 +6,16 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Literal
 
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from sesiones.connection import Commands
 from sesiones.link import Execute
+from sesiones.logs import escaped
 from sesiones.settings import Settings
 from sesiones.store import SessionStore, StoreUnavailable
 
 PINGS = 20
+PERMISSION_ADVICE = "Allow it: docs/operate.md has a user for the service and for doctor."
 SHOWN_FAULTS = 20
 COUNTERS_MAX = 4096
 """The keys of ours that never expire: a counter a bucket."""
@@ -70,10 +72,11 @@ async def examine_keys(store: SessionStore, progress: Callable[[int], None]) -> 
     try:
         async for count, faults in store.audit():
             keys += count
-            found += [f"{key}: {what}" for key, what in faults]
+            found += [f"{escaped(key)}: {what}" for key, what in faults]
             progress(keys)
     except StoreUnavailable as error:
-        return Finding("error", "keys", f"not all could be looked at: {error}", "Try again.")
+        advice = PERMISSION_ADVICE if "no permissions" in str(error) else "Try again."
+        return Finding("error", "keys", f"not all could be looked at: {error}", advice)
     if not found:
         return Finding("ok", "keys", f"{keys:,} looked at: each is as it should be")
     shown = "\n".join(found[:SHOWN_FAULTS])
@@ -88,6 +91,8 @@ async def examine_keys(store: SessionStore, progress: Callable[[int], None]) -> 
 
 
 def _unreachable(error: Exception) -> Finding:
+    if isinstance(error, NoPermissionError):
+        return Finding("error", "permissions", str(error), PERMISSION_ADVICE)
     return Finding(
         "error",
         "connection",
@@ -117,6 +122,9 @@ async def _examine_master(execute: Execute, settings: Settings) -> AsyncIterator
     )
     for look in _version, _role, _eviction, _memory, _persistence, _expiries:
         yield look(info)
+    if info.get("cluster_enabled") == "1" and not settings.redis_url.startswith("redis+cluster:"):
+        advice = "Only some users' keys are there: SESIONES_REDIS_URL=redis+cluster://host:port,..."
+        yield Finding("error", "cluster", "the server is one node of a Cluster", advice)
     yield await _listpack(execute)
 
 
@@ -124,7 +132,7 @@ async def _latency(execute: Execute, allowed_ms: float) -> Finding:
     pings_ms = []
     for _ in range(PINGS):
         begun = time.monotonic()
-        await execute("PING")
+        await execute("TIME")  # which the service may call in any case
         pings_ms.append((time.monotonic() - begun) * 1000)
     slowest = max(pings_ms)
     text = f"median {median(pings_ms):.2f} ms, slowest of {PINGS} {slowest:.2f} ms"
@@ -155,7 +163,7 @@ async def _user(execute: Execute) -> Finding:
         name = (await execute("ACL", "WHOAMI")).decode(errors="replace")
         may = await execute("ACL", "DRYRUN", name, "FLUSHALL") == b"OK"
     except RedisError:
-        return Finding("ok", "permissions", "the Redis user is not an administrator")
+        return Finding("ok", "permissions", "not known: the Redis user may not ask (ACL)")
     if not may:
         return Finding("ok", "permissions", f"the user {name} may not FLUSHALL")
     return Finding(
@@ -244,6 +252,8 @@ async def _listpack(execute: Execute) -> Finding:
         reply: Any = await execute("CONFIG", "GET", subject)
     except RedisError:
         return Finding("ok", subject, "not known: the Redis user may not CONFIG GET")
+    if not reply:
+        return Finding("ok", subject, "not known: the server has no such setting, or hides it")
     value = int(reply[1])
     if value >= 2048:
         return Finding("ok", subject, str(value))

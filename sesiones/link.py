@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 import hiredis
 from redis.asyncio import ConnectionPool, Redis, Sentinel
 from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
@@ -242,6 +243,12 @@ class SentinelMaster(Server):
         super().__init__(pool, timeout_seconds)
         self._sentinel = sentinel
         self._name = name
+
+    async def _open(self) -> Link:
+        try:
+            return await super()._open()
+        except MasterNotFoundError:  # whose text has every Sentinel's every setting
+            raise RedisConnectionError(f"no Sentinel names the master {self._name}") from None
 
     async def _named(self, link: Link) -> bool:
         # A majority of the Sentinels: those on the wrong side of a partition know no better.

@@ -270,6 +270,9 @@ class Metrics(Collector):
 
     async def show(self, request: Request) -> Response:
         """GET, HEAD /metrics."""
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        try:
+            encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        except (TypeError, ValueError):  # a version that is no number
+            encode, content_type = choose_encoder("")
         headers = {"Cache-Control": "no-store", "Content-Type": content_type}
         return Response(encode(self._registry), headers=headers)

@@ -240,9 +240,9 @@ class SessionStore:
         sesiones = []
         with _understood():
             for digest, reply in replies:
-                name = f"ses_#{tokens.fingerprint_of_digest(digest.decode())}"
-                if not isinstance(reply, bytes) and (sesion := _session(name, reply)):
-                    sesiones.append(sesion)  # a bad record is no session
+                fingerprint = tokens.fingerprint_of_digest(digest.decode())
+                if sesion := _session(f"ses_#{fingerprint}", reply):
+                    sesiones.append(sesion)
         return sesiones
 
     async def end_user(self, ID_Usuario: int, ID_Sesion: int | None = None) -> int:
@@ -305,7 +305,7 @@ class SessionStore:
         await self.aclose()
 
     async def _probe(self, execute: Execute, deadline: float) -> None:
-        with _unavailable():
+        with _unavailable(), _understood():
             async with asyncio.timeout_at(deadline):
                 shas = [script.sha for script in _SCRIPTS]
                 for script, loaded in zip(
@@ -314,7 +314,7 @@ class SessionStore:
                     if not loaded:
                         await execute("SCRIPT", "LOAD", script.source)
                 try:
-                    await execute("EVALSHA", _PROBE.sha, 0)
+                    await execute("EVALSHA", _PROBE.sha, 0, self._index(0))
                 except ReadOnlyError:
                     self._commands.reset()  # demoted: the next one finds the master
                     raise
@@ -553,7 +553,7 @@ class _WritesRefused(StoreUnavailable):
 
 def _number(text: bytes) -> int | None:
     """None for a record that is no session's."""
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdigit() and len(text) <= 16 else None
 
 
 def _log(
@@ -618,5 +618,7 @@ def _session(token: str, reply: list[Any] | bytes | None) -> Sesion | None:
             dispositivo.decode(),
         )
     except ValueError as error:
-        logger.error("bad record of session %s: %s", tokens.fingerprint(token), error)
+        named = token.startswith("ses_#")  # by its fingerprint already
+        fingerprint = token.removeprefix("ses_#") if named else tokens.fingerprint(token)
+        logger.error("bad record of session %s: %s", fingerprint, error)
         return None

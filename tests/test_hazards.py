@@ -144,6 +144,12 @@ class Nodes:
         seconds, micros = map(int, await self.redis.execute("TIME"))
         await asyncio.sleep(moment - seconds - micros / 1e6)
 
+    async def reset(self) -> None:
+        """The server as it was at first."""
+        for setting in ("maxmemory", "min-replicas-to-write"):
+            await self.redis.execute("CONFIG", "SET", setting, 0)
+        await self.redis.execute("FLUSHALL")
+
     async def aclose(self) -> None:
         for store in self.stores:
             await store.aclose()
@@ -172,9 +178,7 @@ async def run(
 
     try:
         for first in range(0, ROUNDS, at_once):
-            for setting in ("maxmemory", "min-replicas-to-write"):
-                await nodes.redis.execute("CONFIG", "SET", setting, 0)
-            await nodes.redis.execute("FLUSHALL")
+            await nodes.reset()
             watching = asyncio.create_task(observe())
             users = range(first, min(first + at_once, ROUNDS))
             for found in await asyncio.gather(*(scenario(nodes, user) for user in users)):
@@ -187,6 +191,7 @@ async def run(
             if any(until in what for what in wrong):
                 break
     finally:
+        await nodes.reset()
         await nodes.aclose()
         await observer.aclose()
     return wrong
@@ -744,7 +749,7 @@ async def test_a_second_ends_within_a_script(own_server: RedisServer, operation:
         open_node(slow(connect(own_server.url, 5.0)), SessionStore),
     )
     try:
-        await nodes.redis.execute("FLUSHALL")
+        await nodes.reset()
         end = int((await nodes.redis.execute("TIME"))[0]) + 2
         sesion = await nodes.any().create(7, "d")
         token = sesion.Token_Sesion

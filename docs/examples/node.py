@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from sesiones import SessionStore
+from sesiones import SessionStore, StoreUnavailable
 from sesiones.authentication import SessionBackend, on_error
 
 PASSWORDS = {"7": "secreto"}  # yours: a password hash in a database
@@ -34,8 +34,8 @@ async def login(request: Request) -> Response:
     usuario, contrasena = (form.get(field, [""])[0] for field in ("usuario", "contrasena"))
     if PASSWORDS.get(usuario) != contrasena:
         return Response(status_code=401)
-    device = request.headers.get("user-agent") or "desconocido"
-    sesion = await store.create(int(usuario), device[:512])
+    device = "".join(filter(str.isprintable, request.headers.get("user-agent", "")))[:512]
+    sesion = await store.create(int(usuario), device or "desconocido")
     return JSONResponse({"token": sesion.Token_Sesion})
 
 
@@ -50,6 +50,10 @@ async def logout(request: Request) -> Response:
     token = request.user.sesion.Token_Sesion
     await store.end(token, token)
     return Response(status_code=204)
+
+
+async def unavailable(_: Request, __: Exception) -> Response:
+    return Response(status_code=503, headers={"Retry-After": "1"})
 
 
 @contextlib.asynccontextmanager
@@ -67,5 +71,6 @@ app = Starlette(
     middleware=[
         Middleware(AuthenticationMiddleware, backend=SessionBackend(store), on_error=on_error)
     ],
+    exception_handlers={StoreUnavailable: unavailable},
     lifespan=lifespan,
 )

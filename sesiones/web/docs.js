@@ -243,7 +243,7 @@ function shownAnswer(response, text, milliseconds) {
 /** What the reply is good for: its token, and the bodies that the response's links name. */
 function follow(operation, response, text) {
   const links = resolve(operation.responses[response.status])?.links;
-  if (!links) return;
+  if (!links || !text) return; // a HEAD has no body
   const reply = JSON.parse(text);
   byId("token").value = reply.Token_Sesion;
   for (const { operationId, requestBody } of Object.values(links)) {
@@ -276,7 +276,7 @@ function show() {
         element("a", { href: `#${operation.operationId}` }, badges(methods), element("span", {}, breakable(path.replace("/sesiones/", "…/"))))))));
   }
   byId("estado").remove();
-  if (location.hash) byId(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();
+  if (location.hash) byId(location.hash.slice(1))?.scrollIntoView();
 }
 
 byId("mostrar").addEventListener("click", ({ target }) => {
