@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from scripts.gateways import GATEWAYS, Gateway, RunningGateway, free_port
 from scripts.redis_server import RedisServer
+from scripts.seed import positive
 from sesiones.app import open_store
 from sesiones.settings import Settings
 
@@ -63,9 +65,10 @@ async def make_token(redis: RedisServer) -> str:
 def measure(port: int, token: str, seconds: int, connections: int) -> Round:
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
     command += ["-H", f"x-auth-token: {token}", f"http://127.0.0.1:{port}/"]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    if "Non-2xx" in text or "Socket errors" in text:
-        raise RuntimeError(text)
+    done = subprocess.run(command, capture_output=True, text=True)
+    text = done.stdout
+    if done.returncode or "Non-2xx" in text or "Socket errors" in text:
+        raise RuntimeError(f"wrk: {text}{done.stderr}")
     rate = re.search(r"Requests/sec:\s+([\d.]+)", text)
     percentiles = dict(re.findall(r"^\s+(\d+)%\s+([\d.]+[mu]?s)$", text, re.MULTILINE))
     assert rate is not None, text
@@ -79,10 +82,12 @@ def _milliseconds(text: str) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=2)
-    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--seconds", type=positive, default=2)
+    parser.add_argument("--connections", type=positive, default=32)
     arguments = parser.parse_args()
+    for ending in signal.SIGTERM, signal.SIGHUP:  # as on Ctrl-C, what was started is stopped
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))
     installed = [gateway for gateway in GATEWAYS if gateway.binary()]
     nginx = next(gateway.binary() for gateway in GATEWAYS if gateway.name == "nginx")
     if nginx is None or shutil.which("wrk") is None:
@@ -138,4 +143,9 @@ def version(gateway: Gateway) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (OSError, RuntimeError) as error:
+        sys.exit(f"gateway_cost: {error}")

@@ -240,21 +240,49 @@ def in_chunks() -> Iterable[bytes]:
     return (MEBIBYTE[start : start + 65536] for start in range(0, len(MEBIBYTE), 65536))
 
 
-@pytest.mark.parametrize("body", [lambda: MEBIBYTE, in_chunks], ids=["length", "chunks"])
-def test_large_body(stand: Stand, session: dict[str, Any], body: Callable[[], Any]) -> None:
-    """a POST of 1 MiB arrives whole, with a length or in chunks"""
+def test_large_body(stand: Stand, session: dict[str, Any]) -> None:
+    """a POST of 1 MiB arrives whole"""
+    arrives_whole(stand, session, lambda: MEBIBYTE)
+
+
+def test_chunked_body(stand: Stand, session: dict[str, Any]) -> None:
+    """so does one in chunks"""
+    arrives_whole(stand, session, in_chunks)
+
+
+def arrives_whole(stand: Stand, session: dict[str, Any], body: Callable[[], Any]) -> None:
     for _ in range(8):  # a body announced to the check spoils the connection of a later one
         arrived = served(stand, stand.ask(token(session), "POST", body=body()), session)
         assert hashlib.sha256(arrived.body).digest() == hashlib.sha256(MEBIBYTE).digest()
 
 
-@pytest.mark.parametrize("body", [lambda: MEBIBYTE, in_chunks], ids=["length", "chunks"])
-def test_large_body_refused(stand: Stand, body: Callable[[], Any]) -> None:
+def test_large_body_refused(stand: Stand) -> None:
     """a POST of 1 MiB without a session is a 401 at once"""
+    is_refused_at_once(stand, lambda: MEBIBYTE)
+
+
+def test_chunked_body_refused(stand: Stand) -> None:
+    """so is one in chunks"""
+    is_refused_at_once(stand, in_chunks)
+
+
+def is_refused_at_once(stand: Stand, body: Callable[[], Any]) -> None:
     for _ in range(8):
         begun = time.monotonic()
         refused(stand, stand.ask(method="POST", body=body()))
         assert time.monotonic() - begun < 1
+
+
+@pytest.mark.parametrize("announced", ["", "Trailer: X-ID-Usuario\r\n"], ids=["", "announced"])
+@pytest.mark.parametrize("spelling", ["X-ID-Usuario", "x_id_usuario"])
+def test_trailers(stand: Stand, session: dict[str, Any], spelling: str, announced: str) -> None:
+    """identity headers do not arrive in a trailer either"""
+    head = f"POST / HTTP/1.1\r\nHost: a\r\nx-auth-token: {session['Token_Sesion']}\r\n{announced}"
+    for body in "", "5\r\nhello\r\n":
+        trailer = f"{body}0\r\n{spelling}: {SPOOFED}\r\n\r\n"
+        request = f"{head}Transfer-Encoding: chunked\r\n\r\n{trailer}"
+        assert raw(stand.port, request.encode()) in (200, 400, 411)
+    assert not stand.backend.application.for_nobody
 
 
 def test_large_head(stand: Stand, session: dict[str, Any]) -> None:
