@@ -89,10 +89,25 @@ async def test_without_any_of_them_it_fails(
         acl_setuser(admin, f"+{command}")
 
 
+@pytest.mark.parametrize("command", ["hset", "zadd", "incr", "del", "zremrangebyrank"])
+async def test_without_any_of_them_it_is_not_ready(
+    server: RedisServer, admin: "Redis", command: str
+) -> None:
+    acl_setuser(admin, f"-{command}")
+    try:
+        async with store_at(url_of(server)) as store:
+            with pytest.raises(StoreUnavailable, match="may not"):
+                await store.probe(1)
+    finally:
+        acl_setuser(admin, f"+{command}")
+
+
 async def test_no_other_keys(server: RedisServer, admin: "Redis") -> None:
     async with store_at(url_of(server), key_prefix="otros") as store:
         with pytest.raises(StoreUnavailable):
             await store.create(7, "laptop")
+        with pytest.raises(StoreUnavailable, match="may not"):
+            await store.probe(1)
 
 
 def acl_setuser(admin: "Redis", rule: str) -> None:

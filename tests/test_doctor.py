@@ -12,6 +12,7 @@ import pytest
 from redis import Redis
 
 from scripts.redis_server import RedisCluster, RedisServer
+from sesiones import doctor, tokens
 from sesiones.__main__ import main
 from sesiones.sesion import Sesion
 from sesiones.store import Refusal, StoreUnavailable
@@ -19,7 +20,8 @@ from tests.conftest import open_store
 from tests.test_cluster import cluster  # noqa: F401, a fixture
 from tests.test_store import counter_key, digest, index_key, session_key
 
-OPERATE = (Path(__file__).parents[1] / "docs" / "operate.md").read_text("utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+OPERATE = (DOCS / "operate.md").read_text("utf-8")
 
 Findings = dict[str, dict[str, str]]
 
@@ -212,7 +214,54 @@ def test_on_a_cluster(
     assert capsys.readouterr().out == "1 sessions ended\n[]\n"
 
 
+def test_one_node_of_a_cluster_is_not_enough(
+    cluster: RedisCluster,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, findings, _ = diagnose(capsys, f"redis://127.0.0.1:{next(iter(cluster.servers))}")
+    assert code == 1
+    assert findings["cluster"]["level"] == "error"
+
+
+def test_a_user_who_may_not_look(
+    server: RedisServer, own: "Redis", capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is not allowed is said, with what to do: it is not the server's absence."""
+    service = (DOCS / "acl.conf").read_text("utf-8")
+    rules = re.findall(r"^user sesiones (.*)$", service, re.MULTILINE)[0].split()
+    own.execute_command("ACL", "SETUSER", "sesiones", *rules)  # type: ignore[no-untyped-call]
+    url = f"unix://sesiones:PASSWORD@{server.socket}"
+    _, findings, bad = diagnose(capsys, url, "--deep")
+    assert "connection" not in findings
+    assert "INFO" in bad
+    assert findings["keys"]["advice"] == doctor.PERMISSION_ADVICE
+
+
+@pytest.mark.anyio
+async def test_a_server_without_the_setting() -> None:
+    async def execute(*_: object) -> list[object]:
+        return []
+
+    assert (await doctor._listpack(execute)).level == "ok"
+
+
 # Users
+
+
+def test_bad_records_cost_the_others_nothing(
+    server: RedisServer,
+    own: "Redis",
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    odd, bad, _ = (sesion.Token_Sesion for sesion in make(server.url, 7, 7, 7))
+    own.hset(session_key(odd), "actividad", 2**53 - 1)
+    own.hset(session_key(bad), "estado", 2)
+    assert main(["users", "7", "--redis-url", server.url]) == 0
+    shown = capsys.readouterr().out
+    assert "2 live sessions" in shown
+    assert f"used {2**53 - 1} " in shown
+    assert f"session {tokens.fingerprint(bad)}: " in caplog.text
 
 
 def test_a_user(server: RedisServer, own: "Redis", capsys: pytest.CaptureFixture[str]) -> None:

@@ -213,6 +213,16 @@ def test_how_it_is_shown(counting: Service) -> None:
     assert counting.request("POST", "/metrics").headers["allow"] == "GET, HEAD"
 
 
+@pytest.mark.parametrize(
+    "accept",
+    ["text/plain;version=a.b", "application/openmetrics-text;version=abc", "*/*;q=x", "\xff", ""],
+)
+def test_whatever_the_scraper_accepts(counting: Service, accept: str) -> None:
+    reply = counting.request("GET", "/metrics", {"Accept": accept})
+    assert reply.status == 200
+    assert b"sesiones_checks_total" in reply.body
+
+
 def test_a_worker_dies(redis_server: RedisServer) -> None:
     """No count goes back, nothing of the dead one is left in flight, and the one in its place is
     counted too."""

@@ -12,7 +12,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -30,7 +30,7 @@ from starlette.websockets import WebSocket
 
 import sesiones
 from scripts.redis_server import RedisServer
-from sesiones import SessionStore, StoreUnavailable, tokens
+from sesiones import Sesion, SessionStore, StoreUnavailable, tokens
 from sesiones.authentication import SessionBackend, Sessions, on_error
 from sesiones.client import SessionClient
 from sesiones.settings import Settings
@@ -218,6 +218,9 @@ async def test_redis_is_not_there() -> None:
         assert (await asgi.request(application(store), "GET", "/")).json() == NOBODY
 
 
+ANOTHERS = Sesion(4096, 7, "ses_eQ" + "A" * 43, 1, 2, 1, 1, "x").to_json()
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -228,6 +231,9 @@ async def test_redis_is_not_there() -> None:
         b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]",
         b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n\xff",
         b"x\r\n\r\n",
+        # A proxy's, and another's session.
+        b'HTTP/1.1 401 x\r\nwww-authenticate: Basic realm="p"\r\ncontent-length: 0\r\n\r\n',
+        b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(ANOTHERS), ANOTHERS),
         None,
     ],
 )
@@ -254,6 +260,27 @@ async def test_no_service_is_there(answer: bytes | None) -> None:
     async with SessionClient("http://127.0.0.1:1") as client:
         with pytest.raises(StoreUnavailable):
             await client.find(token)
+
+
+async def test_a_service_that_trickles() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            for byte in b"HTTP/1.1 200 OK\r\n" * 100:
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(0.05)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, asyncio.timeout(2):
+        client = SessionClient(url, timeout_seconds=0.3)
+        with pytest.raises(StoreUnavailable):
+            await client.find(tokens.make(7))
+        await client.aclose()
+        with pytest.raises(StoreUnavailable):
+            await client.find(tokens.make(7))
+    await asyncio.sleep(0.1)
 
 
 # Two nodes
