@@ -99,6 +99,10 @@ def test_a_session_is_created_checked_and_ended(page: Page, service: Service) ->
 
     status, shown = page.send("ver")
     assert (status, '"ID_Usuario": 48213' in shown) == (200, True)
+    Select(page.one("#ver-metodo")).select_by_value("head")
+    status, shown = page.send("ver")
+    assert (status, "Sin cuerpo." in shown) == (200, True)
+    Select(page.one("#ver-metodo")).select_by_value("get")
     for method in "POST", "DELETE", "PATCH":
         Select(page.one("#verificarRuta-metodo")).select_by_value(method.lower())
         status, shown = page.send("verificarRuta")
