@@ -11,7 +11,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from urllib.parse import urlencode
 
 import orjson
 import pytest
+from fastapi import FastAPI
 from redis import Redis
 from starlette.applications import Starlette
 from starlette.middleware.authentication import AuthenticationMiddleware
@@ -120,6 +121,15 @@ def application(sessions: Sessions) -> Starlette:
     return app
 
 
+def fast_application(sessions: Sessions) -> Starlette:
+    app = FastAPI()
+    app.add_api_route("/", whoami)
+    app.add_middleware(
+        AuthenticationMiddleware, backend=SessionBackend(sessions), on_error=on_error
+    )
+    return app
+
+
 @pytest.fixture(params=["store", "client"])
 async def sessions(
     request: pytest.FixtureRequest, service: Service, store: SessionStore
@@ -135,8 +145,11 @@ async def sessions(
 NOBODY = [False, "", "", []]
 
 
-async def test_who_is_asking(sessions: Sessions, store: SessionStore) -> None:
-    app = application(sessions)
+@pytest.mark.parametrize("make", [application, fast_application], ids=["Starlette", "FastAPI"])
+async def test_who_is_asking(
+    sessions: Sessions, store: SessionStore, make: Callable[[Sessions], Starlette]
+) -> None:
+    app = make(sessions)
     sesion = await store.create(7, "portátil")
     token = sesion.Token_Sesion
     for headers in [("x-auth-token", token)], [("Authorization", f"bearer {token}")]:
