@@ -228,6 +228,8 @@ class Generator:
                 self._fail(step, connection, "no reply")
         step.latencies.extend(now - arrival for arrival in waiting)
         step.unsent = len(waiting)
+        if waiting and not self._connections:
+            step.failures["no connection"] += len(waiting)
 
 
 def parse(data: bytes) -> tuple[int, str, bool] | None:
@@ -269,6 +271,7 @@ class Generators:
                 )
                 process.start()
                 self._stack.callback(process.join)
+                self._stack.callback(process.terminate)  # before it: a step is not waited for
                 theirs.close()
                 self._pipes.append(ours)
             self._replies()
@@ -287,8 +290,6 @@ class Generators:
         return total
 
     def close(self) -> None:
-        for pipe in self._pipes:
-            pipe.close()  # a process whose pipe is closed ends
         self._stack.close()
 
     def __enter__(self) -> "Generators":

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -177,6 +178,24 @@ def test_wrong_replies_are_failures_and_no_latencies(response: bytes, failure: s
     assert len(step.service_times) == step.arrivals - 1
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_service_that_dies_while_nothing_is_out_is_a_failure() -> None:
+    with serving(lambda _, token: (0, right(token))) as (_, url):
+        load = Generator(url, SESSIONS, 4, seed=1)
+    with contextlib.closing(load):
+        step = load.run(300, clock(), 0.5)
+    assert step.failures["no connection"] == step.unsent > 50
+    assert step.answered == 0
+
+
+def test_closing_does_not_wait_for_the_step() -> None:
+    with serving(lambda _, token: (0, right(token))) as (_, url):
+        with Generators(url, SESSIONS, connections=2, processes=1) as generators:
+            generators._pipes[0].send((10, clock(), 60))
+            started = clock()
+        assert clock() - started < 5
+
+
 def test_a_response_in_pieces_is_one_response() -> None:
     whole = right(SESSIONS[7][1])
     assert parse(whole) == (200, "7", False)
@@ -220,7 +239,7 @@ def test_the_rates_found_go_up_to_the_limit_and_beyond() -> None:
     generators = Capacity(13_000)
     steps: list[report.Report] = []
     rates = []
-    for rate in throughput.find_rates(generators, steps):  # type: ignore[arg-type]
+    for rate in throughput.find_rates(generators, steps, Counter()):  # type: ignore[arg-type]
         rates.append(rate)
         steps.append(throughput.summary(rate, 1, generators.run(rate, 1)))
         if len(rates) == 10:
@@ -228,6 +247,23 @@ def test_the_rates_found_go_up_to_the_limit_and_beyond() -> None:
     assert rates[:3] == [1300, 2600, 3900]
     assert rates[-2:] == [16_000, 17_000]
     assert [step["saturated"] for step in steps] == [False] * (len(steps) - 1) + [True]
+
+
+def test_wrong_answers_while_the_limit_is_looked_for_are_kept() -> None:
+    class Wrong(Capacity):
+        def run(self, rate: float, seconds: float) -> Step:
+            step = super().run(rate, seconds)
+            step.failures.update({"another user's session": 1, "no reply": 5})
+            return step
+
+    failures: Counter[str] = Counter()
+    steps = [{"saturated": True}]
+    list(throughput.find_rates(Wrong(1500), steps, failures))  # type: ignore[arg-type]
+    assert failures == {"another user's session": 3}
+    said = report.conclusions({"steps": [], "search_failures": failures})
+    assert said == ["Failures: another user's session: 3."]
+    with pytest.raises(ValueError, match=r"no right answer: another user's session: 2, no reply"):
+        list(throughput.find_rates(Wrong(0), steps, Counter()))  # type: ignore[arg-type]
 
 
 def test_a_rate_is_too_high_when_most_of_the_latency_is_waiting() -> None:
@@ -276,6 +312,17 @@ def seeded(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) 
     seed.seed(settings, file, users=50, sessions=2)
     yield file
     seed.clean(settings, file)
+
+
+@pytest.mark.parametrize("rates", [(), ("--rates", "50")])
+def test_when_nothing_is_right_there_is_a_line(
+    service: Service, seeded: Path, tmp_path: Path, rates: tuple[str, ...]
+) -> None:
+    url = f"http://127.0.0.1:{service.port}/nowhere"
+    options = "--tokens", str(seeded), "--seconds", "1", "--output", str(tmp_path)
+    ended = run("--url", url, *options, *rates)
+    assert ended.returncode == 2
+    assert re.fullmatch(r"throughput: no right answer: status 404: [0-9,]+\n", ended.stderr)
 
 
 def test_a_session_that_is_not_there_is_a_failure(
