@@ -46,7 +46,7 @@ class Step:
 
     arrivals: int = 0
     answered: int = 0
-    """Right replies before the step's end."""
+    """Right replies to what was sent before the step's end."""
     latencies: "array[float]" = field(default_factory=lambda: array("d"))
     """Of right replies, from arrival; for what never got one, how long it had waited at the end."""
     service_times: "array[float]" = field(default_factory=lambda: array("d"))
@@ -212,7 +212,7 @@ class Generator:
         else:
             step.latencies.append(now - connection.arrival)
             step.service_times.append(now - connection.sent)
-            step.answered += now <= end
+            step.answered += connection.sent <= end
         connection.received, connection.user = b"", None
         if closes:
             self._drop(connection)

@@ -77,7 +77,7 @@ def summary(offered: float, seconds: float, step: Step) -> Report:
             "busy": step.busy,
             "lateness_ms": {"50": percentile(lateness, 50), "99": late},
         },
-        # Not all was answered in time, or most of the median latency was waiting to be sent.
+        # Not all was sent in time and answered, or the median latency was mostly waiting for that.
         "saturated": step.answered < 0.97 * step.arrivals or named["50"] > 2 * served["50"],
         # It had no time to spare, or most of what it measured is its own delay.
         "generator_limited": step.busy > 0.9 or late > max(1, named["99"] / 2),
