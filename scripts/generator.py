@@ -252,7 +252,7 @@ def parse(data: bytes) -> tuple[int, str, bool] | None:
 
 
 class Generators:
-    """Processes that share a rate and the connections. Raises OSError, as Generator does."""
+    """Processes that share a rate and the connections. Raises OSError, ValueError."""
 
     def __init__(
         self, url: str, sessions: Sequence[tuple[int, str]], connections: int, processes: int
@@ -299,7 +299,10 @@ class Generators:
         self.close()
 
     def _replies(self) -> list[Any]:
-        replies = [pipe.recv() for pipe in self._pipes]
+        try:
+            replies = [pipe.recv() for pipe in self._pipes]
+        except EOFError:
+            raise OSError("a process of the load generator ended") from None
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply
@@ -317,7 +320,7 @@ def _serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     try:
         generator = Generator(url, sessions, connections, seed)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError for a name that is none, as a..b
         pipe.send(error)
         return
     pipe.send(None)

@@ -132,6 +132,8 @@ def measure(
 
     Raises OSError, ValueError.
     """
+    if not sessions:
+        raise ValueError("there are no tokens in the file")
     steps: list[Report] = []
     search_failures: Counter[str] = Counter()
     with Generators(url, sessions, connections, processes) as generators:
@@ -175,7 +177,6 @@ def machine() -> dict[str, str]:
 
 
 def write(measured: Report, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(measured, indent=1))
     (folder / "report.html").write_text(report.page([measured]))
     (folder / "latency.svg").write_bytes(report.latency_chart([measured]))
@@ -185,16 +186,19 @@ def read(path: Path) -> Report:
     """A report of an earlier run. Raises ValueError."""
     try:
         measured: Report = json.loads(path.read_text())
-        report.rows([measured])
-        report.conclusions(measured)
-    except (ValueError, LookupError, TypeError, AttributeError):
+        report.page([measured])  # has all that a comparison needs
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
         raise ValueError(f"{path} is not a report of this script") from None
     return measured
 
 
 def http_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme != "http" or not parts.hostname or not parts.path.startswith("/"):
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme == "http" and parts.hostname and parts.path and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
         raise argparse.ArgumentTypeError("must be http://host:port/path")
     return text
 
@@ -218,9 +222,9 @@ def main() -> int:
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"))
     options = parser.parse_args()
     try:
+        options.output.mkdir(parents=True, exist_ok=True)
         if options.compare:
             reports = [read(path) for path in options.compare]
-            options.output.mkdir(parents=True, exist_ok=True)
             (options.output / "compare.html").write_text(report.page(reports))
         else:
             measured = measure(

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -356,13 +357,35 @@ def test_a_session_that_is_not_there_is_a_failure(
     [
         (("--url", "ftp://localhost/"), "http://host:port/path"),
         (("--url", "http://127.0.0.1:1/sesiones/self"), "Connection refused"),
+        (("--url", "http://127.0.0.1:99999/sesiones/self"), "http://host:port/path"),
+        (("--url", "http://a..b/sesiones/self"), "throughput: "),
         (("--tokens", "/nonexistent"), "No such file"),
+        (("--output", __file__), "File exists"),
         (("--rates", "fast"), "whole number above 0"),
         (("--compare", __file__, __file__), "is not a report"),
     ],
 )
-def test_bad_input_is_a_line(seeded: Path, options: tuple[str, ...], line: str) -> None:
-    ended = run("--tokens", str(seeded), *options)
+def test_bad_input_is_a_line(
+    seeded: Path, tmp_path: Path, options: tuple[str, ...], line: str
+) -> None:
+    ended = run("--tokens", str(seeded), "--output", str(tmp_path), *options)
     assert ended.returncode == 2
     assert line in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr
+
+
+def test_a_file_without_tokens_is_a_line(tmp_path: Path) -> None:
+    empty = tmp_path / "tokens"
+    empty.touch(0o600)
+    ended = run("--tokens", str(empty), "--output", str(tmp_path))
+    assert ended.returncode == 2
+    assert ended.stderr == "throughput: there are no tokens in the file\n"
+
+
+def test_a_process_that_was_killed_is_an_error() -> None:
+    with serving(lambda _, token: (0, right(token))) as (_, url):
+        generators = Generators(url, SESSIONS, connections=1, processes=1)
+        with generators:
+            threading.Timer(0.2, multiprocessing.active_children()[0].kill).start()
+            with pytest.raises(OSError, match=r"ended|reset"):
+                generators.run(10, 30)
