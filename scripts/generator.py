@@ -23,6 +23,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
 from urllib.parse import urlsplit
@@ -260,6 +261,7 @@ class Generators:
         self._stack = ExitStack()
         self._pipes: list[Pipe[Any, Any]] = []
         context = multiprocessing.get_context("spawn")
+        resource_tracker.ensure_running()  # at its start it unblocks Ctrl-C
         try:
             for number in range(processes):
                 # The first ones take what does not divide.
@@ -269,9 +271,14 @@ class Generators:
                 process = context.Process(
                     target=_serve, args=(theirs, url, sessions, share, number), daemon=True
                 )
-                process.start()
-                self._stack.callback(process.join)
-                self._stack.callback(process.terminate)  # before it: a step is not waited for
+                # A process starts with Ctrl-C blocked, and stays so: it is the parent's to handle.
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+                try:
+                    process.start()
+                    self._stack.callback(process.join)
+                    self._stack.callback(process.terminate)  # before it: a step is not waited for
+                finally:
+                    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
                 theirs.close()
                 self._pipes.append(ours)
             self._replies()
@@ -317,7 +324,6 @@ def _serve(
     seed: int,
 ) -> None:
     """One process: steps in, what came of them out, until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     try:
         generator = Generator(url, sessions, connections, seed)
     except (OSError, ValueError) as error:  # a ValueError for a name that is none, as a..b
