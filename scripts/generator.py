@@ -23,6 +23,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
 from urllib.parse import urlsplit
@@ -46,7 +47,7 @@ class Step:
 
     arrivals: int = 0
     answered: int = 0
-    """Right replies before the step's end."""
+    """Right replies to what was sent before the step's end."""
     latencies: "array[float]" = field(default_factory=lambda: array("d"))
     """Of right replies, from arrival; for what never got one, how long it had waited at the end."""
     service_times: "array[float]" = field(default_factory=lambda: array("d"))
@@ -212,7 +213,7 @@ class Generator:
         else:
             step.latencies.append(now - connection.arrival)
             step.service_times.append(now - connection.sent)
-            step.answered += now <= end
+            step.answered += connection.sent <= end
         connection.received, connection.user = b"", None
         if closes:
             self._drop(connection)
@@ -228,6 +229,8 @@ class Generator:
                 self._fail(step, connection, "no reply")
         step.latencies.extend(now - arrival for arrival in waiting)
         step.unsent = len(waiting)
+        if waiting and not self._connections:
+            step.failures["no connection"] += len(waiting)
 
 
 def parse(data: bytes) -> tuple[int, str, bool] | None:
@@ -250,7 +253,7 @@ def parse(data: bytes) -> tuple[int, str, bool] | None:
 
 
 class Generators:
-    """Processes that share a rate and the connections. Raises OSError, as Generator does."""
+    """Processes that share a rate and the connections. Raises OSError, ValueError."""
 
     def __init__(
         self, url: str, sessions: Sequence[tuple[int, str]], connections: int, processes: int
@@ -258,6 +261,7 @@ class Generators:
         self._stack = ExitStack()
         self._pipes: list[Pipe[Any, Any]] = []
         context = multiprocessing.get_context("spawn")
+        resource_tracker.ensure_running()  # at its start it unblocks Ctrl-C
         try:
             for number in range(processes):
                 # The first ones take what does not divide.
@@ -267,8 +271,14 @@ class Generators:
                 process = context.Process(
                     target=_serve, args=(theirs, url, sessions, share, number), daemon=True
                 )
-                process.start()
-                self._stack.callback(process.join)
+                # A process starts with Ctrl-C blocked, and stays so: it is the parent's to handle.
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+                try:
+                    process.start()
+                    self._stack.callback(process.join)
+                    self._stack.callback(process.terminate)  # before it: a step is not waited for
+                finally:
+                    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
                 theirs.close()
                 self._pipes.append(ours)
             self._replies()
@@ -287,8 +297,6 @@ class Generators:
         return total
 
     def close(self) -> None:
-        for pipe in self._pipes:
-            pipe.close()  # a process whose pipe is closed ends
         self._stack.close()
 
     def __enter__(self) -> "Generators":
@@ -298,7 +306,10 @@ class Generators:
         self.close()
 
     def _replies(self) -> list[Any]:
-        replies = [pipe.recv() for pipe in self._pipes]
+        try:
+            replies = [pipe.recv() for pipe in self._pipes]
+        except EOFError:
+            raise OSError("a process of the load generator ended") from None
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply
@@ -313,10 +324,9 @@ def _serve(
     seed: int,
 ) -> None:
     """One process: steps in, what came of them out, until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     try:
         generator = Generator(url, sessions, connections, seed)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError for a name that is none, as a..b
         pipe.send(error)
         return
     pipe.send(None)

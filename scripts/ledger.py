@@ -2,11 +2,12 @@
 
 Answers to requests that overlap may come in any order, so an answer is judged by what was certain
 while its request was out: a 200 is wrong when the session's end had been acknowledged before the
-request was sent; a 401 is wrong when nobody had begun to end the session by the time the answer
-came, and it had not been due to expire.
+request was sent, or it had expired by then; a 401 is wrong when nobody had begun to end the session
+by the time the answer came, and it had not been due to expire.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class Sent:
     token: str
     ends: tuple[str, ...]
     ended: bool
+    at: float
     values: Mapping[str, int]
 
 
@@ -56,7 +58,7 @@ class Ledger:
         """To be called before each request with the token. ``ends``: the tokens of the sessions
         that the request ends: from now on they may end at any time."""
         known = self._sessions[token]
-        sent = Sent(token, tuple(ends), known.ended, dict(known.values))
+        sent = Sent(token, tuple(ends), known.ended, self._clock(), dict(known.values))
         for each in sent.ends:
             self._sessions[each].enders += 1
         return sent
@@ -71,8 +73,12 @@ class Ledger:
         if status == 401:
             others = known.enders - sent.ends.count(sent.token)
             expires = known.values.get("Fecha_Expiracion")
-            expired = expires is not None and self._clock() > expires - CLOCK_SECONDS
-            return None if others or expired else "401 for a live session"
+            if others:
+                return None
+            if expires is None:  # it may have expired before it was first asked for
+                return "401 for a seeded session: seed again?"
+            expired = self._clock() > expires - CLOCK_SECONDS
+            return None if expired else "401 for a live session"
         if status != 200:
             return None
         for token in sent.ends:
@@ -87,6 +93,8 @@ class Ledger:
         for name in RISING:
             if name in sent.values and answer.get(name, sent.values[name]) < sent.values[name]:
                 return f"{name} ran backwards"
+        if sent.at > answer.get("Fecha_Expiracion", math.inf) + CLOCK_SECONDS:
+            return "200 after its own Fecha_Expiracion"
         for name in (*FIXED, *RISING):
             if name in answer:
                 known.values[name] = max(answer[name], known.values.get(name, 0))

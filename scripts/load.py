@@ -26,6 +26,7 @@ from redis import Redis
 from scripts import report, seed, throughput
 from scripts.redis_server import RedisServer, free_port
 from sesiones.settings import Settings, SettingsError
+from sesiones.store import StoreUnavailable
 
 SCRIPTS = Path(__file__).parent
 USERS, SESSIONS = 1000, 10
@@ -44,7 +45,9 @@ def main() -> int:
     options = parser.parse_args()
     # What ends us also ends what we have started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     try:
+        options.output.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sesiones-load-")))
             server = stack.enter_context(RedisServer())
@@ -65,11 +68,14 @@ def main() -> int:
             )
             with Redis(unix_socket_path=str(server.socket)) as redis:
                 info = redis.info("server")
-    except (SettingsError, RuntimeError, OSError) as error:
+    except StoreUnavailable as error:
+        print(f"make load: Redis is unavailable: {error}", file=sys.stderr)
+        return 2
+    except (SettingsError, seed.SeedError, RuntimeError, ValueError, OSError) as error:
         print(f"make load: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 1
+        return 130
     kind = "valkey" if "valkey_version" in info else "redis"
     measured["machine"] |= {kind: info[f"{kind}_version"]}
     measured["settings"] |= {
@@ -83,7 +89,7 @@ def main() -> int:
     for name, text in (checks | wrk).items():
         print(f"{name}: {text}")
     print("", *report.conclusions(measured), "", options.output / "report.html", sep="\n")
-    return 1 if wrong or any(step["failures"] for step in measured["steps"]) else 0
+    return 1 if wrong or report.failures(measured) else 0
 
 
 def _environment(redis_url: str) -> dict[str, str]:

@@ -46,6 +46,8 @@ def read_seeds(environment: Any, **_: Any) -> None:
         seeds[:] = read_tokens(Path(environment.parsed_options.tokens))
     except (SeedError, OSError) as error:
         raise SystemExit(f"locustfile: {error}; see python -m scripts.seed") from None
+    if not seeds:
+        raise SystemExit("locustfile: there are no tokens in the file; see python -m scripts.seed")
     for user, token in seeds:
         seeds_ledger.add(token, {"ID_Usuario": user})
 

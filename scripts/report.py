@@ -7,6 +7,8 @@ import base64
 import html
 import io
 import itertools
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 PERCENTILES = ("50", "90", "99", "99.9")
@@ -99,6 +101,18 @@ def kept_up(report: Report) -> list[Report]:
     return list(itertools.takewhile(lambda step: not step["saturated"], by_rate))
 
 
+def failures(report: Report) -> dict[str, int]:
+    """How many of each, of the steps and of the search for the limit."""
+    total: Counter[str] = Counter(report.get("search_failures", {}))
+    for step in report["steps"]:
+        total.update(step["failures"])
+    return dict(total)
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{why}: {count:,}" for why, count in sorted(counts.items()))
+
+
 def conclusions(report: Report) -> list[str]:
     """What the run says, and what it does not, in sentences."""
     said = []
@@ -120,15 +134,10 @@ def conclusions(report: Report) -> list[str]:
             "Where a step is saturated its latencies grow for as long as it lasts: they tell that "
             "the rate is too high, not how long a request takes."
         )
-    failures: dict[str, int] = {}
-    for step in steps:
-        for why, count in step["failures"].items():
-            failures[why] = failures.get(why, 0) + count
-    if failures:
-        listed = ", ".join(f"{why}: {count:,}" for why, count in sorted(failures.items()))
-        said.append(f"Failures: {listed}.")
+    if failed := failures(report):
+        said.append(f"Failures: {listed(failed)}.")
     else:
-        said.append("Every request got a 200 for the user of its token.")
+        said.append("Every request that was sent got a 200 for the user of its token.")
     return said
 
 

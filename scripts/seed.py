@@ -19,13 +19,16 @@ too.
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
+import fcntl
 import itertools
 import os
 import re
 import stat
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+import tempfile
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -87,18 +90,27 @@ def _draw(path: Path, users: int, sessions: int) -> list[Session]:
         for user in range(FIRST_USER, FIRST_USER + users)
         for _ in range(sessions)
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Exclusive, so that the mode is the new file's and no link leads elsewhere.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with open(descriptor, "w", encoding="ascii") as file:
-            file.writelines(f"{user} {token}\n" for user, token in drawn)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        path.unlink()
-        raise
+    # It gets its name when it is whole, and takes nobody else's.
+    with tempfile.NamedTemporaryFile("w", encoding="ascii", dir=path.parent) as file:
+        file.writelines(f"{user} {token}\n" for user, token in drawn)
+        file.flush()
+        os.fsync(file.fileno())
+        os.link(file.name, path)
     return drawn
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Two at once would draw, or end, the same file's sessions."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SeedError(f"another seed is at work in {folder}") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _existing(path: Path) -> Path | None:
@@ -112,25 +124,27 @@ def seed(settings: Settings, path: Path, users: int, sessions: int) -> list[Sess
             f"a user may have {settings.max_per_user} sessions (SESIONES_MAX_PER_USER), "
             f"not {sessions}"
         )
-    if file := _existing(path):
-        made = read_tokens(file)
-        present = len({user for user, _ in made})
-        if (present, len(made)) != (users, users * sessions):
-            raise SeedError(
-                f"{file} has {len(made):,} sessions of {present:,} users, "
-                f"not {users * sessions:,} of {users:,}: --clean it first, or name another"
-            )
-    else:
-        file = partial(path)
-        made = _draw(file, users, sessions)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(path.parent):
+        if file := _existing(path):
+            made = read_tokens(file)
+            present = len({user for user, _ in made})
+            if (present, len(made)) != (users, users * sessions):
+                raise SeedError(
+                    f"{file} has {len(made):,} sessions of {present:,} users, "
+                    f"not {users * sessions:,} of {users:,}: --clean it first, or name another"
+                )
+        else:
+            file = partial(path)
+            made = _draw(file, users, sessions)
 
-    async def create(store: SessionStore, session: Session) -> None:
-        user, token = session
-        await store.create(user, DEVICE, token)
+        async def create(store: SessionStore, session: Session) -> None:
+            user, token = session
+            await store.create(user, DEVICE, token)
 
-    uvloop.run(_each(settings, create, made, Progress("seeding", len(made))))
-    file.replace(path)
-    return made
+        uvloop.run(_each(settings, create, made, Progress("seeding", len(made))))
+        file.replace(path)
+        return made
 
 
 def clean(settings: Settings, path: Path) -> int:
@@ -138,23 +152,24 @@ def clean(settings: Settings, path: Path) -> int:
 
     Raises SeedError, StoreUnavailable.
     """
-    file = _existing(path)
-    if file is None:
-        raise SeedError(f"{path} does not exist")
-    by_user = itertools.groupby(read_tokens(file), key=lambda session: session[0])
-    users = [[token for _, token in sessions] for _, sessions in by_user]
     count = 0
+    with _lock(path.parent):
+        file = _existing(path)
+        if file is None:
+            raise SeedError(f"{path} does not exist")
+        by_user = itertools.groupby(read_tokens(file), key=lambda session: session[0])
+        users = [[token for _, token in sessions] for _, sessions in by_user]
 
-    async def end(store: SessionStore, user_tokens: list[str]) -> None:
-        nonlocal count
-        for token in user_tokens:
-            # Any one that is live and active speaks for its user.
-            if isinstance(ended := await store.end_all(token, token), int):
-                count += ended
-                break
+        async def end(store: SessionStore, user_tokens: list[str]) -> None:
+            nonlocal count
+            for token in user_tokens:
+                # Any one that is live and active speaks for its user.
+                if isinstance(ended := await store.end_all(token, token), int):
+                    count += ended
+                    break
 
-    uvloop.run(_each(settings, end, users, Progress("cleaning", len(users))))
-    file.unlink()
+        uvloop.run(_each(settings, end, users, Progress("cleaning", len(users))))
+        file.unlink()
     return count
 
 
@@ -202,7 +217,7 @@ def main() -> int:
         else:
             made = seed(settings, options.tokens, options.users, options.sessions)
             print(f"{len(made):,} sessions of {options.users:,} users in {options.tokens}")
-    except (SeedError, SettingsError, OSError) as error:
+    except (SeedError, SettingsError, ValueError, OSError) as error:
         print(f"seed: {error}", file=sys.stderr)
         return 2
     except (StoreUnavailable, KeyboardInterrupt) as error:

@@ -16,6 +16,7 @@ import platform
 import re
 import sys
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -28,6 +29,8 @@ from scripts.seed import FILE, SeedError, Session, positive, read_tokens
 
 URL = "http://127.0.0.1:8000/sesiones/self"
 STEPS_MAX = 20
+OVERLOAD = {"no reply", "no connection", "status 503"}
+"""Failures that the search for the limit provokes."""
 PROCESSES = max(1, (os.cpu_count() or 1) - 2)
 """Of the generator: the service and Redis need a core each."""
 CURVE = [100 * (1 - 10 ** -(nines / 10)) for nines in range(51)]
@@ -74,15 +77,20 @@ def summary(offered: float, seconds: float, step: Step) -> Report:
             "busy": step.busy,
             "lateness_ms": {"50": percentile(lateness, 50), "99": late},
         },
-        # Not all was answered in time, or most of the median latency was waiting to be sent.
+        # Not all was sent in time and answered, or the median latency was mostly waiting for that.
         "saturated": step.answered < 0.97 * step.arrivals or named["50"] > 2 * served["50"],
         # It had no time to spare, or most of what it measured is its own delay.
         "generator_limited": step.busy > 0.9 or late > max(1, named["99"] / 2),
     }
 
 
-def find_rates(generators: Generators, steps: list[Report]) -> Iterator[float]:
-    """Tenths of the highest rate that is answered, and on until a step is saturated."""
+def find_rates(
+    generators: Generators, steps: list[Report], failures: Counter[str]
+) -> Iterator[float]:
+    """Tenths of the highest rate that is answered, and on until a step is saturated.
+
+    Adds to ``failures`` those of the search. Raises ValueError when nothing is answered.
+    """
     offered, answered = 1000.0, 0.0
     while True:
         progress(f"looking for the limit: {offered:,.0f}/s")
@@ -90,10 +98,16 @@ def find_rates(generators: Generators, steps: list[Report]) -> Iterator[float]:
         tries = [summary(offered, 1, generators.run(offered, 1))]
         if tries[0]["saturated"]:
             tries.append(summary(offered, 1, generators.run(offered, 1)))
-        answered = max(answered, tries[0]["answered"], tries[-1]["answered"])
+        answered = max(answered, *(tried["answered"] for tried in tries))
+        for tried in tries:
+            failures.update(tried["failures"])
         if tries[-1]["saturated"]:
             break
         offered *= 2
+    if not answered:
+        raise ValueError(f"no right answer: {report.listed(failures) or 'no reply'}")
+    for why in OVERLOAD:
+        del failures[why]
     for tenth in range(1, STEPS_MAX + 1):
         if tenth > 10 and steps[-1]["saturated"]:
             break
@@ -114,13 +128,22 @@ def measure(
     connections: int,
     processes: int,
 ) -> Report:
-    """The report of a run; without rates, those that find_rates() finds. Raises OSError."""
+    """The report of a run; without rates, those that find_rates() finds.
+
+    Raises OSError, ValueError.
+    """
+    if not sessions:
+        raise ValueError("there are no tokens in the file")
     steps: list[Report] = []
+    search_failures: Counter[str] = Counter()
     with Generators(url, sessions, connections, processes) as generators:
-        for rate in rates or find_rates(generators, steps):
+        for rate in rates or find_rates(generators, steps, search_failures):
             progress(f"{rate:,.0f}/s")
             steps.append(summary(rate, seconds, generators.run(rate, seconds)))
     progress("")
+    if not any(step["answered"] for step in steps):
+        failed = report.failures({"steps": steps})
+        raise ValueError(f"no right answer: {report.listed(failed) or 'no reply'}")
     return {
         "version": sesiones.__version__,
         "settings": {
@@ -131,6 +154,7 @@ def measure(
             "generator processes": processes,
         },
         "machine": machine(),
+        "search_failures": dict(search_failures),
         "steps": steps,
     }
 
@@ -153,7 +177,6 @@ def machine() -> dict[str, str]:
 
 
 def write(measured: Report, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(measured, indent=1))
     (folder / "report.html").write_text(report.page([measured]))
     (folder / "latency.svg").write_bytes(report.latency_chart([measured]))
@@ -163,16 +186,19 @@ def read(path: Path) -> Report:
     """A report of an earlier run. Raises ValueError."""
     try:
         measured: Report = json.loads(path.read_text())
-        report.rows([measured])
-        report.conclusions(measured)
-    except (ValueError, LookupError, TypeError, AttributeError):
+        report.page([measured])  # has all that a comparison needs
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
         raise ValueError(f"{path} is not a report of this script") from None
     return measured
 
 
 def http_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme != "http" or not parts.hostname or not parts.path.startswith("/"):
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme == "http" and parts.hostname and parts.path and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
         raise argparse.ArgumentTypeError("must be http://host:port/path")
     return text
 
@@ -196,9 +222,9 @@ def main() -> int:
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"))
     options = parser.parse_args()
     try:
+        options.output.mkdir(parents=True, exist_ok=True)
         if options.compare:
             reports = [read(path) for path in options.compare]
-            options.output.mkdir(parents=True, exist_ok=True)
             (options.output / "compare.html").write_text(report.page(reports))
         else:
             measured = measure(
@@ -215,13 +241,13 @@ def main() -> int:
         print(f"throughput: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 1
+        return 130
     print(report.text_table(*report.rows(reports)))
     if options.compare:
         print(f"\n{options.output / 'compare.html'}")
         return 0
     print("", *report.conclusions(measured), "", options.output / "report.html", sep="\n")
-    return 1 if any(step["failures"] for step in measured["steps"]) else 0
+    return 1 if report.failures(measured) else 0
 
 
 if __name__ == "__main__":

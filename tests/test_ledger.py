@@ -56,6 +56,17 @@ def test_a_401_near_or_after_the_expiry_is_none_to_speak_of(ledger: Ledger, cloc
     assert ledger.judge(ledger.sent("a"), 401, {}) == "401 for a live session"
 
 
+def test_a_200_for_a_session_that_had_expired(ledger: Ledger, clock: Clock) -> None:
+    before = ledger.sent("a")
+    clock.now = NOW + 1800 + CLOCK_SECONDS
+    assert ledger.judge(ledger.sent("a"), 200, SESSION) is None
+    clock.now += 1
+    after = ledger.sent("a")
+    assert ledger.judge(after, 200, SESSION) == "200 after its own Fecha_Expiracion"
+    assert ledger.judge(before, 200, SESSION) is None
+    assert ledger.judge(after, 200, SESSION | {"Fecha_Expiracion": NOW + 3600}) is None
+
+
 def test_a_200_after_an_acknowledged_logout(ledger: Ledger) -> None:
     logout = ledger.sent("a", ends=["a"])
     assert ledger.judge(logout, 200, {}) is None
@@ -118,9 +129,10 @@ def test_dates_of_requests_that_overlap_may_come_in_any_order(ledger: Ledger) ->
 
 def test_what_only_a_token_is_known_of(ledger: Ledger) -> None:
     ledger.add("seeded", {"ID_Usuario": 7})
-    assert ledger.judge(ledger.sent("seeded"), 401, {}) == "401 for a live session"
+    assert ledger.judge(ledger.sent("seeded"), 401, {}) == "401 for a seeded session: seed again?"
     assert ledger.judge(ledger.sent("seeded"), 200, SESSION | {"ID_Usuario": 8}) is not None
     assert ledger.judge(ledger.sent("seeded"), 200, SESSION) is None
+    assert ledger.judge(ledger.sent("seeded"), 401, {}) == "401 for a live session"
     assert ledger.judge(ledger.sent("seeded"), 200, SESSION | {"ID_Sesion": 2}) is not None
 
 

@@ -136,6 +136,17 @@ def test_two_runs_without_a_rate_in_common(made: Made) -> None:
     assert "B/A" not in page
 
 
+def test_a_report_that_lacks_something_is_not_one(made: Made, tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    first = made.report["steps"][0]
+    without = {name: value for name, value in first.items() if name != "curve"}
+    for steps in [without], []:
+        path.write_text(json.dumps(made.report | {"steps": steps}))
+        ended = run("throughput", "--compare", str(path), str(made.json), "--output", str(tmp_path))
+        assert ended.returncode == 2
+        assert ended.stderr == f"throughput: {path} is not a report of this script\n"
+
+
 def test_bad_settings_are_a_line(tmp_path: Path) -> None:
     ended = run("load", "--output", str(tmp_path), SESIONES_TOUCH_SECONDS="often")
     assert ended.returncode == 2

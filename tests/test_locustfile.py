@@ -131,6 +131,15 @@ def test_what_it_cannot_do_without(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_a_file_without_tokens_is_a_line(tmp_path: Path) -> None:
+    empty = tmp_path / "tokens"
+    empty.touch(0o600)
+    ended = locust("--headless", "-t", "1s", "--tokens", str(empty))
+    assert ended.returncode == 1
+    assert "there are no tokens" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_the_web_ui_shows_the_kinds_of_users(seeded: Path) -> None:
     port = free_port()
     process = subprocess.Popen(

@@ -140,6 +140,31 @@ def test_after_ctrl_c_the_same_command_goes_on(
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
+def test_a_kill_while_tokens_are_drawn_leaves_no_half_file(
+    settings: Settings, redis: Redis, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        assert not seed.partial(file).exists()
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            seed.seed(settings, file, users=3, sessions=2)
+    assert not list(file.parent.iterdir())
+    seed.seed(settings, file, users=3, sessions=2)
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_two_at_once_are_refused(settings: Settings, redis: Redis, file: Path) -> None:
+    seed.seed(settings, file, users=3, sessions=2)
+    with seed._lock(file.parent):
+        for attempt in lambda: seed.seed(settings, file, 3, 2), lambda: seed.clean(settings, file):
+            with pytest.raises(seed.SeedError, match="another seed is at work in"):
+                attempt()
+    assert seed.clean(settings, file) == 6
+
+
 def test_after_an_outage_that_lost_writes_it_goes_on(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     with RedisServer() as server:
@@ -202,6 +227,7 @@ def test_what_it_refuses(settings: Settings, file: Path) -> None:
         (("--users", "0"), "redis://127.0.0.1:1", "whole number above 0"),
         (("--clean",), "redis://127.0.0.1:1", "does not exist"),
         ((), "http://127.0.0.1", "SESIONES_REDIS_URL"),
+        (("--tokens", ""), "redis://127.0.0.1:1", "empty name"),
     ],
 )
 def test_bad_input_is_a_line(tmp_path: Path, options: tuple[str, ...], url: str, line: str) -> None:

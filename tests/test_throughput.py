@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -141,7 +143,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_rate_is_offered_whether_or_not_it_is_answered() -> None:
     step = offer(lambda _, token: (0.1, right(token)), rate=1000, seconds=0.5, connections=2)
     assert 400 < step.arrivals < 600
-    assert 4 <= step.answered <= 10
+    assert 4 <= step.answered <= 12
     assert step.unsent > 360
     assert len(step.latencies) == step.arrivals
     figures = throughput.summary(1000, 0.5, step)
@@ -175,6 +177,34 @@ def test_wrong_replies_are_failures_and_no_latencies(response: bytes, failure: s
     assert count == 1
     assert step.answered >= 10
     assert len(step.service_times) == step.arrivals - 1
+
+
+def test_a_slow_reply_is_no_sign_of_saturation() -> None:
+    step = offer(lambda _, token: (0.1, right(token)), rate=200, seconds=0.5, connections=64)
+    assert step.answered == step.arrivals
+    assert not throughput.summary(200, 0.5, step)["saturated"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_service_that_dies_while_nothing_is_out_is_a_failure() -> None:
+    with serving(lambda _, token: (0, right(token))) as (fake, url):
+        load = Generator(url, SESSIONS, 4, seed=1)
+        while fake.connections < 4:
+            time.sleep(0.01)
+    with contextlib.closing(load):
+        step = load.run(300, clock(), 0.5)
+    assert step.failures["no connection"] == step.unsent > 50
+    assert step.answered == 0
+
+
+def test_closing_does_not_wait_for_the_step() -> None:
+    with serving(lambda _, token: (0, right(token))) as (fake, url):
+        with Generators(url, SESSIONS, connections=2, processes=1) as generators:
+            generators._pipes[0].send((10, clock(), 60))
+            while not fake.requests:
+                time.sleep(0.01)
+            started = clock()
+        assert clock() - started < 5
 
 
 def test_a_response_in_pieces_is_one_response() -> None:
@@ -220,7 +250,7 @@ def test_the_rates_found_go_up_to_the_limit_and_beyond() -> None:
     generators = Capacity(13_000)
     steps: list[report.Report] = []
     rates = []
-    for rate in throughput.find_rates(generators, steps):  # type: ignore[arg-type]
+    for rate in throughput.find_rates(generators, steps, Counter()):  # type: ignore[arg-type]
         rates.append(rate)
         steps.append(throughput.summary(rate, 1, generators.run(rate, 1)))
         if len(rates) == 10:
@@ -228,6 +258,23 @@ def test_the_rates_found_go_up_to_the_limit_and_beyond() -> None:
     assert rates[:3] == [1300, 2600, 3900]
     assert rates[-2:] == [16_000, 17_000]
     assert [step["saturated"] for step in steps] == [False] * (len(steps) - 1) + [True]
+
+
+def test_wrong_answers_while_the_limit_is_looked_for_are_kept() -> None:
+    class Wrong(Capacity):
+        def run(self, rate: float, seconds: float) -> Step:
+            step = super().run(rate, seconds)
+            step.failures.update({"another user's session": 1, "no reply": 5})
+            return step
+
+    failures: Counter[str] = Counter()
+    steps = [{"saturated": True}]
+    list(throughput.find_rates(Wrong(1500), steps, failures))  # type: ignore[arg-type]
+    assert failures == {"another user's session": 3}
+    said = report.conclusions({"steps": [], "search_failures": failures})
+    assert said == ["Failures: another user's session: 3."]
+    with pytest.raises(ValueError, match=r"no right answer: another user's session: 2, no reply"):
+        list(throughput.find_rates(Wrong(0), steps, Counter()))  # type: ignore[arg-type]
 
 
 def test_a_rate_is_too_high_when_most_of_the_latency_is_waiting() -> None:
@@ -278,6 +325,17 @@ def seeded(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) 
     seed.clean(settings, file)
 
 
+@pytest.mark.parametrize("rates", [(), ("--rates", "50")])
+def test_when_nothing_is_right_there_is_a_line(
+    service: Service, seeded: Path, tmp_path: Path, rates: tuple[str, ...]
+) -> None:
+    url = f"http://127.0.0.1:{service.port}/nowhere"
+    options = "--tokens", str(seeded), "--seconds", "1", "--output", str(tmp_path)
+    ended = run("--url", url, *options, *rates)
+    assert ended.returncode == 2
+    assert re.fullmatch(r"throughput: no right answer: status 404: [0-9,]+\n", ended.stderr)
+
+
 def test_a_session_that_is_not_there_is_a_failure(
     service: Service, seeded: Path, tmp_path: Path
 ) -> None:
@@ -299,13 +357,35 @@ def test_a_session_that_is_not_there_is_a_failure(
     [
         (("--url", "ftp://localhost/"), "http://host:port/path"),
         (("--url", "http://127.0.0.1:1/sesiones/self"), "Connection refused"),
+        (("--url", "http://127.0.0.1:99999/sesiones/self"), "http://host:port/path"),
+        (("--url", "http://a..b/sesiones/self"), "throughput: "),
         (("--tokens", "/nonexistent"), "No such file"),
+        (("--output", __file__), "File exists"),
         (("--rates", "fast"), "whole number above 0"),
         (("--compare", __file__, __file__), "is not a report"),
     ],
 )
-def test_bad_input_is_a_line(seeded: Path, options: tuple[str, ...], line: str) -> None:
-    ended = run("--tokens", str(seeded), *options)
+def test_bad_input_is_a_line(
+    seeded: Path, tmp_path: Path, options: tuple[str, ...], line: str
+) -> None:
+    ended = run("--tokens", str(seeded), "--output", str(tmp_path), *options)
     assert ended.returncode == 2
     assert line in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr
+
+
+def test_a_file_without_tokens_is_a_line(tmp_path: Path) -> None:
+    empty = tmp_path / "tokens"
+    empty.touch(0o600)
+    ended = run("--tokens", str(empty), "--output", str(tmp_path))
+    assert ended.returncode == 2
+    assert ended.stderr == "throughput: there are no tokens in the file\n"
+
+
+def test_a_process_that_was_killed_is_an_error() -> None:
+    with serving(lambda _, token: (0, right(token))) as (_, url):
+        generators = Generators(url, SESSIONS, connections=1, processes=1)
+        with generators:
+            threading.Timer(0.2, multiprocessing.active_children()[0].kill).start()
+            with pytest.raises(OSError, match=r"ended|reset"):
+                generators.run(10, 30)
