@@ -30,12 +30,14 @@ def write(table: str) -> None:
 def render() -> str:
     """What ran; a gateway that is not installed here stays as committed."""
     cells = _parse(committed()) | ran
-    reasons = list(dict.fromkeys(reason for reason in cells.values() if reason))
+    rows = dict.fromkeys(row for row, _ in ran)
+    shown = {(row, name): cells.get((row, name), "not run yet") for row in rows for name in NAMES}
+    reasons = list(dict.fromkeys(reason for reason in shown.values() if reason))
     lines = ["| |" + "|".join(f" {name} " for name in NAMES) + "|", "|---" * (len(NAMES) + 1) + "|"]
-    for row in dict.fromkeys(row for row, _ in ran):
+    for row in rows:
         marks = []
         for name in NAMES:
-            reason = cells.get((row, name), "not run yet")
+            reason = shown[row, name]
             marks.append(f"no ({reasons.index(reason) + 1})" if reason else "yes")
         lines.append(" | ".join([f"| {row}", *marks]) + " |")
     notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
