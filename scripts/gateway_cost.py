@@ -22,8 +22,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.gateways import GATEWAYS, Gateway, RunningGateway, free_port
-from scripts.redis_server import RedisServer
+from scripts.gateways import GATEWAYS, Gateway, RunningGateway
+from scripts.redis_server import RedisServer, free_port
 from scripts.seed import positive
 from sesiones.app import open_store
 from sesiones.settings import Settings
@@ -55,11 +55,8 @@ def process(command: list[str], folder: str) -> Iterator[None]:
 
 
 async def make_token(redis: RedisServer) -> str:
-    store = open_store(Settings(redis_url=redis.url))
-    try:
+    async with open_store(Settings(redis_url=redis.url)) as store:
         return (await store.create(7, "wrk")).Token_Sesion
-    finally:
-        await store.aclose()
 
 
 def measure(port: int, token: str, seconds: int, connections: int) -> Round:

@@ -2,7 +2,6 @@
 ``pip install 'sesiones[client]'``."""
 
 import asyncio
-from types import TracebackType
 
 import httpx
 
@@ -43,10 +42,5 @@ class SessionClient:
     async def __aenter__(self) -> "SessionClient":
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from importlib.resources import files
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -173,7 +172,7 @@ class SessionStore:
         with self._operation("create", ID_Usuario):
             reply = await self._run(
                 _CREATE,
-                [self._key(token), self._index(ID_Usuario), f"{self._base(token)}n"],
+                [self._key(token), self._index(ID_Usuario), f"{self._base(tokens.bucket(token))}n"],
                 tokens.bucket_number(tokens.bucket(token)),
                 ID_Usuario,
                 Dispositivo,
@@ -241,7 +240,7 @@ class SessionStore:
         with _understood():
             for digest, reply in replies:
                 fingerprint = tokens.fingerprint_of_digest(digest.decode())
-                if sesion := _session(f"ses_#{fingerprint}", reply):
+                if sesion := _session(f"ses_#{fingerprint}", reply, fingerprint):
                     sesiones.append(sesion)
         return sesiones
 
@@ -296,12 +295,7 @@ class SessionStore:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def _probe(self, execute: Execute, deadline: float) -> None:
@@ -319,11 +313,11 @@ class SessionStore:
                     self._commands.reset()  # demoted: the next one finds the master
                     raise
 
-    def _base(self, token: str) -> str:
-        return f"{self._key_prefix}:{{{tokens.bucket(token)}}}:"
+    def _base(self, bucket: str) -> str:
+        return f"{self._key_prefix}:{{{bucket}}}:"
 
     def _index(self, ID_Usuario: int) -> str:
-        return f"{self._key_prefix}:{{{tokens.user_bucket(ID_Usuario)}}}:u:{ID_Usuario}"
+        return f"{self._base(tokens.user_bucket(ID_Usuario))}u:{ID_Usuario}"
 
     def _key(self, token: str) -> str:
         # _base(), spelled out: the check comes here.
@@ -596,9 +590,11 @@ def _understood() -> Iterator[None]:
         raise StoreUnavailable("a reply that no script of ours gives") from error
 
 
-def _session(token: str, reply: list[Any] | bytes | None) -> Sesion | None:
+def _session(
+    token: str, reply: list[Any] | bytes | None, fingerprint: str | None = None
+) -> Sesion | None:
     """The session of a script's reply (read() in lua/session.lua). A record that is none is an
-    error of its own: logged, and as good as absent."""
+    error of its own: logged, by the token's fingerprint, and as good as absent."""
     if reply is None:
         return None
     try:
@@ -618,7 +614,6 @@ def _session(token: str, reply: list[Any] | bytes | None) -> Sesion | None:
             dispositivo.decode(),
         )
     except ValueError as error:
-        named = token.startswith("ses_#")  # by its fingerprint already
-        fingerprint = token.removeprefix("ses_#") if named else tokens.fingerprint(token)
-        logger.error("bad record of session %s: %s", fingerprint, error)
+        name = fingerprint or tokens.fingerprint(token)
+        logger.error("bad record of session %s: %s", name, error)
         return None

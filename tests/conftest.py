@@ -1,15 +1,17 @@
 """Fixtures: a real Redis or Valkey server, a store on it, and the service as a process."""
 
+import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 from redis import Redis
 
 from scripts.redis_server import RedisServer
-from sesiones.store import SessionStore
+from sesiones.store import SessionStore, StoreUnavailable
 from tests.service import TOKEN, Service
 
 KEY = "k" * 32
@@ -71,6 +73,17 @@ def redis(redis_server: RedisServer) -> Iterator["Redis"]:
 def open_store(url: str, *, timeout_seconds: float = 5.0, **options: Any) -> SessionStore:
     """A store with the service's defaults, but patience for a busy machine."""
     return SessionStore.from_url(url, timeout_seconds=timeout_seconds, **options)
+
+
+async def available(ask: Callable[[], Awaitable[Any]], seconds: float) -> Any:
+    """What it returns, once it is available."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return await ask()
+        except StoreUnavailable:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -28,6 +29,35 @@ class Reply:
 
     def json(self) -> Any:
         return orjson.loads(self.body)
+
+
+def environment() -> dict[str, str]:
+    """This process's, without settings."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("SESIONES_")}
+
+
+def comes_true(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def refused(command: list[str], folder: Path | None = None, **variables: str) -> tuple[int, str]:
+    """The exit code and the one line of a command that must not serve."""
+    ended = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment() | variables,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert ended.stdout == ""
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    return ended.returncode, ended.stderr
 
 
 class Service:
@@ -48,10 +78,9 @@ class Service:
             return file.read()
 
     def start(self) -> "Service":
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("SESIONES_")}
         self.process = subprocess.Popen(
             [*self.command, "serve", "--port", "0", *self.flags],
-            env=environment | self.variables,
+            env=environment() | self.variables,
             stderr=self._log,
         )
         deadline = time.monotonic() + 20
@@ -71,12 +100,7 @@ class Service:
     def __enter__(self) -> "Service":
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         assert self.process is not None
         if self.process.poll() is None:
             self.stop()

@@ -22,7 +22,7 @@ from sesiones import tokens
 from sesiones.cluster import masters_of
 from sesiones.sesion import Sesion
 from sesiones.store import Refusal, SessionStore, StoreUnavailable
-from tests.conftest import open_store
+from tests.conftest import available, open_store
 
 pytestmark = pytest.mark.anyio
 
@@ -91,15 +91,7 @@ def state(cluster: RedisCluster, user: int) -> dict[str, Any]:
     return found
 
 
-async def until(ask: Callable[[], Awaitable[Any]], seconds: float = 20) -> Any:
-    """What it returns, once it is available."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return await ask()
-        except StoreUnavailable:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.02)
+until = partial(available, seconds=20)
 
 
 async def test_the_life_of_sessions_of_many_slots(cluster: RedisCluster) -> None:

@@ -12,6 +12,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from scripts import redis_server as redis_server_module
 from scripts.redis_server import RedisServer, find_binary, free_port
 from sesiones.connection import Commands, connect
 from sesiones.store import SessionStore, StoreUnavailable
-from tests.conftest import open_store
+from tests.conftest import available, open_store
 
 pytestmark = pytest.mark.anyio
 
@@ -578,15 +579,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.02)
 
 
-async def until(ask: Callable[[], Awaitable[Any]], seconds: float = 40) -> Any:
-    """What it returns, once it is available."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return await ask()
-        except StoreUnavailable:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.02)
+until = partial(available, seconds=40)
 
 
 async def test_sentinel_and_two_failovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,8 @@ from sesiones import tokens
 from sesiones.metrics import SECONDS, Metrics
 from sesiones.store import SessionStore, StoreUnavailable
 from tests.conftest import KEY, open_store
-from tests.service import Service
-from tests.test_server import children, comes_true
+from tests.service import Service, comes_true
+from tests.test_server import children
 
 DOCS = Path(__file__).parents[1] / "docs"
 SERVICE = {"Authorization": f"Bearer {KEY}"}

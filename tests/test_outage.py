@@ -22,7 +22,7 @@ import orjson
 import pytest
 from redis import Redis
 
-from scripts.redis_server import RedisServer
+from scripts.redis_server import RedisServer, free_port
 from tests.service import Reply, Service
 
 TIMEOUT = 0.25
@@ -644,9 +644,3 @@ def test_a_replica_of_a_living_master(direct: Deployment) -> None:
         finally:
             redis.replicaof("NO", "ONE")
         assert_recovers(direct, direct.new_session())
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port

@@ -36,8 +36,7 @@ from sesiones.authentication import SessionBackend, Sessions, on_error
 from sesiones.client import SessionClient
 from sesiones.settings import Settings
 from tests import asgi
-from tests.service import Service
-from tests.test_server import comes_true
+from tests.service import Service, comes_true
 
 pytestmark = pytest.mark.anyio
 

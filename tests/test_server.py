@@ -25,7 +25,7 @@ from sesiones.server import ListenError, listen
 from sesiones.settings import Settings, SettingsError
 from tests import asgi
 from tests.conftest import KEY
-from tests.service import Service
+from tests.service import Service, comes_true, environment, refused
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 SESSION = "ID_Usuario=7&Dispositivo=laptop"
@@ -53,22 +53,8 @@ def running(*flags: str, **variables: str) -> Iterator[tuple["subprocess.Popen[s
             process.wait()
 
 
-def refused(*flags: str, **variables: str) -> tuple[int, str]:
-    """The exit code and the one line of a command that must not serve."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "sesiones", "serve", *flags],
-        env=environment() | variables,
-        capture_output=True,
-        text=True,
-        timeout=20,
-    )
-    assert ended.stdout == ""
-    assert ended.stderr.count("\n") == 1, ended.stderr
-    return ended.returncode, ended.stderr
-
-
-def environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith("SESIONES_")}
+def refused_serve(*flags: str, **variables: str) -> tuple[int, str]:
+    return refused([sys.executable, "-m", "sesiones", "serve", *flags], None, **variables)
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -105,15 +91,6 @@ def is_running(pid: int) -> bool:
     return state != "Z"
 
 
-def comes_true(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 # Where it listens.
 
 
@@ -125,7 +102,7 @@ def test_it_listens_on_loopback_alone(service: Service) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_beyond_loopback_it_wants_a_service_key(host: str) -> None:
-    code, line = refused("--host", host, "--port", "0")
+    code, line = refused_serve("--host", host, "--port", "0")
     assert code == 2
     assert "SESIONES_SERVICE_KEY" in line
 
@@ -188,7 +165,7 @@ def test_a_host_that_is_none_is_one_line(host: str) -> None:
 
 def test_a_taken_port_is_one_line_and_exit_1(redis_server: RedisServer) -> None:
     with Service(SESIONES_REDIS_URL=redis_server.url) as service:
-        code, line = refused("--port", str(service.port))
+        code, line = refused_serve("--port", str(service.port))
         assert code == 1
         assert str(service.port) in line
         assert service.request("GET", "/sesiones/self").status == 401
@@ -208,7 +185,7 @@ def test_a_unix_socket(redis_server: RedisServer, tmp_path: Path) -> None:
         assert connection.getresponse().status == 201
         connection.close()
 
-        code, line = refused("--uds", str(path))
+        code, line = refused_serve("--uds", str(path))
         assert code == 1
         assert str(path) in line
         assert answers(path)  # undisturbed
@@ -237,14 +214,14 @@ def test_two_that_start_at_once_do_not_take_each_others_unix_socket(tmp_path: Pa
 def test_a_file_that_is_no_socket_stays(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
-    code, line = refused("--uds", str(path))
+    code, line = refused_serve("--uds", str(path))
     assert (code, path.read_text()) == (1, "data")
     assert str(path) in line
 
 
 def test_a_unix_socket_that_cannot_be_is_one_line(tmp_path: Path) -> None:
-    assert refused("--uds", str(tmp_path / "absent" / "s"))[0] == 1
-    assert refused("--uds", "/tmp/" + "x" * 200)[0] == 1
+    assert refused_serve("--uds", str(tmp_path / "absent" / "s"))[0] == 1
+    assert refused_serve("--uds", "/tmp/" + "x" * 200)[0] == 1
 
 
 def test_it_stops_well_when_its_unix_socket_was_removed(

@@ -16,8 +16,8 @@ import pytest
 import uvicorn
 from redis import Redis
 
-from scripts.gateways import GATEWAYS, Gateway, RunningGateway, free_port
-from scripts.redis_server import RedisServer
+from scripts.gateways import GATEWAYS, Gateway, RunningGateway
+from scripts.redis_server import RedisServer, free_port
 from tests.gateways import table
 from tests.gateways.client import Body, Headers, exchange
 from tests.service import Reply, Service
