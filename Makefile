@@ -9,6 +9,7 @@
 # make openapi        schemathesis, every check on, over the OpenAPI document (a minute)
 # make browser        the page at /docs in headless Chromium (Debian: chromium, chromium-driver)
 #
+# make chaos          everything that can fail, fails: bars and figures (half an hour)
 # make load           seed, wrk, Locust and throughput, small: var/load/report.html (< 2 minutes)
 # make bench          what a check costs, beside other servers (needs wrk; four minutes)
 #
@@ -19,7 +20,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --editable
 
-.PHONY: run test check coverage gateways gateways-table gateways-cost openapi browser load bench \
+.PHONY: run test check coverage gateways gateways-table gateways-cost openapi browser chaos load bench \
     wheel lock clean
 
 run: .venv/run
@@ -56,6 +57,9 @@ openapi: .venv/openapi
 
 browser: .venv/browser
 	$(BIN)/python -m pytest tests/test_browser.py
+
+chaos: .venv/test
+	$(BIN)/python -m scripts.chaos
 
 load: .venv/load
 	$(BIN)/python -m scripts.load

@@ -1,0 +1,18 @@
+"""What the service does on its worst day, scenario by scenario, against bars.
+
+A scenario is a module with one function, ``play(short)``: it breaks something under load, compares
+what the service had acknowledged with what is true afterwards, and yields a Bar for each promise as
+soon as it is measured. ``short``: in seconds, as the test suite does; what then says nothing on a
+busy machine is left out. Whatever keeps it from measuring at all is an exception.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A promise, what was measured (in words, with units), and whether that keeps it."""
+
+    promise: str
+    measured: str
+    met: bool
