@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from scripts.chaos import Bar, races
+from scripts.chaos import Bar, races, restart
 
 SCENARIOS: dict[str, Callable[[bool], Iterable[Bar]]] = {
+    "restart": restart.play,
     "races": races.play,
 }
 """In the order of the table."""
