@@ -49,6 +49,8 @@ class RedisServer:
         self, data: Path | None = None, *, keep_open: int | None = None, **options: str
     ) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="sesiones-"))
+        # A copy: Sentinel, and CONFIG REWRITE, have a server write into its file.
+        self._configuration = shutil.copy(CONFIGURATION, self._directory)
         self.socket = self._directory / "redis.sock"
         self.url = f"unix://{self.socket}"
         self._data = data or self._directory
@@ -71,7 +73,7 @@ class RedisServer:
         self.process = subprocess.Popen(
             [
                 find_binary(),
-                str(CONFIGURATION),
+                str(self._configuration),
                 *(word for name, value in options.items() for word in (f"--{name}", value)),
             ],
             # Its own process group: a Ctrl-C in the terminal is its owner's to pass on.

@@ -21,7 +21,6 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from scripts import redis_server as redis_server_module
 from scripts.redis_server import RedisServer, find_binary, free_port
 from sesiones.connection import Commands, connect
 from sesiones.store import SessionStore, StoreUnavailable
@@ -582,14 +581,11 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
 until = partial(available, seconds=40)
 
 
-async def test_sentinel_and_two_failovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sentinel_and_two_failovers(tmp_path: Path) -> None:
     ports = free_port(), free_port()
     with contextlib.ExitStack() as stack:
         servers = []
         for port in ports:
-            # Sentinel has its servers rewrite their configuration: each gets a copy of its own.
-            copy = shutil.copy(redis_server_module.CONFIGURATION, tmp_path / f"{port}.conf")
-            monkeypatch.setattr(redis_server_module, "CONFIGURATION", copy)
             # Without the delay, a master would wait 5 s for more replicas.
             server = RedisServer(port=str(port), repl_diskless_sync_delay="0")
             servers.append(stack.enter_context(server))
