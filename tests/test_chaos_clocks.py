@@ -44,7 +44,7 @@ def test_clocks_that_are_not_off_show_nothing(monkeypatch: pytest.MonkeyPatch) -
 def test_only_what_may_differ_is_left_out() -> None:
     answer = (
         b"HTTP/1.1 200 OK\r\ndate: Mon, 23 Nov 2026 11:50:07 GMT\r\nx-id-sesion: 6147\r\n\r\n"
-        b'{"ID_Sesion":6147,"ID_Usuario":77,"Token_Sesion":"ses_' + b"a" * 45 + b'",'
+        b'{"ID_Sesion":6147,"ID_Usuario":77,"Token_Sesion":"ses_' + b"a" * 44 + b'-",'
         b'"Fecha_Inicio":1795434549,"Fecha_Expiracion":1795434551,"Dispositivo":"d"}'
     )
     names = {b"77": b"USER"}

@@ -248,9 +248,8 @@ def plain(answer: bytes, begun: int, names: dict[bytes, bytes]) -> bytes:
         names.setdefault(token, b"TOKEN %d" % len(names))
     for number in re.findall(rb'(?:"ID_Sesion":|x-id-sesion: )([0-9]+)', answer):
         names.setdefault(number, b"SESSION %d" % len(names))
-    known = b"|".join(sorted(names, reverse=True))
-    answer = re.sub(rb"\b[0-9]{10}\b", lambda moment: b"%+d s" % (int(moment[0]) - begun), answer)
-    return re.sub(rb"(?<![0-9A-Za-z_-])(?:" + known + rb")\b", lambda name: names[name[0]], answer)
+    answer = re.sub(rb"[0-9A-Za-z_-]+", lambda word: names.get(word[0], word[0]), answer)
+    return re.sub(rb"\b[0-9]{10}\b", lambda moment: b"%+d s" % (int(moment[0]) - begun), answer)
 
 
 def _object(answer: bytes) -> dict[str, Any]:
