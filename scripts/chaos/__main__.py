@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from scripts.chaos import Bar, clocks, races
+from scripts.chaos import Bar, churn, clocks, races
 
 SCENARIOS: dict[str, Callable[[bool], Iterable[Bar]]] = {
     "races": races.play,
+    "churn": churn.play,
     "clocks": clocks.play,
 }
 """In the order of the table."""
