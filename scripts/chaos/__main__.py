@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from scripts.chaos import Bar, churn, clocks, races
+from scripts.chaos import Bar, churn, clocks, million, races
 
 SCENARIOS: dict[str, Callable[[bool], Iterable[Bar]]] = {
     "races": races.play,
     "churn": churn.play,
+    "million": million.play,
     "clocks": clocks.play,
 }
 """In the order of the table."""
