@@ -45,7 +45,7 @@ USES, SHORT_USES = 5, 1
 """Of a visit, at the most."""
 RESTING = 1000
 """Users who come back some seconds later, in turn."""
-SAMPLE_SECONDS = 0.5
+SAMPLE_SECONDS = 1.0
 AUDIT_SECONDS = 2.0
 GONE_SECONDS = 10
 """How long Redis may take to notice what has expired."""
@@ -98,11 +98,13 @@ class Churn:
 
     async def run(self, rate: float, seconds: float, label: str) -> None:
         """Visits begin for that long; waits for the end of all."""
-        progress = Progress(label, int(rate * seconds))
+        total = int(rate * seconds)
+        progress = Progress(label, total)
         begun = time.monotonic()
         async with asyncio.TaskGroup() as visits:
-            while progress.done < int(rate * seconds):
-                for _ in range(int(rate * (time.monotonic() - begun)) - progress.done):
+            while progress.done < total:
+                due = min(int(rate * (time.monotonic() - begun)), total)
+                for _ in range(due - progress.done):
                     visits.create_task(self._visit())
                     progress.step()
                 await asyncio.sleep(0.01)

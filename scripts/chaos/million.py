@@ -68,17 +68,16 @@ class Stored:
         """Without the buffers of clients and of the append-only file, once nothing is being
         rewritten and no table grows: until then there are two of it."""
         deadline = time.monotonic() + SETTLING_SECONDS
-        while self.redis.info("persistence")[
-            "aof_rewrite_in_progress"
-        ] or "rehashing target" in str(self._tables()):
+        while True:
+            rewrites = self.redis.info("persistence")["aof_rewrite_in_progress"]
+            tables = self.redis.execute_command("DEBUG", "HTSTATS", "0")
+            if not rewrites and "rehashing target" not in str(tables):
+                break
             if time.monotonic() > deadline:
                 raise RuntimeError(f"Redis is still not done after {SETTLING_SECONDS} s")
             time.sleep(0.5)
         info = self.redis.info("memory")
         return int(info["used_memory"] - info["mem_clients_normal"] - info["mem_aof_buffer"])
-
-    def _tables(self) -> object:
-        return self.redis.execute_command("DEBUG", "HTSTATS", "0")
 
     def store(self, prefix: str = "sesiones") -> SessionStore:
         return open_store(dataclasses.replace(self._settings, key_prefix=prefix))
