@@ -46,7 +46,7 @@ USES, SHORT_USES = 5, 1
 RESTING = 1000
 """Users who come back some seconds later, in turn."""
 SAMPLE_SECONDS = 1.0
-AUDIT_SECONDS = 2.0
+AUDIT_SECONDS = 1.0
 GONE_SECONDS = 10
 """How long Redis may take to notice what has expired."""
 FLAT = 0.02
