@@ -18,12 +18,13 @@ class Progress:
         self._bar = sys.stderr.isatty()
         self._interval = BAR_SECONDS if self._bar else LINE_SECONDS
         self._shown = self._started
+        # The clock is not asked a million times.
+        self._look_every = min(max(total // 100, 1), 256)
         self.done = 0
 
     def step(self) -> None:
         self.done += 1
-        # The clock is not asked a million times.
-        if self.done % 256 == 0 and time.monotonic() - self._shown >= self._interval:
+        if self.done % self._look_every == 0 and time.monotonic() - self._shown >= self._interval:
             self._show()
 
     def end(self) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from scripts.chaos import clocks
 from scripts.chaos.__main__ import SCENARIOS
 
 ELSEWHERE = {"races"}
@@ -10,6 +11,8 @@ ELSEWHERE = {"races"}
 
 @pytest.mark.parametrize("name", SCENARIOS.keys() - ELSEWHERE)
 def test_every_promise_is_kept(name: str) -> None:
+    if name == "clocks" and clocks.library() is None:
+        pytest.skip("libfaketime is not installed")
     bars = list(SCENARIOS[name](True))
     assert bars
     assert [bar for bar in bars if not bar.met] == []

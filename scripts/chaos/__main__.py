@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from scripts.chaos import Bar, races, restart
+from scripts.chaos import Bar, churn, clocks, million, races, restart
 
 SCENARIOS: dict[str, Callable[[bool], Iterable[Bar]]] = {
     "restart": restart.play,
     "races": races.play,
+    "churn": churn.play,
+    "million": million.play,
+    "clocks": clocks.play,
 }
 """In the order of the table."""
 

@@ -1,0 +1,39 @@
+"""The scenario of the churn fails where it should."""
+
+import hashlib
+import math
+import random
+
+import pytest
+
+from scripts.chaos import churn
+from sesiones import store
+from sesiones.store import SessionStore
+
+
+def test_every_promise_can_be_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By sessions that never expire, a counter that skips numbers and ends that nobody counts."""
+    create = store._Script("create")
+    for text, other in (
+        ("redis.call('EXPIREAT', key,", "redis.call('EXISTS', key,"),
+        ("redis.call('INCR', KEYS[3])", "redis.call('INCRBY', KEYS[3], 2)"),
+    ):
+        assert text in create.source
+        create.source = create.source.replace(text, other)
+    create.sha = hashlib.sha1(create.source.encode()).hexdigest()
+    monkeypatch.setattr(store, "_CREATE", create)
+    monkeypatch.setattr(SessionStore, "_count_ended", lambda *_: None)
+    monkeypatch.setattr(churn, "GONE_SECONDS", 0)
+    bars = {bar.promise: bar.measured for bar in churn.play(True) if not bar.met}
+    assert len(bars) == 5
+    for found in "a live session was refused", "the key has no expiry":
+        assert any(found in measured for measured in bars.values())
+
+
+def test_memory_is_flat_when_its_trend_is() -> None:
+    noise = random.Random(7)
+    moments = [second / 2 for second in range(600)]
+    flat = [(moment, 2e6 + noise.gauss(0, 2e4) + 2e4 * math.sin(moment)) for moment in moments]
+    assert abs(churn.rise(flat)) < 0.005
+    leaking = [(moment, bytes_ + 150 * moment) for moment, bytes_ in flat]
+    assert churn.rise(leaking) == pytest.approx(300 * 150 / 2e6, abs=0.005)

@@ -1,0 +1,38 @@
+"""The scenario of the million fails where it should."""
+
+import hashlib
+
+import pytest
+
+from scripts import seed
+from scripts.chaos import million
+from sesiones import store
+
+LOOP = "for _, digest in ipairs(digests) do\n"
+
+
+def break_end_all(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Before the first loop of end_all.lua."""
+    end_all = store._Script("end_all")
+    assert LOOP in end_all.source
+    end_all.source = end_all.source.replace(LOOP, text + LOOP, 1)
+    end_all.sha = hashlib.sha1(end_all.source.encode()).hexdigest()
+    monkeypatch.setattr(store, "_END_ALL", end_all)
+    monkeypatch.setattr(store, "_SCRIPTS", (*store._SCRIPTS, end_all))
+
+
+def met() -> list[bool]:
+    return [bar.met for bar in million.play(True)]
+
+
+def test_a_logout_all_that_looks_through_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And sessions that take more than they should."""
+    monkeypatch.setattr(seed, "DEVICE", "d" * 512)
+    break_end_all(monkeypatch, "redis.call('KEYS', '*')\n")
+    assert met()[:2] == [False, False]
+
+
+def test_a_logout_all_that_is_quadratic(monkeypatch: pytest.MonkeyPatch) -> None:
+    again = "for _, other in ipairs(digests) do redis.call('EXISTS', base .. other) end"
+    break_end_all(monkeypatch, f"for _ in ipairs(digests) do {again} end\n")
+    assert met() == [True, True, False]
