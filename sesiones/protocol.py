@@ -36,9 +36,9 @@ FRAMING_MAX_BYTES = 128 * 1024
 RECEIVE_SECONDS = 5.0
 PIECE_BYTES = 4096
 """What the parser gets at once: a queued request takes a hundred times its 25 bytes."""
-SEND_SECONDS = 5.0
+SEND_SECONDS = 4.0
 """How long a client may read nothing of what it is sent, once that is more than buffers hold."""
-LINGER_SECONDS = 1.0
+LINGER_SECONDS = 0.5
 """How long a refused client may take to stop sending: closing on unread bytes would reset the
 connection and lose the answer (RFC 9112, 9.6)."""
 
@@ -305,6 +305,7 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             # Its endpoint waits for the body, or is about to answer: this is the answer.
             self._part(problem)
+            self.cycle.waiting_for_100_continue = False
             self.cycle.disconnected = True
             self.cycle.message_event.set()
 
@@ -335,13 +336,13 @@ class HttpProtocol(HttpToolsProtocol):
     def _close(self) -> None:
         if self.transport.can_write_eof():
             self.transport.write_eof()
-            self.loop.call_later(LINGER_SECONDS, self._hang_up)
+            self._deadline = self.loop.call_later(LINGER_SECONDS, self._hang_up)
         else:
             self._hang_up()
 
     def _hang_up(self) -> None:
         self.transport.close()  # which waits until the client has read everything
-        self.loop.call_later(SEND_SECONDS, self.transport.abort)
+        self._deadline = self.loop.call_later(SEND_SECONDS, self.transport.abort)
 
 
 def _closing(problem: Problem) -> Response:

@@ -757,6 +757,11 @@ def test_expect_100_continue(service: Service, token: bytes) -> None:
     assert statuses(talk(service, check(token, LENGTH, expect, close))) == [200]
 
 
+def test_no_100_continue_behind_a_refusal(service: Service) -> None:
+    request = post(CHUNKED, b"Expect: 100-continue\r\n", body=b"zz\r\n")
+    check_refusal(talk(service, request), 400)
+
+
 def test_forms_of_target(service: Service, token: bytes) -> None:
     close = b"Connection: close\r\n"
     for line, status in [
