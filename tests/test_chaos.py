@@ -1,7 +1,10 @@
 """The scenarios of scripts/chaos in their short forms."""
 
+import shutil
+
 import pytest
 
+from scripts.chaos import slow
 from scripts.chaos.__main__ import SCENARIOS
 
 ELSEWHERE = {"races"}
@@ -10,6 +13,9 @@ ELSEWHERE = {"races"}
 
 @pytest.mark.parametrize("name", SCENARIOS.keys() - ELSEWHERE)
 def test_every_promise_is_kept(name: str) -> None:
+    for program in slow.NEEDED if name == "slow" else ():
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
     bars = list(SCENARIOS[name](True))
     assert bars
     assert [bar for bar in bars if not bar.met] == []

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from scripts.chaos import Bar, inputs, races, slow
+from scripts.chaos import Bar, h1spec, inputs, races, slow
 
 SCENARIOS: dict[str, Callable[[bool], Iterable[Bar]]] = {
     "races": races.play,
     "inputs": inputs.play,
+    "h1spec": h1spec.play,
     "slow": slow.play,
 }
 """In the order of the table."""

@@ -22,6 +22,7 @@ from scripts.redis_server import RedisServer
 from scripts.throughput import percentile
 from tests.service import Service
 
+NEEDED = ("slowhttptest", "ss")
 CONNECTIONS, SHORT_CONNECTIONS = 1000, 100
 """Held at once."""
 ATTACKS = {
@@ -42,9 +43,10 @@ SAMPLE_SECONDS = 0.05
 
 
 def play(short: bool) -> Iterator[Bar]:
-    if shutil.which("slowhttptest") is None:
-        yield Bar("slow clients are closed", "slowhttptest is not installed", False)
-        return
+    for program in NEEDED:
+        if shutil.which(program) is None:
+            yield Bar("slow clients are closed", f"{program} is not installed", False)
+            return
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # Without a service key anyone may POST: the bodies are waited for.
