@@ -27,6 +27,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from sesiones.payloads import BODY_MAX_BYTES
 from sesiones.problems import Problem
 
 HEAD_MAX_BYTES = 16 * 1024
@@ -221,7 +222,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._framing_bytes -= len(body)
-        super().on_body(body)
+        if len(self.cycle.body) + len(body) <= BODY_MAX_BYTES and not self.cycle.response_complete:
+            self.cycle.body += body  # no endpoint is woken for a part that it can do nothing with
+        else:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self._in_head:  # and asks for an upgrade
