@@ -11,7 +11,7 @@ ELSEWHERE = {"races"}
 """The suite plays these as tests of their own."""
 
 
-@pytest.mark.parametrize("name", SCENARIOS.keys() - ELSEWHERE)
+@pytest.mark.parametrize("name", sorted(SCENARIOS.keys() - ELSEWHERE))
 def test_every_promise_is_kept(name: str) -> None:
     for program in slow.NEEDED if name == "slow" else ():
         if shutil.which(program) is None:
