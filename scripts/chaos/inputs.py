@@ -445,7 +445,8 @@ class _Sockets:
                 connection = writer.get_extra_info("socket")
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 return
-            stalls = roll > 1 - STALLS
+            # Who has sent nothing yet is not slow, but idle.
+            stalls = roll > 1 - STALLS and b"".join(pieces).strip(b"\r\n") != b""
             if not stalls and not writer.transport.is_closing():
                 writer.write_eof()
             received = await self._read(reader, stalls)
