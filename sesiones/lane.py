@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sesiones import tokens
 from sesiones.problems import unauthorized, unavailable
-from sesiones.protocol import HEAD_MAX_BYTES, HEAD_MAX_FIELDS, HttpProtocol
+from sesiones.protocol import HEAD_MAX_BYTES, HEAD_MAX_FIELDS, HOST, HttpProtocol
 from sesiones.sesion import Sesion
 
 _TOKEN = re.compile(rb"ses_[A-Za-z0-9_-]{45}")
@@ -184,7 +184,7 @@ class FastLane(HttpProtocol):
                     return None
                 token = match[0]
             elif name == b"host":
-                if host is not None:
+                if host is not None or not HOST.fullmatch(value):
                     return None
                 host = value
             elif name == b"authorization":

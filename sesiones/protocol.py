@@ -3,25 +3,31 @@
 Malformed requests get the API's own 400; a head has at most 16 KiB and 100 fields (431); a request
 arrives within 5 s (408); a connection that never says anything is closed like an idle one, and one
 whose client does not read is cut; a client that shuts its sending side still gets its answers; a
-request to upgrade is answered as if it had not asked.
+request to upgrade is answered as if it had not asked; of a pipeline, what one read of 4 KiB holds
+is read ahead.
 
 Relies on uvicorn 0.54's ``HttpToolsProtocol``: the parser's callbacks; ``cycle``, the newest
 request whose head is complete; ``pipeline``, those that wait for the ones before them, newest
-first; ``flow``; and ``timeout_keep_alive_task`` with ``_unset_keepalive_if_required()``.
+first; ``flow``, which pauses reading when one begins to wait; and ``timeout_keep_alive_task`` with
+``_unset_keepalive_if_required()``.
 """
 
 import asyncio
+import re
+from collections.abc import Sized
 from typing import Any
 
 import httptools
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
     RequestResponseCycle,
 )
 
+from sesiones.payloads import BODY_MAX_BYTES
 from sesiones.problems import Problem
 
 HEAD_MAX_BYTES = 16 * 1024
@@ -29,17 +35,37 @@ HEAD_MAX_FIELDS = 100
 FRAMING_MAX_BYTES = 128 * 1024
 """Of a chunked body, beside its content: 16 KiB in chunks of one byte take 96 KiB."""
 RECEIVE_SECONDS = 5.0
-SEND_SECONDS = 10.0
+PIECE_BYTES = 4096
+"""What the parser gets at once: a queued request takes a hundred times its 25 bytes."""
+SEND_SECONDS = 4.0
 """How long a client may read nothing of what it is sent, once that is more than buffers hold."""
-LINGER_SECONDS = 1.0
+LINGER_SECONDS = 0.5
 """How long a refused client may take to stop sending: closing on unread bytes would reset the
 connection and lose the answer (RFC 9112, 9.6)."""
+
+HOST = re.compile(
+    rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[A-Za-z0-9._~!$&'()*+,;=%:-]+\])(?::[0-9]*)?"
+)
+"""RFC 3986, 3.2.2 and 3.2.3."""
 
 MALFORMED = Problem(400, "La petición HTTP está mal formada.")
 TOO_SLOW = Problem(408, f"La petición no llegó entera en {RECEIVE_SECONDS:.0f} s.")
 TOO_LARGE = Problem(
     431, f"Las cabeceras superan los {HEAD_MAX_BYTES} bytes o los {HEAD_MAX_FIELDS} campos."
 )
+
+
+class _Flow(FlowControl):
+    """Reads nothing while requests wait: uvicorn would go on after every answer, and whenever an
+    endpoint wants a body, and a client could queue requests without end."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if not self._waiting:
+            super().resume_reading()
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -58,6 +84,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._chunk = b""
         self._from_start = True  # the head, where there is one, begins with the chunk or before it
         self._begun = False  # the message began in the chunk
+        self._unread = b""  # behind the requests that wait
         self._reason = MALFORMED  # why the parser's callbacks raise
         self._deaf = False  # what the client still sends is of no use
         self._running: RequestResponseCycle | None = None
@@ -69,6 +96,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
         self._last_active = self.loop.time()
         self._watch_keep_alive(self.timeout_keep_alive)
 
@@ -102,8 +130,16 @@ class HttpProtocol(HttpToolsProtocol):
             self._stalled.cancel()
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
-            return
+        self._read(self._unread + data)
+
+    def _read(self, data: bytes) -> None:
+        """Up to where requests wait: what is behind them waits as bytes, which take less room."""
+        while data and not self.pipeline and not self._deaf:
+            self._parse(data[:PIECE_BYTES])
+            data = data[PIECE_BYTES:]
+        self._unread = b"" if self._deaf else data
+
+    def _parse(self, data: bytes) -> None:
         while True:
             self._chunk = data
             self._from_start = not self._in_body
@@ -113,7 +149,9 @@ class HttpProtocol(HttpToolsProtocol):
             except httptools.HttpParserUpgrade as upgrade:
                 data = self._without_upgrade(data[upgrade.args[0] :])
                 continue
-            except httptools.HttpParserError:
+            except httptools.HttpParserError as error:
+                if isinstance(error, httptools.HttpParserInvalidURLError):
+                    self.url = b"?"  # the method before it was read
                 self._refuse(self._reason)
                 return
             break
@@ -153,11 +191,22 @@ class HttpProtocol(HttpToolsProtocol):
         if len(self.headers) > HEAD_MAX_FIELDS or self._head_too_long():
             self._reason = TOO_LARGE
             raise ValueError("head too large")
-        hosts = sum(name == b"host" for name, _ in self.headers)
-        if hosts > 1 or (hosts < 1 and self.parser.get_http_version() == "1.1"):
-            raise ValueError("RFC 9112, 3.2: exactly one Host")
+        self._check_head()
         super().on_headers_complete()
         self._in_head, self._in_body = False, True
+
+    def _check_head(self) -> None:
+        """What RFC 9112 asks and the parser does not. Raises ValueError."""
+        version = self.parser.get_http_version()
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if version not in ("1.0", "1.1"):
+            raise ValueError("2.3: another protocol")
+        if len(hosts) > 1 or not all(map(HOST.fullmatch, hosts)):
+            raise ValueError("3.2: at most one Host, of valid form")
+        if version == "1.1" and not hosts:
+            raise ValueError("3.2: at least one Host")
+        if version == "1.0" and any(name == b"transfer-encoding" for name, _ in self.headers):
+            raise ValueError("6.1: chunks, which HTTP/1.0 does not have")
 
     def _without_upgrade(self, rest: bytes) -> bytes:
         """The head without its Upgrade field, which a server may ignore (RFC 9110, 7.8), and what
@@ -173,7 +222,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._framing_bytes -= len(body)
-        super().on_body(body)
+        if len(self.cycle.body) + len(body) <= BODY_MAX_BYTES and not self.cycle.response_complete:
+            self.cycle.body += body  # no endpoint is woken for a part that it can do nothing with
+        else:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self._in_head:  # and asks for an upgrade
@@ -184,13 +236,14 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.pipeline:
-            # uvicorn reads on after every answer: a client could queue requests without end.
-            self.flow.pause_reading()
-        elif not self._owes() and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self._unread:
+            self._read(self._unread)
+        self.flow.resume_reading()
+        if not self._owes():
             if self._parting is not None:
-                self._write(_closing(self._parting))
-                self._close()
+                self._part(self._parting)
             elif self._half_closed:
                 self.transport.close()
 
@@ -244,9 +297,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_deadline()
         if not self._owes():
             # A body that nobody waits for, or a head with nothing before it.
-            if not self._in_body:
-                self._write(_closing(problem))
-            self._close()
+            if self._in_body:
+                self._close()
+            else:
+                self._part(problem)
         elif not self._in_body:
             self._parting = problem  # once those before it have been answered
         elif self.pipeline:
@@ -254,10 +308,17 @@ class HttpProtocol(HttpToolsProtocol):
             self.pipeline[0] = (self.cycle, _refusal(problem))
         else:
             # Its endpoint waits for the body, or is about to answer: this is the answer.
-            self._write(_closing(problem))
+            self._part(problem)
+            self.cycle.waiting_for_100_continue = False
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-            self._close()
+
+    def _part(self, problem: Problem) -> None:
+        """Answer the request that is being received, and close."""
+        # Until its target is read, the parser's method is the one of the request before it.
+        head = self.url != b"" and self.parser.get_method() == b"HEAD"
+        self._write(_closing(problem), body=not head)
+        self._close()
 
     def _write(self, response: Response, *, close: bytes = b"", body: bool = True) -> None:
         """A whole response, as uvicorn would write it."""
@@ -279,13 +340,13 @@ class HttpProtocol(HttpToolsProtocol):
     def _close(self) -> None:
         if self.transport.can_write_eof():
             self.transport.write_eof()
-            self.loop.call_later(LINGER_SECONDS, self._hang_up)
+            self._deadline = self.loop.call_later(LINGER_SECONDS, self._hang_up)
         else:
             self._hang_up()
 
     def _hang_up(self) -> None:
         self.transport.close()  # which waits until the client has read everything
-        self.loop.call_later(SEND_SECONDS, self.transport.abort)
+        self._deadline = self.loop.call_later(SEND_SECONDS, self.transport.abort)
 
 
 def _closing(problem: Problem) -> Response:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
@@ -19,7 +20,7 @@ from sesiones import logs
 from sesiones.app import create_app
 from sesiones.lane import FastLane
 from sesiones.metrics import Rows
-from sesiones.protocol import HttpProtocol
+from sesiones.protocol import SEND_SECONDS, HttpProtocol
 from sesiones.settings import Settings, SettingsError
 
 logger = logging.getLogger("sesiones.server")
@@ -124,6 +125,11 @@ def _bind_tcp(settings: Settings) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "linux":
+            # Connections inherit it. The protocol does not see what the kernel holds for a client
+            # that takes nothing: a megabyte each, for as long as it likes.
+            milliseconds = int(SEND_SECONDS * 1000)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         listener.bind(address)
         # Listening already now: a second server on the same port fails here, not later.
         listener.listen()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import orjson
 
+from scripts.chaos.__main__ import SCENARIOS
 from sesiones.problems import TITLES
 from sesiones.settings import Settings
 
@@ -62,6 +63,25 @@ def test_every_link_leads_somewhere() -> None:
                 headings = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.MULTILINE)
                 anchors = [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings]
                 assert anchor in anchors, (page, link)
+
+
+def test_security_names_tests_that_there_are() -> None:
+    text = (ROOT / "docs" / "security.md").read_text("utf-8")
+    named = re.findall(r"`((?:gateways/)?test_\w+\.py)::(test_\w+)`", text)
+    assert len(named) == text.count("::")
+    for file, test in named:
+        source = (ROOT / "tests" / file).read_text("utf-8")
+        assert re.search(rf"^ *(async )?def {test}\(", source, re.MULTILINE), (file, test)
+    scenarios = re.findall(r"scenario `(\w+)`", text)
+    assert scenarios
+    assert set(scenarios) <= SCENARIOS.keys()
+
+
+def test_security_has_every_requirement_of_the_chapter() -> None:
+    text = (ROOT / "docs" / "security.md").read_text("utf-8")
+    rows = re.findall(r"^\| (7\.\d)\.(\d) \|", text, re.MULTILINE)
+    counts = {"7.1": 3, "7.2": 4, "7.3": 2, "7.4": 5, "7.5": 3, "7.6": 2}  # of ASVS 5.0.0
+    assert rows == [(s, str(n + 1)) for s, count in counts.items() for n in range(count)]
 
 
 def test_every_setting_is_documented() -> None:

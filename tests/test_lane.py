@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from scripts.redis_server import RedisServer
 from sesiones import tokens
 from sesiones.lane import KNOWN_MAX_BYTES, FastLane
-from sesiones.protocol import HttpProtocol
+from sesiones.protocol import PIECE_BYTES, HttpProtocol
 from sesiones.sesion import Sesion
 from sesiones.store import StoreUnavailable
 from tests.conftest import EXAMPLES, KEY
@@ -358,6 +358,8 @@ class Lane:
             await receive()
             await send({"type": "lifespan.shutdown.complete"})
             return
+        if scope["method"] == "POST":
+            await receive()
         headers = [(b"content-length", b"0")]
         await send({"type": "http.response.start", "status": 418, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
@@ -621,6 +623,35 @@ async def test_a_client_that_asks_and_does_not_read_is_held_back() -> None:
             pass
         finally:
             writer.transport.abort()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("request_line", [b"GET /sesiones/self", b"GET / ", b"POST / "])
+async def test_a_pipeline_waits_as_bytes(
+    monkeypatch: pytest.MonkeyPatch, request_line: bytes
+) -> None:
+    # Each one that is parsed and waits takes two kilobytes.
+    queued = unread = 0
+    receive = FastLane.data_received
+
+    def data_received(self: FastLane, data: bytes) -> None:
+        nonlocal queued, unread
+        receive(self, data)
+        queued, unread = max(queued, len(self.pipeline)), max(unread, len(self._unread))
+
+    monkeypatch.setattr(FastLane, "data_received", data_received)
+    one = request_line.strip() + b" HTTP/1.1\r\nHost:\r\n\r\n"
+    count = 1_000_000 // len(one)
+    async with lane() as served:
+        served.answer = SESION
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(one * count)
+        writer.write_eof()
+        received = await asyncio.wait_for(reader.read(), 50)
+        writer.close()
+    assert received.count(b"HTTP/1.1 418") == count
+    assert 1 < queued <= PIECE_BYTES // len(one) + 1
+    assert unread < 2 * 256 * 1024  # two reads of uvloop's
 
 
 def test_a_request_behind_a_head_does_not_give_it_a_body(

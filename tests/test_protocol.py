@@ -161,6 +161,12 @@ def check_refusal(received: bytes, status: int) -> None:
         b"GET /sesiones/verificar/\xc3\xb1 HTTP/1.1\r\n" + HOST + b"\r\n",
         b"GET /sesiones/verificar/\x00 HTTP/1.1\r\n" + HOST + b"\r\n",
         b"GET /sesiones/self HTTP/3.7\r\n" + HOST + b"\r\n",
+        b"GET /sesiones/self HTTP/2.0\r\n" + HOST + b"\r\n",
+        b"GET /sesiones/self HTTP/2.0\r\n" + HOST + UPGRADE + b"\r\n",
+        b"GET /sesiones/self HTTP/0.9\r\n" + HOST + b"\r\n",
+        b"GET /sesiones/self\r\n" + HOST + b"\r\n",
+        b"GET /sesiones/self\r\n\r\n",
+        b"POST /sesiones HTTP/1.0\r\n" + HOST + CHUNKED + b"\r\n0\r\n\r\n",
         b"GET /sesiones/self HTTP/1.1x\r\n" + HOST + b"\r\n",
         b"get /sesiones/self HTTP/1.1\r\n" + HOST + b"\r\n",
         b"INVENTO /sesiones/verificar HTTP/1.1\r\n" + HOST + b"\r\n",
@@ -184,6 +190,54 @@ def test_malformed_requests(service: Service, head: bytes) -> None:
 @pytest.mark.parametrize("hosts", [b"", HOST * 2, HOST + b"host: otro\r\n"])
 def test_exactly_one_host(service: Service, token: bytes, hosts: bytes) -> None:
     check_refusal(talk(service, check(token).replace(HOST, hosts)), 400)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        (b"", 200),
+        (b"sesiones_interno", 200),
+        (b"127.0.0.1:8000", 200),
+        (b"[::1]:8000", 200),
+        (b"sesiones:", 200),
+        (b"s%C3%A9", 200),
+        (b"dos nombres", 400),
+        (b"uno/dos", 400),
+        (b"usuario@sesiones", 400),
+        (b"sesiones:80:80", 400),
+        (b"sesiones:ochenta", 400),
+        (b"[::1", 400),
+        (b"s\xc3\xa9", 400),
+    ],
+)
+def test_the_host_can_be_one(service: Service, token: bytes, host: bytes, status: int) -> None:
+    # RFC 9112, 3.2, on the fast lane and beside it.
+    for more in b"", b"Expect: x\r\n":
+        request = check(token, more).replace(HOST, b"Host: %b\r\n" % host)
+        assert statuses(talk(service, request, half_close=True)) == [status]
+
+
+def test_a_refused_head_has_no_body(service: Service, token: bytes) -> None:
+    for rest in [
+        b" /sesiones/self HTTP/1.1\r\n\r\n",
+        b" /sesiones/self HTTP/2.0\r\n" + HOST + b"\r\n",
+        b" /sesiones/self HTTP/1.1\r\nx y\r\n",
+        b" /sesiones/self\x00",
+        b" sesiones/self",
+        b" /" + b"a" * 40_000,
+        b" /sesiones/self HTTP/1.1\r\n" + HOST + b"x: y\r\n" * 100 + b"\r\n",
+    ]:
+        for before in b"", check(token):
+            answer = talk(service, before + b"HEAD" + rest, half_close=True)
+            assert answer.endswith(b"\r\n\r\n"), rest
+            (reply,) = parse(answer, heads=(0, 1))[-1:]
+            assert reply.status in (400, 431)
+            assert int(reply.headers["content-length"]) > 0
+    # What cannot be told to be one has its body.
+    head = check(token, line=b"HEAD /sesiones/verificar HTTP/1.1")
+    for rest in b"\x00", b"H\x00", b"GET \x00":
+        _, reply = parse(talk(service, head + rest), heads=(0,))
+        check_problem(reply, 400)
 
 
 @pytest.mark.parametrize(
@@ -701,6 +755,11 @@ def test_expect_100_continue(service: Service, token: bytes) -> None:
     large = post(b"Content-Length: 16385\r\n", expect, close)
     assert statuses(talk(service, large)) == [413]
     assert statuses(talk(service, check(token, LENGTH, expect, close))) == [200]
+
+
+def test_no_100_continue_behind_a_refusal(service: Service) -> None:
+    request = post(CHUNKED, b"Expect: 100-continue\r\n", body=b"zz\r\n")
+    check_refusal(talk(service, request), 400)
 
 
 def test_forms_of_target(service: Service, token: bytes) -> None:

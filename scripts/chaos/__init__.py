@@ -16,3 +16,7 @@ class Bar:
     promise: str
     measured: str
     met: bool
+
+
+class NotInstalledError(Exception):
+    """A program that a scenario needs, and how to get it."""

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import orjson
 from redis import Redis
 
-from scripts.chaos import Bar
+from scripts.chaos import Bar, NotInstalledError
 from scripts.progress import Progress
 from scripts.redis_server import RedisServer, free_port
 from scripts.service import serve
@@ -64,7 +64,7 @@ def library() -> Path | None:
 def play(short: bool) -> Iterator[Bar]:
     faketime = library()
     if faketime is None:
-        raise RuntimeError("libfaketime is not installed (Debian: apt-get install libfaketime)")
+        raise NotInstalledError("libfaketime: apt-get install libfaketime")
     with ExitStack() as stack:
         server = stack.enter_context(RedisServer())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sesiones-clocks-")))

@@ -1,0 +1,155 @@
+"""slowhttptest's slow heads, slow bodies and slow reads, beside good requests.
+
+A connection is slow for as long as the service holds it: what ss lists on its port with an inode,
+which is then a process's. Good requests arrive at a rate, and steps with and without an attack take
+turns, because the machine's own noise is larger than what is looked for.
+"""
+
+import re
+import resource
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
+
+from scripts.chaos import Bar, NotInstalledError
+from scripts.generator import Generators, Step
+from scripts.progress import Progress
+from scripts.redis_server import RedisServer
+from scripts.throughput import percentile
+from tests.service import Service
+
+NEEDED = {"slowhttptest": "slowhttptest", "ss": "iproute2"}
+CONNECTIONS, SHORT_CONNECTIONS = 1000, 100
+"""Held at once."""
+ATTACKS = {
+    "heads": ("-H", "/sesiones/self"),
+    "bodies": ("-B", "/sesiones"),
+    "reads": ("-X", "/openapi.json"),  # the largest answer, and the kernel has it at once
+}
+"""How slow they are is slowhttptest's own choice; how many there are is not."""
+OPENED, OPENED_A_SECOND = 2600, 260
+"""Of an attack: as they are closed, others come."""
+TURNS = 3
+"""Steps without each attack, and as many beside it."""
+GOOD_SECONDS = 4.0
+RATE = 300.0
+CLOSED_SECONDS = 6.0
+SLOWER = 2.0
+SAMPLE_SECONDS = 0.2
+
+
+def play(short: bool) -> Iterator[Bar]:
+    for program, package in NEEDED.items():
+        if shutil.which(program) is None:
+            raise NotInstalledError(f"{program}: apt-get install {package}")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    # Without a service key anyone may POST: the bodies are waited for.
+    with RedisServer() as redis, Service(SESIONES_REDIS_URL=redis.url) as service:
+        if short:
+            ages = attack(service.port, "heads", SHORT_CONNECTIONS, SHORT_CONNECTIONS)
+            yield _closed("heads", SHORT_CONNECTIONS, ages)
+            return
+        sessions = [_session(service, user) for user in range(100)]
+        url = f"http://127.0.0.1:{service.port}/sesiones/self"
+        with Generators(url, sessions, 50, 1) as good, ThreadPoolExecutor() as executor:
+            good.run(RATE, 2)  # warm
+            for name in ATTACKS:
+                progress = Progress(f"slow {name}", TURNS)
+                without, ages = [], []
+                beside: list[Future[Step]] = []
+                begin = partial(_begin, beside, executor, good)
+                for _ in range(TURNS):
+                    without.append(good.run(RATE, GOOD_SECONDS))
+                    ages += attack(service.port, name, OPENED, OPENED_A_SECOND, begin)
+                    progress.step()
+                progress.end()
+                yield _closed(name, OPENED * TURNS, ages)
+                yield _unharmed(name, without, [step.result() for step in beside])
+
+
+def _begin(beside: list[Future[Step]], executor: Executor, good: Generators) -> None:
+    beside.append(executor.submit(good.run, RATE, GOOD_SECONDS))
+
+
+def attack(
+    port: int,
+    name: str,
+    connections: int,
+    a_second: int,
+    at_full: Callable[[], object] | None = None,
+) -> list[float]:
+    """For how long the service held each of the attack's connections, in seconds. ``at_full`` is
+    called once, when it holds CONNECTIONS of them."""
+    mode, path = ATTACKS[name]
+    first: dict[str, float] = {}
+    last: dict[str, float] = {}
+    others = held(port)
+    command = ["slowhttptest", mode, "-u", f"http://127.0.0.1:{port}{path}"]
+    command += ["-c", str(connections), "-r", str(a_second), "-l", "60"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            slow, now = held(port) - others, time.monotonic()
+            for client in slow:
+                first.setdefault(client, now)
+                last[client] = now
+            if at_full is not None and len(slow) >= CONNECTIONS:
+                at_full()
+                at_full = None
+            if len(first) >= connections and not slow:
+                process.terminate()  # of slow reads it does not see that they are closed
+            time.sleep(SAMPLE_SECONDS)
+    if at_full is not None and connections > CONNECTIONS:
+        raise RuntimeError(f"never {CONNECTIONS} slow connections at once")
+    return [last[client] - first[client] for client in first]
+
+
+def held(port: int) -> set[str]:
+    """The inodes of the connections that the process on this port holds."""
+    # /proc/net/tcp would do, but takes a hundred times as long where thousands have been closed.
+    command = [
+        "ss",
+        "-tanHe",
+        "state",
+        "connected",
+        "exclude",
+        "time-wait",
+        "sport",
+        "=",
+        f":{port}",
+    ]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r" ino:([1-9][0-9]*) ", listed))
+
+
+def _session(service: Service, user: int) -> tuple[int, str]:
+    body = f"ID_Usuario={user}&Dispositivo=slow"
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    return user, service.request("POST", "/sesiones", headers, body).json()["Token_Sesion"]
+
+
+def _closed(name: str, connections: int, ages: Sequence[float]) -> Bar:
+    longest = max(ages, default=0.0)
+    return Bar(
+        f"every one of {connections:,} slow {name} is closed in {CLOSED_SECONDS:.0f} s",
+        f"{len(ages):,} were held for {longest:.1f} s at most",
+        len(ages) >= connections and longest <= CLOSED_SECONDS,
+    )
+
+
+def _unharmed(name: str, without: Sequence[Step], beside: Sequence[Step]) -> Bar:
+    before, during = (
+        statistics.median(percentile(sorted(step.latencies), 99) for step in steps) * 1000
+        for steps in (without, beside)
+    )
+    failed = sum(step.failures.total() for step in (*without, *beside))
+    return Bar(
+        f"beside {CONNECTIONS:,} slow {name}, p99 of good requests is at most {SLOWER:.0f} times "
+        "that without",
+        f"{during:.1f} ms to {before:.1f} ms, {during / before:.1f} times, {failed} failed",
+        during <= SLOWER * before and not failed,
+    )
