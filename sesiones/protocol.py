@@ -3,7 +3,8 @@
 Malformed requests get the API's own 400; a head has at most 16 KiB and 100 fields (431); a request
 arrives within 5 s (408); a connection that never says anything is closed like an idle one, and one
 whose client does not read is cut; a client that shuts its sending side still gets its answers; a
-request to upgrade is answered as if it had not asked.
+request to upgrade is answered as if it had not asked; when the server stops, a connection ends with
+an answer that says so, not with one that never comes.
 
 Relies on uvicorn 0.54's ``HttpToolsProtocol``: the parser's callbacks; ``cycle``, the newest
 request whose head is complete; ``pipeline``, those that wait for the ones before them, newest
@@ -31,6 +32,8 @@ FRAMING_MAX_BYTES = 128 * 1024
 RECEIVE_SECONDS = 5.0
 SEND_SECONDS = 10.0
 """How long a client may read nothing of what it is sent, once that is more than buffers hold."""
+DRAIN_SECONDS = 1
+"""How long a connection may be idle once the server stops: a request may be on its way."""
 LINGER_SECONDS = 1.0
 """How long a refused client may take to stop sending: closing on unread bytes would reset the
 connection and lose the answer (RFC 9112, 9.6)."""
@@ -63,6 +66,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
         self._parting: Problem | None = None  # the answer to a head that could not be read
         self._half_closed = False  # by the client: it still reads
+        self._stopping = False  # the server: the next answer is the last one
         self._deadline: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._last_active = 0.0  # in the loop's time
@@ -157,6 +161,8 @@ class HttpProtocol(HttpToolsProtocol):
         if hosts > 1 or (hosts < 1 and self.parser.get_http_version() == "1.1"):
             raise ValueError("RFC 9112, 3.2: exactly one Host")
         super().on_headers_complete()
+        if self._stopping:
+            self.cycle.keep_alive = False
         self._in_head, self._in_body = False, True
 
     def _without_upgrade(self, rest: bytes) -> bytes:
@@ -193,6 +199,16 @@ class HttpProtocol(HttpToolsProtocol):
                 self._close()
             elif self._half_closed:
                 self.transport.close()
+
+    def shutdown(self) -> None:
+        # uvicorn closes an idle connection at once, and loses what its client is just sending.
+        self._stopping = True
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+        self.timeout_keep_alive = DRAIN_SECONDS
+        self._last_active = self.loop.time()
+        self._unset_keepalive_if_required()
+        self._watch_keep_alive(DRAIN_SECONDS)
 
     def timeout_keep_alive_handler(self) -> None:
         # The timer is not set anew for every request: it looks at how long it has been idle.
