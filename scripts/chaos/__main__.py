@@ -9,10 +9,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from scripts.chaos import Bar, races, restart
+from scripts.chaos import Bar, departures, outages, races, restart, workers
 
 SCENARIOS: dict[str, Callable[[bool], Iterable[Bar]]] = {
     "restart": restart.play,
+    "outages": outages.play,
+    "workers": workers.play,
+    "departures": departures.play,
     "races": races.play,
 }
 """In the order of the table."""
