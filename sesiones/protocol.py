@@ -12,6 +12,7 @@ first; ``flow``; and ``timeout_keep_alive_task`` with ``_unset_keepalive_if_requ
 """
 
 import asyncio
+import select
 from typing import Any
 
 import httptools
@@ -216,8 +217,16 @@ class HttpProtocol(HttpToolsProtocol):
         idle = 0.0 if busy else self.loop.time() - self._last_active
         if idle < self.timeout_keep_alive:
             self._watch_keep_alive(self.timeout_keep_alive - idle)
+        elif self._unread():
+            self._watch_keep_alive(self.timeout_keep_alive)
         else:
             self._hang_up()
+
+    def _unread(self) -> bool:
+        """Whether something has come that the event loop, when it is late, has not read yet."""
+        arrivals = select.poll()
+        arrivals.register(self.transport.get_extra_info("socket"), select.POLLIN)
+        return bool(arrivals.poll(0))
 
     def _watch_keep_alive(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(

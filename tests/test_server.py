@@ -12,8 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from scripts.redis_server import RedisServer
 from sesiones.__main__ import main
 from sesiones.app import create_app
 from sesiones.lane import FastLane
-from sesiones.protocol import HttpProtocol
+from sesiones.protocol import DRAIN_SECONDS, HttpProtocol
 from sesiones.server import ListenError, _Server, listen
 from sesiones.settings import Settings, SettingsError
 from tests import asgi
@@ -465,28 +465,66 @@ def test_a_request_on_an_idle_connection_is_still_answered(
         assert time.monotonic() - begun < 1  # nobody else is waited for
 
 
+CHECK = b"GET /sesiones/self HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@asynccontextmanager
+async def in_process(
+    http: type[asyncio.Protocol],
+) -> AsyncIterator[tuple[_Server, socket.socket]]:
+    """A server in this event loop, and its listening socket."""
+    config = uvicorn.Config(create_app(Settings()), http=http, log_config=None)
+    config.load()
+    server = _Server(config)
+    server.lifespan = config.lifespan_class(config)
+    with listen(Settings(port=0)) as (listener, _):
+        await server.startup([listener])
+        yield server, listener
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("http", [FastLane, HttpProtocol])
 async def test_a_connection_that_was_not_accepted_yet_is_served(
     http: type[asyncio.Protocol],
 ) -> None:
-    config = uvicorn.Config(create_app(Settings()), http=http, log_config=None)
-    config.load()
-    server = _Server(config)
-    server.lifespan = config.lifespan_class(config)
-    with listen(Settings(port=0)) as (listener, _), ExitStack() as stack:
-        await server.startup([listener])
-        address = listener.getsockname()
-        # The event loop has no turn in which it could see them.
-        waiting = [stack.enter_context(socket.create_connection(address)) for _ in range(40)]
-        for connection in waiting:
-            connection.sendall(b"GET /sesiones/self HTTP/1.1\r\nHost: x\r\n\r\n")
-        reset = waiting.pop(20)
-        reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        reset.close()
-        await server.shutdown([listener])
-        for connection in waiting:
-            assert received(connection).startswith(b"HTTP/1.1 401 ")
+    async with in_process(http) as (server, listener):
+        with ExitStack() as stack:
+            address = listener.getsockname()
+            # The event loop has no turn in which it could see them.
+            waiting = [stack.enter_context(socket.create_connection(address)) for _ in range(40)]
+            for connection in waiting:
+                connection.sendall(CHECK)
+            reset = waiting.pop(20)
+            reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            reset.close()
+            await server.shutdown([listener])
+            for connection in waiting:
+                assert received(connection).startswith(b"HTTP/1.1 401 ")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("http", [FastLane, HttpProtocol])
+async def test_a_loop_that_is_late_closes_on_no_request(http: type[asyncio.Protocol]) -> None:
+    """Timers come before what was sent: the connection looks idle, and is not."""
+    async with in_process(http) as (server, listener):
+        mine, its = socket.socketpair()
+        with mine, its, socket.create_connection(listener.getsockname()) as connection:
+
+            def hold_up() -> None:
+                loop.remove_reader(its)
+                connection.sendall(CHECK)
+                time.sleep(DRAIN_SECONDS)
+
+            loop = asyncio.get_running_loop()
+            loop.add_reader(its, hold_up)
+            await asyncio.sleep(0.1)
+            stopping = asyncio.create_task(server.shutdown([listener]))
+            await asyncio.sleep(0.2)
+            mine.send(b"x")
+            await stopping
+            answer = received(connection)
+            assert answer.startswith(b"HTTP/1.1 401 ")
+            assert b"connection: close\r\n" in answer
 
 
 def test_a_worker_that_ends_while_it_is_asked_is_replaced_at_once(

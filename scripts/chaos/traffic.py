@@ -108,7 +108,8 @@ class _Connection(asyncio.Protocol):
 
 class Client:
     """Any number of requests at once to the service at a port of loopback, over connections that
-    are used in turn. ``spare``: how many more than it needs, as gateways keep them."""
+    are used in turn. ``spare``: how many of them are kept idle, as gateways do; 0: as many as come
+    about."""
 
     def __init__(self, port: int, spare: int = 0) -> None:
         self.port = port
@@ -130,7 +131,7 @@ class Client:
         except OSError:
             return REFUSED
         reply = await connection.ask(f"{head}\r\n".encode() + content)
-        if reply.closes:
+        if reply.closes or 0 < self._spare < len(self._idle):
             connection.transport.close()
         else:
             self._idle.append(connection)
@@ -184,19 +185,25 @@ class Traffic:
         """What a session's device may be."""
         self._random = random.Random(seed)
 
-    async def run(self, rate: float, seconds: float, label: str) -> None:
-        """Requests arrive for that long, spread over the nodes; waits for all their answers."""
+    async def run(self, rate: float, seconds: float, label: str) -> float:
+        """Requests arrive for that long, spread over the nodes; waits for all their answers.
+        Returns by how many seconds this process was late itself, at the most: the machine's share
+        in what took long."""
         progress = Progress(label, int(rate * seconds))
         operations, weights = list(MIX), list(MIX.values())
         begun = time.monotonic()
+        passed = late = 0.0
         async with asyncio.TaskGroup() as tasks:
-            while (passed := time.monotonic() - begun) < seconds:
+            while passed < seconds:
                 for _ in range(int(rate * passed) - progress.done):
                     (operation,) = self._random.choices(operations, weights)
                     tasks.create_task(self.one(operation))
                     progress.step()
                 await asyncio.sleep(TICK_SECONDS)
+                last, passed = passed, time.monotonic() - begun
+                late = max(late, passed - last - TICK_SECONDS)
         progress.end()
+        return late
 
     async def one(self, operation: str) -> None:
         """One request of the kind; another kind where the user at hand has nothing to do it on."""

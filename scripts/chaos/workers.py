@@ -20,7 +20,7 @@ from scripts.redis_server import RedisServer, free_port
 from sesiones.server import STOP_SECONDS
 from tests.service import Service
 
-WORKERS, RATE, SECONDS = 4, 1000, 100
+WORKERS, RATE, SECONDS = 4, 1000, 110
 SHORT_WORKERS, SHORT_RATE, SHORT_SECONDS = 2, 300, 1.0
 KILL_SECONDS = 30
 """Of workers that are killed, and of whole nodes."""
