@@ -126,6 +126,10 @@ class FastLane(HttpProtocol):
                 self._known[around] = self._verify, self._head
             self._newest[0] = around
 
+    def shutdown(self) -> None:
+        self._turn.keep_alive = False  # it is not the cycle when Starlette has answered last
+        super().shutdown()
+
     def on_message_begin(self) -> None:
         self.url = b""
         self._fields = []

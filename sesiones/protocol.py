@@ -4,7 +4,8 @@ Malformed requests get the API's own 400; a head has at most 16 KiB and 100 fiel
 arrives within 5 s (408); a connection that never says anything is closed like an idle one, and one
 whose client does not read is cut; a client that shuts its sending side still gets its answers; a
 request to upgrade is answered as if it had not asked; of a pipeline, what one read of 4 KiB holds
-is read ahead.
+is read ahead; when the server stops, a connection ends with an answer that says so, not with one
+that never comes.
 
 Relies on uvicorn 0.54's ``HttpToolsProtocol``: the parser's callbacks; ``cycle``, the newest
 request whose head is complete; ``pipeline``, those that wait for the ones before them, newest
@@ -14,6 +15,7 @@ first; ``flow``, which pauses reading when one begins to wait; and ``timeout_kee
 
 import asyncio
 import re
+import select
 from collections.abc import Sized
 from typing import Any
 
@@ -39,6 +41,8 @@ PIECE_BYTES = 4096
 """What the parser gets at once: a queued request takes a hundred times its 25 bytes."""
 SEND_SECONDS = 4.0
 """How long a client may read nothing of what it is sent, once that is more than buffers hold."""
+DRAIN_SECONDS = 1
+"""How long a connection may be idle once the server stops: a request may be on its way."""
 LINGER_SECONDS = 0.5
 """How long a refused client may take to stop sending: closing on unread bytes would reset the
 connection and lose the answer (RFC 9112, 9.6)."""
@@ -90,6 +94,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
         self._parting: Problem | None = None  # the answer to a head that could not be read
         self._half_closed = False  # by the client: it still reads
+        self._stopping = False  # the server: the next answer is the last one
         self._deadline: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._last_active = 0.0  # in the loop's time
@@ -193,6 +198,8 @@ class HttpProtocol(HttpToolsProtocol):
             raise ValueError("head too large")
         self._check_head()
         super().on_headers_complete()
+        if self._stopping:
+            self.cycle.keep_alive = False
         self._in_head, self._in_body = False, True
 
     def _check_head(self) -> None:
@@ -247,14 +254,32 @@ class HttpProtocol(HttpToolsProtocol):
             elif self._half_closed:
                 self.transport.close()
 
+    def shutdown(self) -> None:
+        # uvicorn closes an idle connection at once, and loses what its client is just sending.
+        self._stopping = True
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+        self.timeout_keep_alive = DRAIN_SECONDS
+        self._last_active = self.loop.time()
+        self._unset_keepalive_if_required()
+        self._watch_keep_alive(DRAIN_SECONDS)
+
     def timeout_keep_alive_handler(self) -> None:
         # The timer is not set anew for every request: it looks at how long it has been idle.
         busy = self._in_head or self._in_body or self._owes()
         idle = 0.0 if busy else self.loop.time() - self._last_active
         if idle < self.timeout_keep_alive:
             self._watch_keep_alive(self.timeout_keep_alive - idle)
+        elif self._arrived():
+            self._watch_keep_alive(self.timeout_keep_alive)
         else:
             self._hang_up()
+
+    def _arrived(self) -> bool:
+        """Whether something has come that the event loop, when it is late, has not read yet."""
+        arrivals = select.poll()
+        arrivals.register(self.transport.get_extra_info("socket"), select.POLLIN)
+        return bool(arrivals.poll(0))
 
     def _watch_keep_alive(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Literal
 
 import uvicorn
-from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors import multiprocess
 
 from sesiones import logs
 from sesiones.app import create_app
@@ -38,7 +38,7 @@ class ListenError(Exception):
 
 def serve(settings: Settings, listener: socket.socket) -> None:
     """Serve on the socket until SIGTERM or SIGINT: then stop accepting, answer what is in flight
-    and close Redis.
+    or on its way and close Redis.
 
     Without a service key POST and PUT are open: listen() saw to it that only this machine is
     let in.
@@ -63,7 +63,7 @@ def serve(settings: Settings, listener: socket.socket) -> None:
         logger.info("listening on %s", listener.getsockname())
         supervisor.run()
         return
-    server = uvicorn.Server(config)
+    server = _Server(config)
     # uvicorn raises the signal that stopped it again once it is done: for us, it ended well.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
@@ -71,7 +71,51 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     server.run([listener])
 
 
-class _Supervisor(Multiprocess):
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # What has connected but was not accepted yet would be reset with the listening socket.
+        accepted = [connection for listener in sockets or () for connection in _waiting(listener)]
+        for closing in *self.servers, *(sockets or ()):
+            closing.close()
+        for connection in accepted:
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+        await asyncio.sleep(0)  # until what uvloop has just accepted is known as a connection
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        protocol: type[asyncio.Protocol] = self.config.http_protocol_class
+        return protocol(
+            config=self.config,  # type: ignore[call-arg]
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+
+
+def _waiting(listener: socket.socket) -> Iterator[socket.socket]:
+    with suppress(OSError):  # a BlockingIOError when there is none
+        while True:
+            yield listener.accept()[0]
+
+
+class _Worker(multiprocess.Process):
+    @property
+    def server(self) -> uvicorn.Server:
+        if self._server is None:
+            self._server = _Server(self.config)
+        return self._server
+
+
+multiprocess.Process = _Worker  # type: ignore[misc]
+
+
+class _Supervisor(multiprocess.Multiprocess):
+    def keep_subprocess_alive(self) -> None:
+        for process in self.processes:
+            # Of a worker that ends while it is asked whether it lives, the parent would wait for
+            # an answer for 5 s: it holds the other end of the pipe, too.
+            process.child_conn.close()
+        super().keep_subprocess_alive()
+
     def terminate_all(self) -> None:
         # Else new connections wait here while the workers finish, and nobody will serve them.
         for listener in self.sockets:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import orjson
 
@@ -77,7 +77,7 @@ class Service:
         with open(self._log.name) as file:
             return file.read()
 
-    def start(self) -> "Service":
+    def start(self) -> Self:
         self.process = subprocess.Popen(
             [*self.command, "serve", "--port", "0", *self.flags],
             env=environment() | self.variables,
@@ -97,7 +97,7 @@ class Service:
         self.process.send_signal(number)
         return self.process.wait(timeout=20)
 
-    def __enter__(self) -> "Service":
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 from redis.exceptions import ResponseError
 
+from scripts.chaos.faults import client, cut_off, full, misconf, noreplicas
 from scripts.redis_server import RedisServer
 from sesiones.health import Health
 from sesiones.link import Argument
@@ -16,10 +17,10 @@ from sesiones.store import _SCRIPTS, SessionStore
 from tests.conftest import KEY
 from tests.service import Service
 from tests.test_clock import Fake
-from tests.test_outage import Deployment, misconf, noreplicas, replica
+from tests.test_outage import Deployment
 
 READY = ["/readyz", "/healthz"]
-Trouble = Callable[[Deployment], AbstractContextManager[None]]
+Trouble = Callable[[RedisServer], AbstractContextManager[None]]
 
 
 @pytest.fixture(scope="module")
@@ -88,24 +89,16 @@ def test_probes_are_not_logged(probed: Deployment) -> None:
 
 
 @contextmanager
-def full(deployment: Deployment) -> Iterator[None]:
-    with deployment.redis() as redis:
-        redis.config_set("maxmemory", 1)
-        yield
-        redis.config_set("maxmemory", 0)
-
-
-@contextmanager
-def without_permission(deployment: Deployment) -> Iterator[None]:
-    with deployment.redis() as redis:
+def without_permission(server: RedisServer) -> Iterator[None]:
+    with client(server) as redis:
         redis.acl_setuser("default", enabled=True, commands=["-evalsha"])
         yield
         redis.acl_setuser("default", enabled=True, commands=["+evalsha"])
 
 
 @contextmanager
-def without_credentials(deployment: Deployment) -> Iterator[None]:
-    with deployment.redis() as redis:
+def without_credentials(server: RedisServer) -> Iterator[None]:
+    with client(server) as redis:
         redis.config_set("requirepass", "hunter2")
         redis.client_kill_filter(_type="normal", skipme=True)
         yield
@@ -119,13 +112,13 @@ def without_credentials(deployment: Deployment) -> Iterator[None]:
         (full, "memoria"),
         (noreplicas, "faltan réplicas"),
         (misconf, "guardar en disco"),
-        (replica, "es una réplica"),
+        (cut_off, "es una réplica"),
         (without_permission, "falta un permiso"),
         (without_credentials, "pide credenciales"),
     ],
 )
 def test_redis_refuses(probed: Deployment, path: str, trouble: Trouble, reason: str) -> None:
-    with trouble(probed):
+    with trouble(probed.server):
         for _ in range(2):
             assert reason in refused(probed.service, path)
         assert probed.service.request("GET", "/livez").status == 200

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 from redis import Redis
 
+from scripts.chaos.faults import cut_off, full, misconf, noreplicas
 from scripts.redis_server import RedisServer, free_port
 from tests.service import Reply, Service
 
@@ -491,33 +491,28 @@ def test_a_wrong_password_is_not_logged(server: RedisServer) -> None:
 
 def test_redis_is_full(direct: Deployment) -> None:
     first, second, third = (direct.new_session() for _ in range(3))
-    with direct.redis() as redis:
-        redis.set("filler", b"x" * 2_000_000)
-        redis.config_set("maxmemory", "1mb")
-        try:
-            for flush in False, True:
-                if flush:
-                    redis.script_flush()  # the scripts load again when memory is full
-                seen = direct.check(first["Token_Sesion"])
-                assert seen.status == 200
-                assert seen.json()["Ultima_Actividad"] >= first["Ultima_Actividad"]
-                assert direct.check(UNKNOWN).status == 401
-                assert_unavailable(direct.create())
-                assert_unavailable(direct.put(first))
-            # A check still slides: half a window later the session would be gone.
-            time.sleep(1.1)
-            assert (
-                direct.check(first["Token_Sesion"]).json()["Ultima_Actividad"]
-                > (seen.json()["Ultima_Actividad"])
-            )
-            ended = direct.end(first["Token_Sesion"], second["Token_Sesion"])
-            assert ended.json() == {"Sesiones_Eliminadas": 1}
-            assert direct.check(second["Token_Sesion"]).status == 401
-            ended = direct.end(first["Token_Sesion"], first["Token_Sesion"], "logoutAll")
-            assert ended.json() == {"Sesiones_Eliminadas": 2}
-            assert direct.check(third["Token_Sesion"]).status == 401
-        finally:
-            redis.config_set("maxmemory", "0")
+    with direct.redis() as redis, full(direct.server):
+        for flush in False, True:
+            if flush:
+                redis.script_flush()  # the scripts load again when memory is full
+            seen = direct.check(first["Token_Sesion"])
+            assert seen.status == 200
+            assert seen.json()["Ultima_Actividad"] >= first["Ultima_Actividad"]
+            assert direct.check(UNKNOWN).status == 401
+            assert_unavailable(direct.create())
+            assert_unavailable(direct.put(first))
+        # A check still slides: half a window later the session would be gone.
+        time.sleep(1.1)
+        assert (
+            direct.check(first["Token_Sesion"]).json()["Ultima_Actividad"]
+            > (seen.json()["Ultima_Actividad"])
+        )
+        ended = direct.end(first["Token_Sesion"], second["Token_Sesion"])
+        assert ended.json() == {"Sesiones_Eliminadas": 1}
+        assert direct.check(second["Token_Sesion"]).status == 401
+        ended = direct.end(first["Token_Sesion"], first["Token_Sesion"], "logoutAll")
+        assert ended.json() == {"Sesiones_Eliminadas": 2}
+        assert direct.check(third["Token_Sesion"]).status == 401
     assert direct.create().status == 201
 
 
@@ -533,45 +528,15 @@ def test_redis_has_too_many_clients(direct: Deployment) -> None:
     assert_recovers(direct, session)
 
 
-@contextmanager
-def noreplicas(deployment: Deployment) -> Iterator[None]:
-    with deployment.redis() as redis:
-        redis.config_set("min-replicas-to-write", 1)
-        try:
-            yield
-        finally:
-            redis.config_set("min-replicas-to-write", 0)
-
-
-@contextmanager
-def misconf(deployment: Deployment) -> Iterator[None]:
-    """A snapshot fails, as on a full disk: a folder is where its file should go."""
-    with deployment.redis() as redis:
-        in_the_way = Path(str(redis.config_get("dir")["dir"])) / "dump.rdb"
-        in_the_way.mkdir()
-        redis.config_set("save", "3600 1000000")
-        redis.config_set("stop-writes-on-bgsave-error", "yes")
-        try:
-            redis.bgsave()
-            deadline = time.monotonic() + 10
-            while redis.info("persistence")["rdb_last_bgsave_status"] != "err":
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            yield
-        finally:
-            in_the_way.rmdir()
-            redis.config_set("save", "")
-
-
 @pytest.mark.parametrize("refuse", [noreplicas, misconf])
 def test_redis_takes_no_writes(
-    direct: Deployment, refuse: Callable[[Deployment], contextlib.AbstractContextManager[None]]
+    direct: Deployment, refuse: Callable[[RedisServer], contextlib.AbstractContextManager[None]]
 ) -> None:
     session, other, inactive = (direct.new_session() for _ in range(3))
     token = session["Token_Sesion"]
     assert direct.put(inactive | {"Estado_Sesion": 0}).status == 200
     logged = len(direct.service.log.splitlines())
-    with refuse(direct), direct.redis() as redis:
+    with refuse(direct.server), direct.redis() as redis:
         for flush in False, True:
             if flush:
                 redis.script_flush()
@@ -597,21 +562,9 @@ def test_redis_takes_no_writes(
     assert direct.check(other["Token_Sesion"]).status == 200
 
 
-@contextmanager
-def replica(deployment: Deployment) -> Iterator[None]:
-    """It has the sessions, but somebody else is the master now. (Of a master that is out of reach
-    it does not take over the data.)"""
-    with deployment.redis() as redis, socket.create_server(("127.0.0.1", 0)) as master:
-        redis.replicaof("127.0.0.1", master.getsockname()[1])
-        try:
-            yield
-        finally:
-            redis.replicaof("NO", "ONE")
-
-
 def test_a_replica_authenticates_nobody(direct: Deployment) -> None:
     session = direct.new_session()
-    with replica(direct), direct.redis() as redis:
+    with cut_off(direct.server), direct.redis() as redis:
         assert redis.exists(*redis.keys("*:s:*")) == 1
         assert_out(direct, session)
     assert_recovers(direct, session)
@@ -619,11 +572,11 @@ def test_a_replica_authenticates_nobody(direct: Deployment) -> None:
 
 @pytest.mark.parametrize("refuse", [noreplicas, misconf])
 def test_a_replica_that_also_refuses_writes_authenticates_nobody(
-    direct: Deployment, refuse: Callable[[Deployment], contextlib.AbstractContextManager[None]]
+    direct: Deployment, refuse: Callable[[RedisServer], contextlib.AbstractContextManager[None]]
 ) -> None:
     """Redis names the full disk first (MISCONF), not that it is a replica (READONLY)."""
     session = direct.new_session()
-    with replica(direct), refuse(direct):
+    with cut_off(direct.server), refuse(direct.server):
         assert_out(direct, session)
     assert_recovers(direct, session)
 

@@ -1,27 +1,32 @@
 """The command line over real processes: where it listens, whom it lets in, how it stops."""
 
+import asyncio
 import http.client
 import os
 import re
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import uvicorn
 
 import sesiones
 from scripts.redis_server import RedisServer
 from sesiones.__main__ import main
 from sesiones.app import create_app
-from sesiones.server import ListenError, listen
+from sesiones.lane import FastLane
+from sesiones.protocol import DRAIN_SECONDS, HttpProtocol
+from sesiones.server import ListenError, _Server, listen
 from sesiones.settings import Settings, SettingsError
 from tests import asgi
 from tests.conftest import KEY
@@ -410,7 +415,7 @@ def test_it_finishes_what_is_in_flight(
         assert len(pids) >= (workers if workers > 1 else 0)
         with held_up(slow_redis), in_flight(service, token) as pending:
             service.process.send_signal(number)
-            assert idle.sock.recv(1) == b""  # closed at once: nothing is owed
+            assert idle.sock.recv(1) == b""  # nothing is owed
             assert service.process.poll() is None
             slow_redis.process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
             statuses = [connection.getresponse().status for connection in pending]
@@ -422,6 +427,117 @@ def test_it_finishes_what_is_in_flight(
         assert comes_true(lambda: not any(map(is_running, pids)), 3)
         assert "Traceback" not in service.log
         assert "ERROR" not in service.log
+
+
+@pytest.mark.parametrize("http", ["fast", "httptools"])
+def test_a_request_on_an_idle_connection_is_still_answered(
+    redis_server: RedisServer, http: str
+) -> None:
+    """Its client cannot know yet that the service stops."""
+    with (
+        Service("--http", http, SESIONES_REDIS_URL=redis_server.url) as service,
+        ExitStack() as stack,
+    ):
+        header = {"x-auth-token": new_session(service)}
+        # Connections on which nothing was asked yet, a check, and something else.
+        connections = [stack.enter_context(closing(kept_alive(service))) for _ in range(9)]
+        for number, connection in enumerate(connections):
+            connection.connect()
+            if number % 3 == 1:
+                connection.request("GET", "/sesiones/self", headers=header)
+            elif number % 3 == 2:
+                connection.request("POST", "/sesiones", SESSION, FORM)
+            if number % 3:
+                assert connection.getresponse().read()
+        assert service.process is not None
+        service.process.terminate()
+        assert comes_true(lambda: not connects(service.port), 3)
+        requests = [("GET", "/sesiones/self", None, header), ("POST", "/sesiones", SESSION, FORM)]
+        requests.append(("GET", "/sesiones/verificar/", None, header))
+        for number, connection in enumerate(connections):
+            connection.request(*requests[number // 3])
+            response = connection.getresponse()
+            assert response.status in (200, 201)
+            assert response.getheader("connection") == "close"
+            assert response.read() or "verificar" in requests[number // 3][1]
+        begun = time.monotonic()
+        assert service.process.wait(timeout=10) == 0
+        assert time.monotonic() - begun < 1  # nobody else is waited for
+
+
+CHECK = b"GET /sesiones/self HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@asynccontextmanager
+async def in_process(
+    http: type[asyncio.Protocol],
+) -> AsyncIterator[tuple[_Server, socket.socket]]:
+    """A server in this event loop, and its listening socket."""
+    config = uvicorn.Config(create_app(Settings()), http=http, log_config=None)
+    config.load()
+    server = _Server(config)
+    server.lifespan = config.lifespan_class(config)
+    with listen(Settings(port=0)) as (listener, _):
+        await server.startup([listener])
+        yield server, listener
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("http", [FastLane, HttpProtocol])
+async def test_a_connection_that_was_not_accepted_yet_is_served(
+    http: type[asyncio.Protocol],
+) -> None:
+    async with in_process(http) as (server, listener):
+        with ExitStack() as stack:
+            address = listener.getsockname()
+            # The event loop has no turn in which it could see them.
+            waiting = [stack.enter_context(socket.create_connection(address)) for _ in range(40)]
+            for connection in waiting:
+                connection.sendall(CHECK)
+            reset = waiting.pop(20)
+            reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            reset.close()
+            await server.shutdown([listener])
+            for connection in waiting:
+                assert received(connection).startswith(b"HTTP/1.1 401 ")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("http", [FastLane, HttpProtocol])
+async def test_a_loop_that_is_late_closes_on_no_request(http: type[asyncio.Protocol]) -> None:
+    """Timers come before what was sent: the connection looks idle, and is not."""
+    async with in_process(http) as (server, listener):
+        mine, its = socket.socketpair()
+        with mine, its, socket.create_connection(listener.getsockname()) as connection:
+
+            def hold_up() -> None:
+                loop.remove_reader(its)
+                connection.sendall(CHECK)
+                time.sleep(DRAIN_SECONDS)
+
+            loop = asyncio.get_running_loop()
+            loop.add_reader(its, hold_up)
+            await asyncio.sleep(0.1)
+            stopping = asyncio.create_task(server.shutdown([listener]))
+            await asyncio.sleep(0.2)
+            mine.send(b"x")
+            await stopping
+            answer = received(connection)
+            assert answer.startswith(b"HTTP/1.1 401 ")
+            assert b"connection: close\r\n" in answer
+
+
+def test_a_worker_that_ends_while_it_is_asked_is_replaced_at_once(
+    redis_server: RedisServer,
+) -> None:
+    with Service("--workers", "2", SESIONES_REDIS_URL=redis_server.url) as service:
+        assert comes_true(lambda: service.log.count("startup complete") == 2, 10)
+        pid = int(re.findall(r"Started server process \[(\d+)\]", service.log)[0])
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.8)  # until the parent asks whether it lives
+        os.kill(pid, signal.SIGKILL)
+        # uvicorn would wait for an answer for 5 s.
+        assert comes_true(lambda: service.log.count("startup complete") == 3, 3.5)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -471,9 +587,9 @@ def test_a_half_sent_request_does_not_keep_it(redis_server: RedisServer) -> None
             assert service.process is not None
             service.process.terminate()
         for service, (head, body) in zip(services, connections, strict=True):
-            assert received(head) == b""
-            answer = received(body)
-            assert answer == b"" or answer.startswith(b"HTTP/1.1 408")
+            for connection in head, body:
+                answer = received(connection)
+                assert answer == b"" or answer.startswith(b"HTTP/1.1 408")
             assert service.process is not None
             assert service.process.wait(timeout=10) == 0
             assert "Traceback" not in service.log

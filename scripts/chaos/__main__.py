@@ -10,10 +10,26 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from scripts.chaos import Bar, churn, clocks, h1spec, inputs, million, races, restart, slow
+from scripts.chaos import (
+    Bar,
+    churn,
+    clocks,
+    departures,
+    h1spec,
+    inputs,
+    million,
+    outages,
+    races,
+    restart,
+    slow,
+    workers,
+)
 
 SCENARIOS: dict[str, Callable[[bool], Iterable[Bar]]] = {
     "restart": restart.play,
+    "outages": outages.play,
+    "workers": workers.play,
+    "departures": departures.play,
     "races": races.play,
     "churn": churn.play,
     "million": million.play,

@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import random
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
@@ -37,7 +37,7 @@ def words(wrong: Mapping[str, Collection[str]]) -> str:
 
 
 class Reply(NamedTuple):
-    """``status`` 0: the connection failed, or could not be opened."""
+    """``status`` 0: the connection failed, or could not be opened (REFUSED)."""
 
     status: int
     headers: dict[str, str]
@@ -56,6 +56,7 @@ class Event(NamedTuple):
 
 
 NOTHING = Reply(0, {}, b"", True)
+REFUSED = Reply(0, {}, b"", True)
 
 
 class _Connection(asyncio.Protocol):
@@ -106,11 +107,14 @@ class _Connection(asyncio.Protocol):
 
 
 class Client:
-    """Any number of requests at once to the service at a port of loopback."""
+    """Any number of requests at once to the service at a port of loopback, over connections that
+    are used in turn. ``spare``: how many of them are kept idle, as gateways do; 0: as many as come
+    about."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, spare: int = 0) -> None:
         self.port = port
-        self._idle: list[_Connection] = []
+        self._spare = spare
+        self._idle: deque[_Connection] = deque()
 
     async def ask(self, method: str, path: str, token: str = "", body: object = None) -> Reply:
         """``body`` is sent as JSON."""
@@ -118,14 +122,16 @@ class Client:
         head = f"{method} {path} HTTP/1.1\r\nHost: sesiones\r\nContent-Length: {len(content)}\r\n"
         head += f"X-Auth-Token: {token}\r\n" if token else ""
         head += "Content-Type: application/json\r\n" if content else ""
-        while self._idle and self._idle[-1].transport.is_closing():
-            self._idle.pop()
+        while self._idle and self._idle[0].transport.is_closing():
+            self._idle.popleft()
         try:
-            connection = self._idle.pop() if self._idle else await self._open()
+            connection = (
+                self._idle.popleft() if len(self._idle) > self._spare else await self._open()
+            )
         except OSError:
-            return NOTHING
+            return REFUSED
         reply = await connection.ask(f"{head}\r\n".encode() + content)
-        if reply.closes:
+        if reply.closes or 0 < self._spare < len(self._idle):
             connection.transport.close()
         else:
             self._idle.append(connection)
@@ -143,11 +149,13 @@ class Client:
 
 @dataclass
 class _User:
-    """``live``: the tokens that are used. ``busy``: a create or a logoutAll is out, and only one
-    of them at a time: which of the two came first nobody could tell."""
+    """``live``: the tokens that are used. ``ending``: those whose logout was not acknowledged yet.
+    ``busy``: a create or a logoutAll is out, and only one of them at a time: which of the two came
+    first nobody could tell."""
 
     number: int
     live: list[str] = field(default_factory=list)
+    ending: set[str] = field(default_factory=set)
     busy: bool = False
 
 
@@ -159,11 +167,13 @@ class Traffic:
     """Users of the nodes at the ports: they log in, use their sessions, rename their devices, log
     out and try what has ended."""
 
-    def __init__(self, ports: Sequence[int], users: int = 200, seed: int = 7) -> None:
+    def __init__(
+        self, ports: Sequence[int], users: int = 200, seed: int = 7, spare: int = 0
+    ) -> None:
         self.events: list[Event] = []
         self.wrong: dict[str, set[str]] = defaultdict(set)
         """The tokens of the sessions that the service was wrong about, by the ledger's words."""
-        self.clients = [Client(port) for port in ports]
+        self.clients = [Client(port, spare) for port in ports]
         self._ledger = Ledger()
         self._users = [_User(number) for number in range(1, users + 1)]
         self.created_at: dict[str, float] = {}
@@ -175,19 +185,25 @@ class Traffic:
         """What a session's device may be."""
         self._random = random.Random(seed)
 
-    async def run(self, rate: float, seconds: float, label: str) -> None:
-        """Requests arrive for that long, spread over the nodes; waits for all their answers."""
+    async def run(self, rate: float, seconds: float, label: str) -> float:
+        """Requests arrive for that long, spread over the nodes; waits for all their answers.
+        Returns by how many seconds this process was late itself, at the most: the machine's share
+        in what took long."""
         progress = Progress(label, int(rate * seconds))
         operations, weights = list(MIX), list(MIX.values())
         begun = time.monotonic()
+        passed = late = 0.0
         async with asyncio.TaskGroup() as tasks:
-            while (passed := time.monotonic() - begun) < seconds:
+            while passed < seconds:
                 for _ in range(int(rate * passed) - progress.done):
                     (operation,) = self._random.choices(operations, weights)
                     tasks.create_task(self.one(operation))
                     progress.step()
                 await asyncio.sleep(TICK_SECONDS)
+                last, passed = passed, time.monotonic() - begun
+                late = max(late, passed - last - TICK_SECONDS)
         progress.end()
+        return late
 
     async def one(self, operation: str) -> None:
         """One request of the kind; another kind where the user at hand has nothing to do it on."""
@@ -202,9 +218,9 @@ class Traffic:
         elif operation == "update" and user.live[-1] in self._objects:
             await self._update(user.live[-1])
         elif operation == "logout":
-            await self._log_out(user, operation, [self._random.choice(user.live)])
+            await self._log_out(user, operation, self._random.choice(user.live))
         elif operation == "logoutAll" and not user.busy:
-            await self._log_out(user, operation, list(user.live))
+            await self._log_out(user, operation, user.live[-1])
 
     async def verify(self, client: Client) -> None:
         """Ask about every session that there ever was, until it is answered."""
@@ -257,9 +273,11 @@ class Traffic:
     async def _ask(
         self, operation: str, method: str, path: str, token: str = "", body: object = None
     ) -> Reply:
-        client = self._random.choice(self.clients)
         begun = time.monotonic()
-        reply = await client.ask(method, path, token, body)
+        for client in self._random.sample(self.clients, len(self.clients)):
+            reply = await client.ask(method, path, token, body)
+            if reply is not REFUSED:  # else nothing was sent: the next node, as a gateway does
+                break
         seconds = time.monotonic() - begun
         self.events.append(Event(begun, operation, reply.status, seconds, client.port))
         return reply
@@ -288,19 +306,26 @@ class Traffic:
         if reply.status == 200:
             self._devices[token].remove("laptop")
 
-    async def _log_out(self, user: _User, operation: str, ends: list[str]) -> None:
-        """The last one is the caller's own."""
-        user.busy = user.busy or operation == "logoutAll"
-        for token in ends:
-            user.live.remove(token)
-        sent = self._ledger.sent(ends[-1], ends)
-        path = f"/sesiones/{operation}?Token_Sesion={ends[-1]}"
-        reply = await self._ask(operation, "DELETE", path, ends[-1])
+    async def _log_out(self, user: _User, operation: str, token: str) -> None:
+        ends = [token]
+        if operation == "logoutAll":
+            user.busy = True
+            ends += {*user.live, *user.ending} - {token}
+        user.live = [token for token in user.live if token not in ends]
+        user.ending.update(ends)
+        sent = self._ledger.sent(token, ends)
+        path = f"/sesiones/{operation}?Token_Sesion={token}"
+        reply = await self._ask(operation, "DELETE", path, token)
         if operation == "logoutAll":
             user.busy = False
         self._judge(sent, reply)
         if reply.status == 200:
-            self._ended.extend(ends)
+            self._ended.extend(user.ending.intersection(ends))  # each once
+            user.ending.difference_update(ends)
+        elif reply.status != 401 and operation == "logoutAll":
+            # It may still come to Redis, and end what is created by then: another user.
+            user.number += len(self._users)
+            user.ending.clear()
 
     def _judge(self, sent: Sent, reply: Reply) -> None:
         answer = numbers({}, reply.body) if reply.status == 200 and not sent.ends else {}

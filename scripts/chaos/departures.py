@@ -1,0 +1,146 @@
+"""Clients leave as soon as they have asked: some close, some reset the connection, some shut their
+sending side and wait. What they leave behind in the service, and what the others notice."""
+
+import asyncio
+import re
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import uvloop
+
+from scripts.chaos import Bar
+from scripts.chaos.faults import client
+from scripts.chaos.outages import OUT, judge
+from scripts.chaos.traffic import Traffic, words
+from scripts.progress import Progress
+from scripts.redis_server import RedisServer
+from sesiones.sesion import Sesion
+from sesiones.store import SessionStore
+from tests.service import Service, comes_true
+
+LEAVERS, WARM_LEAVERS = 10_000, 2_000
+SHORT_LEAVERS, SHORT_WARM_LEAVERS = 300, 60
+LEAVERS_PER_SECOND = 400
+OTHERS_PER_SECOND = 300
+SETTLE_SECONDS = 5.0
+CLOSED_SECONDS = 0.2
+"""Until the service knows that a connection is."""
+GROWTH = 0.05
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER, for no time: close() resets
+
+
+class Held(NamedTuple):
+    """What the service's process holds."""
+
+    in_flight: float
+    descriptors: int
+    kilobytes: int
+
+
+def held(service: Service) -> Held:
+    assert service.process is not None
+    process = Path(f"/proc/{service.process.pid}")
+    descriptors = len(list((process / "fd").iterdir()))
+    resident = re.search(r"VmRSS:\s+(\d+) kB", (process / "status").read_text())
+    shown = service.request("GET", "/metrics").body.decode()
+    gauges = re.findall(r"^sesiones_operations_in_flight\{.*\} (\S+)$", shown, re.MULTILINE)
+    assert gauges
+    assert resident
+    return Held(sum(map(float, gauges)), descriptors, int(resident[1]))
+
+
+def play(short: bool) -> Iterator[Bar]:
+    yield from uvloop.run(_play(short))
+
+
+async def _play(short: bool) -> list[Bar]:
+    number, warm = (SHORT_LEAVERS, SHORT_WARM_LEAVERS) if short else (LEAVERS, WARM_LEAVERS)
+    with RedisServer() as redis, Service(SESIONES_REDIS_URL=redis.url) as service:
+        async with SessionStore.from_url(redis.url, timeout_seconds=5) as store:
+            sessions = [await store.create(10_000 + n, "laptop") for n in range(number + warm)]
+        traffic = Traffic([service.port], spare=16)
+
+        async def depart(some: Sequence[Sesion]) -> Counter[str]:
+            seconds = len(some) / LEAVERS_PER_SECOND
+            heard, _ = await asyncio.gather(
+                asyncio.to_thread(_leave, service.port, some),
+                traffic.run(OTHERS_PER_SECOND, seconds, "departures, those that stay"),
+            )
+            traffic.close()
+            await asyncio.sleep(CLOSED_SECONDS)
+            return heard
+
+        await depart(sessions[number:])
+        before = await asyncio.to_thread(held, service)
+        heard = await depart(sessions[:number])
+        await asyncio.to_thread(comes_true, lambda: held(service)[:2] == before[:2], SETTLE_SECONDS)
+        await asyncio.sleep(CLOSED_SECONDS)
+        after = await asyncio.to_thread(held, service)
+
+        await traffic.verify(traffic.clients[0])
+        traffic.close()
+        with client(redis) as keys:
+            names = [str(key) for key in keys.scan_iter(count=1000)]
+            endless = sum(keys.ttl(name) < 0 for name in names if not name.endswith(":n"))
+    refused = judge(traffic.events, [], OUT).wrong
+    growth = after.kilobytes / before.kilobytes - 1
+    return [
+        Bar(
+            f"{number:,} clients leave: those that still read get their answers",
+            ", ".join(f"{what}: {n:,}" for what, n in sorted(heard.items())),
+            set(heard) == {"POST 201", "PUT 200", "DELETE 200"},
+        ),
+        Bar(
+            "no other request fails or gets another's answer",
+            f"{sum(refused.values())} of {len(traffic.events):,} failed, {words(traffic.wrong)}",
+            not refused and not traffic.wrong,
+        ),
+        Bar(
+            "nothing stays behind",
+            f"{after.in_flight:.0f} operations in flight, {before.descriptors} descriptors before "
+            f"and {after.descriptors} after, {endless} of {len(names):,} keys without an expiry",
+            after[:2] == (0, before.descriptors) and not endless,
+        ),
+        Bar(
+            f"memory grows by less than {GROWTH:.0%}",
+            f"{before.kilobytes / 1024:.1f} MiB, then {growth:+.1%}",
+            short or growth < GROWTH,
+        ),
+    ]
+
+
+def _leave(port: int, sessions: Sequence[Sesion]) -> Counter[str]:
+    """One client a session: what those were answered that read."""
+    progress = Progress("departures", len(sessions))
+    heard: Counter[str] = Counter()
+    begun = time.monotonic()
+    for number, session in enumerate(sessions):
+        time.sleep(max(0.0, begun + number / LEAVERS_PER_SECOND - time.monotonic()))
+        method = ("POST", "PUT", "DELETE")[number % 3]
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(_request(method, session))
+            match number // 3 % 3:
+                case 0:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                case 1:
+                    connection.shutdown(socket.SHUT_WR)
+                    status = connection.recv(65536)[9:12].decode()
+                    heard[f"{method} {status}"] += 1
+        progress.step()
+    progress.end()
+    return heard
+
+
+def _request(method: str, session: Sesion) -> bytes:
+    body = session.to_json()  # of which POST and DELETE take what they need
+    path = "/sesiones/logout" if method == "DELETE" else "/sesiones"
+    head = (
+        f"{method} {path} HTTP/1.1\r\nHost: sesiones\r\nX-Auth-Token: {session.Token_Sesion}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body

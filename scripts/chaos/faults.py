@@ -1,0 +1,120 @@
+"""What befalls a Redis server. Each is a context: at its beginning it is so, at its end the server
+answers as before."""
+
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from redis import Redis
+
+from scripts.redis_server import RedisServer, free_port
+
+
+def client(server: RedisServer) -> "Redis":
+    return Redis(unix_socket_path=str(server.socket), decode_responses=True)
+
+
+@contextmanager
+def stopped(server: RedisServer) -> Iterator[None]:
+    server.stop()
+    try:
+        yield
+    finally:
+        server.start()
+
+
+@contextmanager
+def hung(server: RedisServer) -> Iterator[None]:
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def full(server: RedisServer) -> Iterator[None]:
+    """Of memory: OOM. A logout makes no room, however many there are."""
+    with client(server) as redis:
+        redis.config_set("maxmemory", 1)
+        try:
+            yield
+        finally:
+            redis.config_set("maxmemory", 0)
+
+
+@contextmanager
+def noreplicas(server: RedisServer) -> Iterator[None]:
+    with client(server) as redis:
+        redis.config_set("min-replicas-to-write", 1)
+        try:
+            yield
+        finally:
+            redis.config_set("min-replicas-to-write", 0)
+
+
+@contextmanager
+def misconf(server: RedisServer) -> Iterator[None]:
+    """A snapshot fails, as on a full disk: a folder is where its file should go."""
+    with client(server) as redis:
+        in_the_way = Path(str(redis.config_get("dir")["dir"])) / "dump.rdb"
+        in_the_way.mkdir()
+        redis.config_set("save", "3600 1000000")
+        redis.config_set("stop-writes-on-bgsave-error", "yes")
+        try:
+            redis.bgsave()
+            _wait(lambda: redis.info("persistence")["rdb_last_bgsave_status"] == "err")
+            _wait(lambda: redis.info("persistence")["rdb_bgsave_in_progress"] == 0)
+            yield
+        finally:
+            in_the_way.rmdir()
+            redis.config_set("save", "")
+
+
+@contextmanager
+def cut_off(server: RedisServer) -> Iterator[None]:
+    """READONLY: it has the sessions, but somebody else is the master now. (Of a master that is out
+    of reach it does not take over the data.)"""
+    with client(server) as redis, socket.create_server(("127.0.0.1", 0)) as master:
+        redis.replicaof("127.0.0.1", str(master.getsockname()[1]))
+        try:
+            yield
+        finally:
+            redis.replicaof("NO", "ONE")
+
+
+@contextmanager
+def demoted(server: RedisServer) -> Iterator[None]:
+    """READONLY: a replica takes over with all of the data, and gives it back. The server has to
+    have a port."""
+    port = free_port()
+    with (
+        RedisServer(port=str(port), repl_diskless_sync_delay="0") as other,
+        client(server) as redis,
+        client(other) as successor,
+    ):
+        successor.replicaof("127.0.0.1", str(server.port))
+        _hand_over(redis, successor)
+        try:
+            yield
+        finally:
+            _hand_over(successor, redis)
+
+
+def _hand_over(master: "Redis", replica: "Redis") -> None:
+    _wait(lambda: master.info("replication").get("slave0", {}).get("state") == "online")
+    master.execute_command("FAILOVER")  # type: ignore[no-untyped-call]
+    _wait(lambda: replica.info("replication")["role"] == "master")
+    _wait(lambda: master.info("replication").get("master_link_status") == "up")
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RuntimeError("the Redis server does not do as it was told")
+        time.sleep(0.01)

@@ -1,0 +1,167 @@
+"""Workers are told to stop or are killed, and whole nodes are told to stop, while requests come in
+over connections that are kept alive. Nobody asks twice: what gets no answer, or a 5xx, has failed.
+"""
+
+import asyncio
+import itertools
+import os
+import re
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import uvloop
+
+from scripts.chaos import Bar
+from scripts.chaos.traffic import Client, Event, Traffic, words
+from scripts.redis_server import RedisServer, free_port
+from sesiones.server import STOP_SECONDS
+from tests.service import Service
+
+WORKERS, RATE, SECONDS = 4, 1000, 110
+SHORT_WORKERS, SHORT_RATE, SHORT_SECONDS = 2, 300, 1.0
+KILL_SECONDS = 30
+"""Of workers that are killed, and of whole nodes."""
+WARM_SECONDS = 0.3
+CONNECTIONS = 64
+"""To each node, in use in turn."""
+
+Done = TypeVar("Done")
+
+
+class Node(Service):
+    """On the same port after a stop."""
+
+    def __init__(self, redis: RedisServer, workers: int) -> None:
+        self._workers = workers
+        flags = "--workers", str(workers), "--port", str(free_port())
+        super().__init__(*flags, SESIONES_REDIS_URL=redis.url, SESIONES_REDIS_TIMEOUT="4")
+
+    def workers(self) -> list[int]:
+        """Their process ids, the oldest first."""
+        started = re.findall(r"Started server process \[(\d+)\]", self.log)
+        return [int(pid) for pid in started if _is_running(int(pid))]
+
+    async def started(self, times: int) -> None:
+        """Until that many workers have begun to serve since the first start."""
+        await _until(lambda: self.log.count("startup complete") >= times, 0.05)
+
+    async def replace(self, number: signal.Signals) -> tuple[float, float, float]:
+        """Signal the oldest worker: when that was, when it was gone, when another one served in
+        its place; on the monotonic clock."""
+        pid, times = self.workers()[0], self.log.count("startup complete")
+        at = time.monotonic()
+        os.kill(pid, number)
+        await _until(lambda: not _is_running(pid), 0.001)
+        await asyncio.sleep(0)  # the ends of its connections are known here by now
+        gone = time.monotonic()
+        await self.started(times + 1)
+        return at, gone, time.monotonic()
+
+    async def restart(self) -> float:
+        """Stop the whole, and start it again: how long it took to end."""
+        times, begun = self.log.count("startup complete"), time.monotonic()
+        await asyncio.to_thread(self.stop)
+        ended = time.monotonic()
+        await asyncio.to_thread(self.start)
+        await self.started(times + self._workers)
+        return ended - begun
+
+
+async def _until(condition: Callable[[], bool], every_seconds: float) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110, of other processes
+            await asyncio.sleep(every_seconds)
+
+
+def _is_running(pid: int) -> bool:
+    """Whether any of its threads still has the sockets."""
+    try:
+        stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return any(stat.rpartition(")")[2].split()[0] not in "ZX" for stat in stats)
+
+
+def _failed(events: list[Event]) -> list[Event]:
+    return [event for event in events if event.status == 0 or event.status >= 500]
+
+
+def play(short: bool) -> Iterator[Bar]:
+    yield from uvloop.run(_play(short))
+
+
+async def _play(short: bool) -> list[Bar]:
+    workers, rate = (SHORT_WORKERS, SHORT_RATE) if short else (WORKERS, RATE)
+    seconds, kill_seconds = (SHORT_SECONDS,) * 2 if short else (SECONDS, KILL_SECONDS)
+    with RedisServer() as redis, Node(redis, workers) as node, Node(redis, workers) as other:
+        await node.started(workers)
+        traffic = Traffic([node.port], spare=CONNECTIONS)
+
+        told, events = await _meanwhile(
+            traffic, rate, seconds, "SIGTERM", lambda: node.replace(signal.SIGTERM)
+        )
+        bars = [
+            Bar(
+                f"SIGTERM to each of {workers} workers in turn: no request fails",
+                f"{len(_failed(events))} of {len(events):,} failed, {len(told)} were told; gone in "
+                f"{max(gone - at for at, gone, _ in told):.1f} s, replaced in "
+                f"{max(back - at for at, _, back in told):.1f} s at the most",
+                not _failed(events),
+            )
+        ]
+
+        killed, events = await _meanwhile(
+            traffic, rate, kill_seconds, "SIGKILL", lambda: node.replace(signal.SIGKILL)
+        )
+        in_flight = [
+            event
+            for event in events
+            if any(event.at < gone and at < event.at + event.seconds for at, gone, _ in killed)
+        ]
+        others = len(_failed(events)) - len(_failed(in_flight))
+        bars.append(
+            Bar(
+                f"kill -9 of one of {workers} workers: no request fails but those in flight on it",
+                f"{len(_failed(in_flight))} of {len(in_flight)} in flight on all workers failed, "
+                f"and {others} of {len(events):,} others; {len(killed)} were killed; {workers} "
+                f"served again in {max(back - at for at, _, back in killed):.1f} s at the most",
+                not others,
+            )
+        )
+
+        await other.started(workers)
+        traffic.clients.append(Client(other.port, CONNECTIONS))
+        nodes = itertools.cycle([node, other])
+        took, events = await _meanwhile(
+            traffic, rate, kill_seconds, "SIGTERM to a node", lambda: next(nodes).restart()
+        )
+        bars.append(
+            Bar(
+                "SIGTERM to each of two nodes in turn, a refused connection tries the other: no "
+                f"request fails, and it ends within {STOP_SECONDS} s",
+                f"{len(_failed(events))} of {len(events):,} failed, {len(took)} were told; ended "
+                f"in {max(took):.1f} s at the most",
+                not _failed(events) and max(took) < STOP_SECONDS,
+            )
+        )
+
+        await traffic.verify(traffic.clients[0])
+        traffic.close()
+    return [*bars, Bar("every answer is right", words(traffic.wrong), not traffic.wrong)]
+
+
+async def _meanwhile(
+    traffic: Traffic, rate: float, seconds: float, label: str, act: Callable[[], Awaitable[Done]]
+) -> tuple[list[Done], list[Event]]:
+    """Act again and again while there is traffic: what that returned, and the requests."""
+    first = len(traffic.events)
+    running = asyncio.create_task(traffic.run(rate, seconds, f"workers, {label}"))
+    await asyncio.sleep(WARM_SECONDS)
+    done = []
+    while not running.done():
+        done.append(await act())
+    await running
+    return done, traffic.events[first:]
