@@ -55,8 +55,9 @@ class Link(asyncio.Protocol):
             replyError=connection._parser.parse_error,
         )
         self._waiting: deque[tuple[asyncio.Future[Any], asyncio.TimerHandle]] = deque()
-        self._confirmed_seconds = min(CONFIRMED_SECONDS, 0.4 * timeout_seconds)
-        self._unconfirmed: list[tuple[asyncio.Future[int], asyncio.TimerHandle]] = []
+        seconds = min(CONFIRMED_SECONDS, 0.4 * timeout_seconds)
+        self._confirmed_ms = max(1, int(1000 * seconds))  # WAIT takes 0 for without end
+        self._unconfirmed: list[asyncio.Future[int]] = []
         """Those whom the next WAIT serves."""
         self._confirming = False
         self.transport.set_protocol(self)
@@ -76,17 +77,15 @@ class Link(asyncio.Protocol):
         return future
 
     def confirmed(self, replicas: int) -> asyncio.Future[int]:
-        """How many replicas have all that was written on this connection before, as far as it is
-        known in time; it is waited for ``replicas`` of them.
+        """How many replicas have all that was written on this connection before; it is waited for
+        ``replicas`` of them.
 
         WAIT (https://valkey.io/commands/wait/) keeps what is sent after it waiting. So one is out
         at a time, and the next one serves all who have asked meanwhile: nobody waits for more
         than two.
         """
         future: asyncio.Future[int] = self._loop.create_future()
-        # Redis may look at its clock but ten times a second.
-        timer = self._loop.call_later(2 * self._confirmed_seconds, _give_up, future)
-        self._unconfirmed.append((future, timer))
+        self._unconfirmed.append(future)
         if not self._confirming:
             self._confirming = True
             self._loop.call_soon(self._confirm, replicas)
@@ -94,23 +93,18 @@ class Link(asyncio.Protocol):
 
     def _confirm(self, replicas: int) -> None:
         asked, self._unconfirmed = self._unconfirmed, []
-        milliseconds = max(1, int(1000 * self._confirmed_seconds))  # 0 would be without end
-        reply = self.send(("WAIT", replicas, milliseconds))
+        reply = self.send(("WAIT", replicas, self._confirmed_ms))
         reply.add_done_callback(partial(self._confirm_done, replicas, asked))
 
     def _confirm_done(
-        self,
-        replicas: int,
-        asked: list[tuple[asyncio.Future[int], asyncio.TimerHandle]],
-        reply: asyncio.Future[int],
+        self, replicas: int, asked: list[asyncio.Future[int]], reply: asyncio.Future[int]
     ) -> None:
         self._confirming = bool(self._unconfirmed)
         if self._confirming:
             self._confirm(replicas)
         error = reply.exception()
-        for future, timer in asked:
-            timer.cancel()
-            if future.done():  # its caller left, or it was too late
+        for future in asked:
+            if future.done():  # its caller left
                 continue
             if error is None:
                 future.set_result(reply.result())
@@ -154,11 +148,6 @@ class Link(asyncio.Protocol):
             if not future.done():
                 future.set_exception(RedisConnectionError(reason))
         self._waiting.clear()
-
-
-def _give_up(future: asyncio.Future[int]) -> None:
-    if not future.done():
-        future.set_result(0)
 
 
 class SingleFlight(Generic[Result]):
@@ -251,7 +240,7 @@ class Server:
         finally:
             confirmed.cancel()
         if count < replicas:
-            raise UnconfirmedError(f"not confirmed by {replicas} replicas in time")
+            raise UnconfirmedError(f"confirmed by {count} of {replicas} replicas in time")
         return reply
 
     async def execute_on_master(self, *arguments: Argument, keys: Sequence[str] = ()) -> Any:
