@@ -29,6 +29,10 @@ from redis.exceptions import RedisError
 Argument = str | bytes | int
 Execute = Callable[..., Awaitable[Any]]
 
+Concerned = Callable[[str], bool]
+"""Whether something is about the keys of a hash tag."""
+Changed = Callable[[Concerned], None]
+
 Result = TypeVar("Result")
 
 CONFIRMED_SECONDS = 0.1
@@ -40,15 +44,18 @@ class UnconfirmedError(RedisError):
 
 
 class Link(asyncio.Protocol):
-    """One open connection, until it is lost."""
+    """One open connection, until it is lost: that is told."""
 
-    def __init__(self, connection: AbstractConnection, timeout_seconds: float) -> None:
+    def __init__(
+        self, connection: AbstractConnection, timeout_seconds: float, lost: Callable[[], None]
+    ) -> None:
         assert connection._writer is not None
         self._writer = connection._writer  # kept: it closes the transport when collected
         connection._reader = connection._writer = None
         self.transport: asyncio.WriteTransport = self._writer.transport
         self.address = getattr(connection, "host", None), getattr(connection, "port", None)
         self._timeout_seconds = timeout_seconds
+        self._lost = lost
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(
             protocolError=RedisConnectionError,
@@ -134,6 +141,7 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.fail("connection lost")
+        self._lost()
 
     def fail(self, reason: str) -> None:
         """Drop the connection, with everything in flight."""
@@ -148,6 +156,11 @@ class Link(asyncio.Protocol):
             if not future.done():
                 future.set_exception(RedisConnectionError(reason))
         self._waiting.clear()
+
+
+def _hear(heard: Callable[[Any], None], reply: asyncio.Future[Any]) -> None:
+    if reply.exception() is None:
+        heard(reply.result())
 
 
 class SingleFlight(Generic[Result]):
@@ -188,6 +201,12 @@ class SingleFlight(Generic[Result]):
         if self._task is not None:
             self._task.cancel()
 
+    async def aclose(self) -> None:
+        """The same, and wait until it has ended."""
+        self.close()
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
 
 async def majority(asked: Sequence[Awaitable[bool]], yes: int = 0) -> bool:
     """Whether more than half say yes, of those asked and ``yes`` that need not be. Nobody is
@@ -222,6 +241,7 @@ class Server:
         self._pool = pool
         self._timeout_seconds = timeout_seconds
         self._link: Link | None = None
+        self._changed: Changed = lambda _: None
         self._opening = SingleFlight(self._open)
 
     async def execute(
@@ -230,11 +250,16 @@ class Server:
         keys: Sequence[str] = (),
         reads: bool = False,
         replicas: int = 0,
+        heard: Callable[[Any], None] | None = None,
     ) -> Any:
         link = await self._connected()
+        sent = link.send(arguments)
+        if heard is not None:
+            sent.add_done_callback(partial(_hear, heard))
+            sent = asyncio.shield(sent)
         if not replicas:
-            return await link.send(arguments)
-        sent, confirmed = link.send(arguments), link.confirmed(replicas)
+            return await sent
+        confirmed = link.confirmed(replicas)
         try:
             reply, count = await sent, await confirmed
         finally:
@@ -280,8 +305,14 @@ class Server:
         await connection.connect()
         if connection._writer is None or connection._writer.transport.is_closing():
             raise RedisConnectionError("closed as soon as it was open")
-        self._link = Link(connection, self._timeout_seconds)
+        self._link = Link(connection, self._timeout_seconds, self._lost)
         return self._link
+
+    def watch(self, changed: Changed) -> None:
+        self._changed = changed
+
+    def _lost(self) -> None:
+        self._changed(lambda _: True)
 
     @property
     def idle(self) -> bool:
