@@ -189,7 +189,7 @@ async def test_no_task_is_left(own: "Redis") -> None:
 async def test_a_restart_that_lost_the_last_writes(tmp_path: Path) -> None:
     """Nobody asks the node anything meanwhile."""
     data, copy = tmp_path / "data", tmp_path / "copy"
-    with RedisServer(data) as server:
+    with RedisServer(data, appendfsync="always") as server:
         async with stores_at(server.url) as (node, other):
             ended, live = [await node.create(7, name) for name in "ab"]
             shutil.copytree(data, copy)
