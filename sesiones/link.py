@@ -29,6 +29,7 @@ from redis.exceptions import RedisError
 Argument = str | bytes | int
 Execute = Callable[..., Awaitable[Any]]
 
+Heard = Callable[[Any], None]
 Concerned = Callable[[str], bool]
 """Whether something is about the keys of a hash tag."""
 Changed = Callable[[Concerned], None]
@@ -61,7 +62,9 @@ class Link(asyncio.Protocol):
             protocolError=RedisConnectionError,
             replyError=connection._parser.parse_error,
         )
-        self._waiting: deque[tuple[asyncio.Future[Any], asyncio.TimerHandle]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[Any], asyncio.TimerHandle, Heard | None]] = (
+            deque()
+        )
         seconds = min(CONFIRMED_SECONDS, 0.4 * timeout_seconds)
         self._confirmed_ms = max(1, int(1000 * seconds))  # WAIT takes 0 for without end
         self._unconfirmed: list[asyncio.Future[int]] = []
@@ -73,13 +76,17 @@ class Link(asyncio.Protocol):
     def idle(self) -> bool:
         return not self._waiting
 
-    def send(self, arguments: tuple[Argument, ...]) -> asyncio.Future[Any]:
+    def send(
+        self, arguments: tuple[Argument, ...], heard: Heard | None = None
+    ) -> asyncio.Future[Any]:
+        """The reply. ``heard`` is told of it too, though the caller may have left; it must not
+        raise."""
         future = self._loop.create_future()
         if self.transport.is_closing():
             future.set_exception(RedisConnectionError("connection lost"))
             return future
         timer = self._loop.call_later(self._timeout_seconds, self._overdue, future)
-        self._waiting.append((future, timer))
+        self._waiting.append((future, timer, heard))
         self.transport.write(hiredis.pack_command(arguments))  # type: ignore[arg-type]
         return future
 
@@ -128,8 +135,10 @@ class Link(asyncio.Protocol):
         try:
             self._reader.feed(data)
             while (reply := self._reader.gets()) is not False:
-                future, timer = self._waiting.popleft()
+                future, timer, heard = self._waiting.popleft()
                 timer.cancel()
+                if heard is not None and not isinstance(reply, Exception):
+                    heard(reply)
                 if future.done():  # its caller left
                     continue
                 if isinstance(reply, Exception):
@@ -151,16 +160,11 @@ class Link(asyncio.Protocol):
             sock = self.transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
-        for future, timer in self._waiting:
+        for future, timer, _ in self._waiting:
             timer.cancel()
             if not future.done():
                 future.set_exception(RedisConnectionError(reason))
         self._waiting.clear()
-
-
-def _hear(heard: Callable[[Any], None], reply: asyncio.Future[Any]) -> None:
-    if reply.exception() is None:
-        heard(reply.result())
 
 
 class SingleFlight(Generic[Result]):
@@ -173,11 +177,11 @@ class SingleFlight(Generic[Result]):
 
     @property
     def running(self) -> bool:
-        return self._task is not None
+        return self._task is not None and not self._task.done()
 
     def start(self) -> None:
         """Begin a run, unless one is under way."""
-        if self._task is None and not self._closed:
+        if not self.running and not self._closed:
             self._task = asyncio.create_task(self._work())
             self._task.add_done_callback(self._done)
 
@@ -191,7 +195,8 @@ class SingleFlight(Generic[Result]):
         return task.result()
 
     def _done(self, task: "asyncio.Task[Result]") -> None:
-        self._task = None
+        if task is self._task:  # the next one may have begun already
+            self._task = None
         if not task.cancelled():
             task.exception()  # seen, even where every caller has left
 
@@ -250,13 +255,10 @@ class Server:
         keys: Sequence[str] = (),
         reads: bool = False,
         replicas: int = 0,
-        heard: Callable[[Any], None] | None = None,
+        heard: Heard | None = None,
     ) -> Any:
         link = await self._connected()
-        sent = link.send(arguments)
-        if heard is not None:
-            sent.add_done_callback(partial(_hear, heard))
-            sent = asyncio.shield(sent)
+        sent = link.send(arguments, heard)
         if not replicas:
             return await sent
         confirmed = link.confirmed(replicas)
