@@ -16,6 +16,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import hiredis
@@ -28,40 +29,102 @@ from redis.exceptions import RedisError
 Argument = str | bytes | int
 Execute = Callable[..., Awaitable[Any]]
 
+Heard = Callable[[Any], None]
+Concerned = Callable[[str], bool]
+"""Whether something is about the keys of a hash tag."""
+Changed = Callable[[Concerned], None]
+
 Result = TypeVar("Result")
+
+CONFIRMED_SECONDS = 0.1
+"""What replicas have to acknowledge a write; two fifths of a timeout that has no room for it."""
+
+
+class UnconfirmedError(RedisError):
+    """Done, as far as the master goes; too few replicas are known to have it."""
 
 
 class Link(asyncio.Protocol):
-    """One open connection, until it is lost."""
+    """One open connection, until it is lost: that is told."""
 
-    def __init__(self, connection: AbstractConnection, timeout_seconds: float) -> None:
+    def __init__(
+        self, connection: AbstractConnection, timeout_seconds: float, lost: Callable[[], None]
+    ) -> None:
         assert connection._writer is not None
         self._writer = connection._writer  # kept: it closes the transport when collected
         connection._reader = connection._writer = None
         self.transport: asyncio.WriteTransport = self._writer.transport
         self.address = getattr(connection, "host", None), getattr(connection, "port", None)
         self._timeout_seconds = timeout_seconds
+        self._lost = lost
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(
             protocolError=RedisConnectionError,
             replyError=connection._parser.parse_error,
         )
-        self._waiting: deque[tuple[asyncio.Future[Any], asyncio.TimerHandle]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[Any], asyncio.TimerHandle, Heard | None]] = (
+            deque()
+        )
+        seconds = min(CONFIRMED_SECONDS, 0.4 * timeout_seconds)
+        self._confirmed_ms = max(1, int(1000 * seconds))  # WAIT takes 0 for without end
+        self._unconfirmed: list[asyncio.Future[int]] = []
+        """Those whom the next WAIT serves."""
+        self._confirming = False
         self.transport.set_protocol(self)
 
     @property
     def idle(self) -> bool:
         return not self._waiting
 
-    def send(self, arguments: tuple[Argument, ...]) -> asyncio.Future[Any]:
+    def send(
+        self, arguments: tuple[Argument, ...], heard: Heard | None = None
+    ) -> asyncio.Future[Any]:
+        """The reply. ``heard`` is told of it too, though the caller may have left; it must not
+        raise."""
         future = self._loop.create_future()
         if self.transport.is_closing():
             future.set_exception(RedisConnectionError("connection lost"))
             return future
         timer = self._loop.call_later(self._timeout_seconds, self._overdue, future)
-        self._waiting.append((future, timer))
+        self._waiting.append((future, timer, heard))
         self.transport.write(hiredis.pack_command(arguments))  # type: ignore[arg-type]
         return future
+
+    def confirmed(self, replicas: int) -> asyncio.Future[int]:
+        """How many replicas have all that was written on this connection before; it is waited for
+        ``replicas`` of them.
+
+        WAIT (https://valkey.io/commands/wait/) keeps what is sent after it waiting. So one is out
+        at a time, and the next one serves all who have asked meanwhile: nobody waits for more
+        than two.
+        """
+        future: asyncio.Future[int] = self._loop.create_future()
+        self._unconfirmed.append(future)
+        if not self._confirming:
+            self._confirming = True
+            self._loop.call_soon(self._confirm, replicas)
+        return future
+
+    def _confirm(self, replicas: int) -> None:
+        asked, self._unconfirmed = self._unconfirmed, []
+        reply = self.send(("WAIT", replicas, self._confirmed_ms))
+        reply.add_done_callback(partial(self._confirm_done, replicas, asked))
+
+    def _confirm_done(
+        self, replicas: int, asked: list[asyncio.Future[int]], reply: asyncio.Future[int]
+    ) -> None:
+        self._confirming = bool(self._unconfirmed)
+        if self._confirming:
+            self._confirm(replicas)
+        error = reply.exception()
+        for future in asked:
+            if future.done():  # its caller left
+                continue
+            if error is None:
+                future.set_result(reply.result())
+            else:
+                future.set_exception(error)
+                future.exception()  # seen, even where its caller has failed already
 
     def _overdue(self, future: asyncio.Future[Any]) -> None:
         # Replies come in order: when the first in the queue is late, nothing will come in time.
@@ -72,8 +135,10 @@ class Link(asyncio.Protocol):
         try:
             self._reader.feed(data)
             while (reply := self._reader.gets()) is not False:
-                future, timer = self._waiting.popleft()
+                future, timer, heard = self._waiting.popleft()
                 timer.cancel()
+                if heard is not None and not isinstance(reply, Exception):
+                    heard(reply)
                 if future.done():  # its caller left
                     continue
                 if isinstance(reply, Exception):
@@ -85,6 +150,7 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.fail("connection lost")
+        self._lost()
 
     def fail(self, reason: str) -> None:
         """Drop the connection, with everything in flight."""
@@ -94,7 +160,7 @@ class Link(asyncio.Protocol):
             sock = self.transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
-        for future, timer in self._waiting:
+        for future, timer, _ in self._waiting:
             timer.cancel()
             if not future.done():
                 future.set_exception(RedisConnectionError(reason))
@@ -111,11 +177,11 @@ class SingleFlight(Generic[Result]):
 
     @property
     def running(self) -> bool:
-        return self._task is not None
+        return self._task is not None and not self._task.done()
 
     def start(self) -> None:
         """Begin a run, unless one is under way."""
-        if self._task is None and not self._closed:
+        if not self.running and not self._closed:
             self._task = asyncio.create_task(self._work())
             self._task.add_done_callback(self._done)
 
@@ -129,7 +195,8 @@ class SingleFlight(Generic[Result]):
         return task.result()
 
     def _done(self, task: "asyncio.Task[Result]") -> None:
-        self._task = None
+        if task is self._task:  # the next one may have begun already
+            self._task = None
         if not task.cancelled():
             task.exception()  # seen, even where every caller has left
 
@@ -138,6 +205,12 @@ class SingleFlight(Generic[Result]):
         self._closed = True
         if self._task is not None:
             self._task.cancel()
+
+    async def aclose(self) -> None:
+        """The same, and wait until it has ended."""
+        self.close()
+        if self._task is not None:
+            await asyncio.wait({self._task})
 
 
 async def majority(asked: Sequence[Awaitable[bool]], yes: int = 0) -> bool:
@@ -173,12 +246,29 @@ class Server:
         self._pool = pool
         self._timeout_seconds = timeout_seconds
         self._link: Link | None = None
+        self._changed: Changed = lambda _: None
         self._opening = SingleFlight(self._open)
 
     async def execute(
-        self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
+        self,
+        *arguments: Argument,
+        keys: Sequence[str] = (),
+        reads: bool = False,
+        replicas: int = 0,
+        heard: Heard | None = None,
     ) -> Any:
-        return await (await self._connected()).send(arguments)
+        link = await self._connected()
+        sent = link.send(arguments, heard)
+        if not replicas:
+            return await sent
+        confirmed = link.confirmed(replicas)
+        try:
+            reply, count = await sent, await confirmed
+        finally:
+            confirmed.cancel()
+        if count < replicas:
+            raise UnconfirmedError(f"confirmed by {count} of {replicas} replicas in time")
+        return reply
 
     async def execute_on_master(self, *arguments: Argument, keys: Sequence[str] = ()) -> Any:
         # Asked on the same connection, behind the answer: it was the master's.
@@ -217,8 +307,14 @@ class Server:
         await connection.connect()
         if connection._writer is None or connection._writer.transport.is_closing():
             raise RedisConnectionError("closed as soon as it was open")
-        self._link = Link(connection, self._timeout_seconds)
+        self._link = Link(connection, self._timeout_seconds, self._lost)
         return self._link
+
+    def watch(self, changed: Changed) -> None:
+        self._changed = changed
+
+    def _lost(self) -> None:
+        self._changed(lambda _: True)
 
     @property
     def idle(self) -> bool:

@@ -101,17 +101,19 @@ FAMILIES = (
     REDIS_ERRORS := Family(
         CounterMetricFamily,
         "sesiones_redis_errors",
-        "Calls without a reply in time, without a connection, and refused by Redis.",
+        "Calls without a reply in time, without a connection, refused by Redis; unconfirmed: what "
+        "too few replicas have.",
         "reason",
-        ("timeout", "connection", "refused"),
+        ("timeout", "connection", "refused", "unconfirmed"),
     ),
     CREATED := Family(CounterMetricFamily, "sesiones_sessions_created", "Sessions made."),
     ENDED := Family(
         CounterMetricFamily,
         "sesiones_sessions_ended",
-        "Sessions ended before they expired; limit: by a new one of a user who had the most.",
+        "Sessions ended before they expired; limit: by a new one of a user who had the most; "
+        "failover: once more, for they had come back.",
         "reason",
-        ("logout", "logout_all", "limit", "operator"),
+        ("logout", "logout_all", "limit", "operator", "failover"),
     ),
 )
 

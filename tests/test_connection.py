@@ -23,6 +23,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from scripts.redis_server import RedisServer, find_binary, free_port
 from sesiones.connection import Commands, connect
+from sesiones.link import SingleFlight
 from sesiones.store import SessionStore, StoreUnavailable
 from tests.conftest import available, open_store
 
@@ -292,6 +293,24 @@ async def test_a_failed_opening_that_nobody_waited_for_is_forgotten() -> None:
             await commands.execute("PING")
         assert time.monotonic() - begun < 0.2
         await commands.aclose()
+
+
+async def test_work_that_is_asked_for_as_it_ends_is_done_again() -> None:
+    """Its last look at what there is to do has been."""
+    runs: list[int] = []
+
+    async def work() -> None:
+        runs.append(1)
+        if len(runs) == 1:
+            # Comes after its end, and before anyone is told of that.
+            asyncio.get_running_loop().call_soon(single.start)
+
+    single = SingleFlight(work)
+    single.start()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (len(runs), single.running) == (2, False)
+    await single.aclose()
 
 
 async def test_closing_while_it_opens() -> None:

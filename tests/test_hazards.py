@@ -25,7 +25,7 @@ from redis.exceptions import NoScriptError, RedisError
 from scripts.redis_server import RedisServer
 from sesiones import tokens
 from sesiones.connection import Commands, connect
-from sesiones.link import Argument, Execute
+from sesiones.link import Argument, Changed, Execute
 from sesiones.sesion import Sesion
 from sesiones.store import BadDates, Immutable, Refusal, SessionStore, StoreUnavailable
 from tests.test_store import base, counter_key, digest, index_key, lua, session_key
@@ -548,16 +548,17 @@ class _Wrapped:
         self.in_flight_max = commands.in_flight_max
         self.node_of = commands.node_of
 
-    async def execute(
-        self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
-    ) -> Any:
-        return await self.commands.execute(*arguments)
+    async def execute(self, *arguments: Argument, **how: Any) -> Any:
+        return await self.commands.execute(*arguments, **how)
 
     async def execute_on_master(self, *arguments: Argument, keys: Sequence[str]) -> Any:
         return await self.commands.execute_on_master(*arguments, keys=keys)
 
     async def masters(self) -> dict[str, Execute]:
         return {"redis": self.execute}
+
+    def watch(self, changed: Changed) -> None:
+        self.commands.watch(changed)
 
     def reset(self) -> None:
         self.commands.reset()
@@ -569,12 +570,10 @@ class _Wrapped:
 class LosesReplies(_Wrapped):
     """Every other command is executed, or not even that, and has no reply."""
 
-    async def execute(
-        self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
-    ) -> Any:
+    async def execute(self, *arguments: Argument, **how: Any) -> Any:
         lost = random.random() < 0.5
         if not lost or random.random() < 0.8:
-            reply = await super().execute(*arguments)
+            reply = await super().execute(*arguments, **how)
         if lost:
             raise RedisConnectionError("the reply was lost")
         return reply
@@ -583,11 +582,9 @@ class LosesReplies(_Wrapped):
 class NoTwin(_Wrapped):
     """Refused writes look like any other failure, so nothing is tried without them."""
 
-    async def execute(
-        self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
-    ) -> Any:
+    async def execute(self, *arguments: Argument, **how: Any) -> Any:
         try:
-            return await super().execute(*arguments)
+            return await super().execute(*arguments, **how)
         except RedisError as error:
             if str(error).startswith("NOREPLICAS"):
                 raise RedisError("refused") from error
@@ -598,14 +595,12 @@ def edited(old: str, new: str) -> Wrap:
     """Scripts in which a text is replaced, wherever it occurs."""
 
     class Edited(_Wrapped):
-        async def execute(
-            self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
-        ) -> Any:
+        async def execute(self, *arguments: Argument, **how: Any) -> Any:
             if arguments[0] == "EVALSHA":
                 raise NoScriptError  # so that the source comes
             if arguments[0] == "EVAL":
                 arguments = ("EVAL", str(arguments[1]).replace(old, new), *arguments[2:])
-            return await super().execute(*arguments)
+            return await super().execute(*arguments, **how)
 
     return Edited
 
