@@ -55,6 +55,8 @@ class RedisServer:
         self._inherited = () if keep_open is None else (keep_open,)
         self._options = options
         self.port = int(options.get("port", "0"))
+        # A copy: Sentinel has its servers rewrite their configuration.
+        self._configuration = shutil.copy(CONFIGURATION, self._directory / "redis.conf")
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -71,7 +73,7 @@ class RedisServer:
         self.process = subprocess.Popen(
             [
                 find_binary(),
-                str(CONFIGURATION),
+                str(self._configuration),
                 *(word for name, value in options.items() for word in (f"--{name}", value)),
             ],
             # Its own process group: a Ctrl-C in the terminal is its owner's to pass on.
@@ -216,6 +218,107 @@ class RedisCluster:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+
+class RedisSentinels:
+    """A master with its replicas on loopback, by port, and the Sentinels that watch them (a
+    majority decides), until it is closed. All know each other from the start."""
+
+    def __init__(
+        self,
+        replicas: int = 2,
+        sentinels: int = 3,
+        down_after_milliseconds: int = 300,
+        failover_timeout_milliseconds: int = 1000,
+    ) -> None:
+        self._replicas, self._sentinels = replicas, sentinels
+        self._down_after_milliseconds = down_after_milliseconds
+        self._failover_timeout_milliseconds = failover_timeout_milliseconds
+        self._stack = ExitStack()
+        self.servers: dict[int, RedisServer] = {}
+        self.clients: dict[int, Redis] = {}
+        self.sentinels: dict[int, Redis] = {}
+
+    @property
+    def url(self) -> str:
+        addresses = ",".join(f"127.0.0.1:{port}" for port in self.sentinels)
+        return f"redis+sentinel://{addresses}/mymaster"
+
+    def named(self) -> set[int]:
+        """The ports that the Sentinels name as the master's."""
+        command = "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"
+        replies = (client.execute_command(*command) for client in self.sentinels.values())  # type: ignore[no-untyped-call]
+        return {int(port) for _, port in replies}
+
+    def replicated(self, port: int) -> bool:
+        """Whether every other server is a replica of this one, and has all that was written."""
+        states = {each: client.info("replication") for each, client in self.clients.items()}
+        written = states.pop(port)["master_repl_offset"]
+        return all(
+            state.get("master_port") == port
+            and state["master_link_status"] == "up"
+            and state["slave_repl_offset"] >= written
+            for state in states.values()
+        )
+
+    def __enter__(self) -> "RedisSentinels":
+        with self._stack:
+            for _ in range(1 + self._replicas):
+                port = free_port()
+                # Without the delay, a master would wait 5 s for more replicas.
+                server = RedisServer(port=str(port), repl_diskless_sync_delay="0")
+                self.servers[port] = self._stack.enter_context(server)
+                client = Redis(port=port, decode_responses=True)
+                self.clients[port] = self._stack.enter_context(client)
+            master, *replicas = self.servers
+            for port in replicas:
+                self.clients[port].replicaof("127.0.0.1", str(master))
+            _wait(lambda: self.replicated(master))
+            folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+            ports = [free_port() for _ in range(self._sentinels)]
+            for port in ports:
+                self._start_sentinel(folder, port, ports)
+                client = Redis(port=port, decode_responses=True)
+                self.sentinels[port] = self._stack.enter_context(client)
+            self._stack = self._stack.pop_all()
+        return self
+
+    def _start_sentinel(self, folder: Path, port: int, ports: list[int]) -> None:
+        master, *replicas = self.servers
+        own, *others = sorted(ports, key=lambda other: other != port)
+        configuration = folder / f"{port}.conf"
+        lines = [
+            f"bind 127.0.0.1\nport {port}\ndir {folder}\nlogfile {folder}/{port}.log",
+            f"sentinel myid {own:040}",
+            f"sentinel monitor mymaster 127.0.0.1 {master} {len(ports) // 2 + 1}",
+            f"sentinel down-after-milliseconds mymaster {self._down_after_milliseconds}",
+            f"sentinel failover-timeout mymaster {self._failover_timeout_milliseconds}",
+            *(f"sentinel known-replica mymaster 127.0.0.1 {each}" for each in replicas),
+            *(f"sentinel known-sentinel mymaster 127.0.0.1 {each} {each:040}" for each in others),
+        ]
+        configuration.write_text("\n".join(lines) + "\n")
+        process = subprocess.Popen(
+            [find_binary(), str(configuration), "--sentinel"], start_new_session=True
+        )
+        self._stack.callback(process.wait, timeout=10)
+        self._stack.callback(process.terminate)
+        _wait(lambda: _accepts(port))
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _wait(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RuntimeError("the servers do not come up")
+        time.sleep(0.02)
 
 
 def free_port() -> int:
