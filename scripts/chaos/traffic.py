@@ -18,6 +18,7 @@ import orjson
 
 from scripts.ledger import Ledger, Sent, numbers
 from scripts.progress import Progress
+from sesiones import tokens
 
 REPLY_SECONDS = 5.0
 """What is answered later, or never, is a hang."""
@@ -33,7 +34,7 @@ REPLICATED_LATE = {"Ultima_Actividad ran backwards", "Fecha_Expiracion ran backw
 
 def words(wrong: Mapping[str, Collection[str]]) -> str:
     """What is wrong, and of how many sessions."""
-    return ", ".join(f"{what}: {len(tokens)}" for what, tokens in wrong.items()) or "nothing wrong"
+    return ", ".join(f"{what}: {len(found)}" for what, found in wrong.items()) or "nothing wrong"
 
 
 class Reply(NamedTuple):
@@ -53,6 +54,8 @@ class Event(NamedTuple):
     status: int
     seconds: float
     port: int
+    bucket: str
+    """The user's: it says on which shard of a Cluster it was."""
 
 
 NOTHING = Reply(0, {}, b"", True)
@@ -143,11 +146,13 @@ class Client:
 
 @dataclass
 class _User:
-    """``live``: the tokens that are used. ``busy``: a create or a logoutAll is out, and only one
-    of them at a time: which of the two came first nobody could tell."""
+    """``live``: the tokens that are used; ``leaving``: those of which a logout is out. ``busy``: a
+    create or a logoutAll is out, and only one of them at a time: which of the two came first
+    nobody could tell."""
 
     number: int
     live: list[str] = field(default_factory=list)
+    leaving: set[str] = field(default_factory=set)
     busy: bool = False
 
 
@@ -169,6 +174,8 @@ class Traffic:
         self.created_at: dict[str, float] = {}
         """When each session was acknowledged, on the monotonic clock."""
         self._ended: list[str] = []
+        self.unconfirmed: list[str] = []
+        """The sessions that logouts were to end of which nobody knows what came."""
         self._objects: dict[str, dict[str, object]] = {}
         """Of sessions of which no PUT was sent yet."""
         self._devices: dict[str, set[str]] = {}
@@ -223,9 +230,9 @@ class Traffic:
             ):
                 self.wrong[OVERWRITTEN].add(token)
 
-        tokens = list(self.created_at)
-        for first in range(0, len(tokens), 64):
-            await asyncio.gather(*(look(token) for token in tokens[first : first + 64]))
+        made = list(self.created_at)
+        for first in range(0, len(made), 64):
+            await asyncio.gather(*(look(token) for token in made[first : first + 64]))
 
     def close(self) -> None:
         for client in self.clients:
@@ -255,19 +262,26 @@ class Traffic:
         return found
 
     async def _ask(
-        self, operation: str, method: str, path: str, token: str = "", body: object = None
+        self,
+        operation: str,
+        bucket: str,
+        method: str,
+        path: str,
+        token: str = "",
+        body: object = None,
     ) -> Reply:
         client = self._random.choice(self.clients)
         begun = time.monotonic()
         reply = await client.ask(method, path, token, body)
         seconds = time.monotonic() - begun
-        self.events.append(Event(begun, operation, reply.status, seconds, client.port))
+        self.events.append(Event(begun, operation, reply.status, seconds, client.port, bucket))
         return reply
 
     async def _create(self, user: _User) -> None:
         user.busy = True
         body = {"ID_Usuario": user.number, "Dispositivo": "laptop"}
-        reply = await self._ask("create", "POST", "/sesiones", body=body)
+        bucket = tokens.user_bucket(user.number)
+        reply = await self._ask("create", bucket, "POST", "/sesiones", body=body)
         user.busy = False
         if reply.status == 201:
             session = orjson.loads(reply.body)
@@ -278,13 +292,14 @@ class Traffic:
             user.live.append(token)
 
     async def _check(self, operation: str, token: str) -> None:
-        sent = self._ledger.sent(token)
-        self._judge(sent, await self._ask(operation, "GET", "/sesiones/self", token))
+        sent, bucket = self._ledger.sent(token), tokens.bucket(token)
+        self._judge(sent, await self._ask(operation, bucket, "GET", "/sesiones/self", token))
 
     async def _update(self, token: str) -> None:
         session = self._objects.pop(token) | {"Dispositivo": "tablet"}
         self._devices[token].add("tablet")
-        reply = await self._ask("update", "PUT", "/sesiones", body=session)
+        bucket = tokens.bucket(token)
+        reply = await self._ask("update", bucket, "PUT", "/sesiones", body=session)
         if reply.status == 200:
             self._devices[token].remove("laptop")
 
@@ -293,14 +308,21 @@ class Traffic:
         user.busy = user.busy or operation == "logoutAll"
         for token in ends:
             user.live.remove(token)
-        sent = self._ledger.sent(ends[-1], ends)
+        # A logoutAll may overtake a logout, and end its session too.
+        others = user.leaving if operation == "logoutAll" else ()
+        sent = self._ledger.sent(ends[-1], [*others, *ends])
+        user.leaving.update(ends)
         path = f"/sesiones/{operation}?Token_Sesion={ends[-1]}"
-        reply = await self._ask(operation, "DELETE", path, ends[-1])
+        bucket = tokens.bucket(ends[-1])
+        reply = await self._ask(operation, bucket, "DELETE", path, ends[-1])
+        user.leaving.difference_update(ends)
         if operation == "logoutAll":
             user.busy = False
         self._judge(sent, reply)
         if reply.status == 200:
             self._ended.extend(ends)
+        elif reply.status != 401:
+            self.unconfirmed.extend(ends)
 
     def _judge(self, sent: Sent, reply: Reply) -> None:
         answer = numbers({}, reply.body) if reply.status == 200 and not sent.ends else {}
