@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     command.add_argument("--deep", action="store_true", help="look through every key of ours too")
     command.add_argument("--json", action="store_true", help="print a JSON array of findings")
-    Settings.add_flags(command, "redis_url", "redis_timeout", "key_prefix")
+    Settings.add_flags(command, "redis_url", "redis_timeout", "wait_replicas", "key_prefix")
 
     command = commands.add_parser(
         "users",
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ending.add_argument("--end", type=_identifier, metavar="ID_SESION", help="end that session")
     ending.add_argument("--end-all", action="store_true", help="end every session")
     command.add_argument("--json", action="store_true", help="print JSON")
-    Settings.add_flags(command, "redis_url", "redis_timeout", "key_prefix")
+    Settings.add_flags(command, "redis_url", "redis_timeout", "wait_replicas", "key_prefix")
 
     options = parser.parse_args(argv)
     try:

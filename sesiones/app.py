@@ -82,6 +82,7 @@ def open_store(settings: Settings, metrics: Metrics | None = None) -> SessionSto
         touch_seconds=settings.touch_seconds,
         max_per_user=settings.max_per_user,
         timeout_seconds=settings.redis_timeout,
+        wait_replicas=settings.wait_replicas,
         metrics=metrics,
     )
 

@@ -27,7 +27,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from sesiones.link import Argument, Execute, Server, SingleFlight, majority
+from sesiones.link import Argument, Execute, Server, SingleFlight, UnconfirmedError, majority
 
 Address = tuple[str, int]
 
@@ -76,7 +76,11 @@ class Cluster:
         return self._masters[_slot(tag)]
 
     async def execute(
-        self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
+        self,
+        *arguments: Argument,
+        keys: Sequence[str] = (),
+        reads: bool = False,
+        replicas: int = 0,
     ) -> Any:
         slot = key_slot(keys[0].encode()) if keys else 0
         asked: Address | None = None
@@ -85,8 +89,10 @@ class Cluster:
             address = asked or await self._master(slot)
             server = self._server(address)
             try:
-                return await (server.execute_asking if asked else server.execute)(*arguments)
-            except NoScriptError:
+                if asked:
+                    return await server.execute_asking(*arguments)
+                return await server.execute(*arguments, replicas=replicas)
+            except (NoScriptError, UnconfirmedError):
                 raise
             except (RedisError, OSError, asyncio.CancelledError) as error:
                 # Whatever it is, the map may be why: a caller that leaves has waited in vain.

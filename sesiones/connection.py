@@ -26,13 +26,18 @@ class Commands(Protocol):
         """The node that has the keys of a hash tag, as far as known. None: one has them all."""
 
     async def execute(
-        self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
+        self,
+        *arguments: Argument,
+        keys: Sequence[str] = (),
+        reads: bool = False,
+        replicas: int = 0,
     ) -> Any:
         """One command's reply. Raises redis.exceptions.RedisError or OSError.
 
         ``keys``: what it is about, whether the command declares it or not; the first one's node
         gets it. ``reads``: it writes nothing. On a Cluster, it raises SlotMovedError when the
-        keys are not, or not all, on that node: nothing was written then.
+        keys are not, or not all, on that node: nothing was written then. ``replicas``: raises
+        UnconfirmedError unless so many have what it wrote; that keeps later commands waiting.
         """
 
     async def execute_on_master(self, *arguments: Argument, keys: Sequence[str]) -> Any:

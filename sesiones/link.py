@@ -16,6 +16,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import hiredis
@@ -29,6 +30,13 @@ Argument = str | bytes | int
 Execute = Callable[..., Awaitable[Any]]
 
 Result = TypeVar("Result")
+
+CONFIRMED_SECONDS = 0.1
+"""What replicas have to acknowledge a write; two fifths of a timeout that has no room for it."""
+
+
+class UnconfirmedError(RedisError):
+    """Done, as far as the master goes; too few replicas are known to have it."""
 
 
 class Link(asyncio.Protocol):
@@ -47,6 +55,10 @@ class Link(asyncio.Protocol):
             replyError=connection._parser.parse_error,
         )
         self._waiting: deque[tuple[asyncio.Future[Any], asyncio.TimerHandle]] = deque()
+        self._confirmed_seconds = min(CONFIRMED_SECONDS, 0.4 * timeout_seconds)
+        self._unconfirmed: list[tuple[asyncio.Future[int], asyncio.TimerHandle]] = []
+        """Those whom the next WAIT serves."""
+        self._confirming = False
         self.transport.set_protocol(self)
 
     @property
@@ -62,6 +74,49 @@ class Link(asyncio.Protocol):
         self._waiting.append((future, timer))
         self.transport.write(hiredis.pack_command(arguments))  # type: ignore[arg-type]
         return future
+
+    def confirmed(self, replicas: int) -> asyncio.Future[int]:
+        """How many replicas have all that was written on this connection before, as far as it is
+        known in time; it is waited for ``replicas`` of them.
+
+        WAIT (https://valkey.io/commands/wait/) keeps what is sent after it waiting. So one is out
+        at a time, and the next one serves all who have asked meanwhile: nobody waits for more
+        than two.
+        """
+        future: asyncio.Future[int] = self._loop.create_future()
+        # Redis may look at its clock but ten times a second.
+        timer = self._loop.call_later(2 * self._confirmed_seconds, _give_up, future)
+        self._unconfirmed.append((future, timer))
+        if not self._confirming:
+            self._confirming = True
+            self._loop.call_soon(self._confirm, replicas)
+        return future
+
+    def _confirm(self, replicas: int) -> None:
+        asked, self._unconfirmed = self._unconfirmed, []
+        milliseconds = max(1, int(1000 * self._confirmed_seconds))  # 0 would be without end
+        reply = self.send(("WAIT", replicas, milliseconds))
+        reply.add_done_callback(partial(self._confirm_done, replicas, asked))
+
+    def _confirm_done(
+        self,
+        replicas: int,
+        asked: list[tuple[asyncio.Future[int], asyncio.TimerHandle]],
+        reply: asyncio.Future[int],
+    ) -> None:
+        self._confirming = bool(self._unconfirmed)
+        if self._confirming:
+            self._confirm(replicas)
+        error = reply.exception()
+        for future, timer in asked:
+            timer.cancel()
+            if future.done():  # its caller left, or it was too late
+                continue
+            if error is None:
+                future.set_result(reply.result())
+            else:
+                future.set_exception(error)
+                future.exception()  # seen, even where its caller has failed already
 
     def _overdue(self, future: asyncio.Future[Any]) -> None:
         # Replies come in order: when the first in the queue is late, nothing will come in time.
@@ -99,6 +154,11 @@ class Link(asyncio.Protocol):
             if not future.done():
                 future.set_exception(RedisConnectionError(reason))
         self._waiting.clear()
+
+
+def _give_up(future: asyncio.Future[int]) -> None:
+    if not future.done():
+        future.set_result(0)
 
 
 class SingleFlight(Generic[Result]):
@@ -176,9 +236,23 @@ class Server:
         self._opening = SingleFlight(self._open)
 
     async def execute(
-        self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
+        self,
+        *arguments: Argument,
+        keys: Sequence[str] = (),
+        reads: bool = False,
+        replicas: int = 0,
     ) -> Any:
-        return await (await self._connected()).send(arguments)
+        link = await self._connected()
+        if not replicas:
+            return await link.send(arguments)
+        sent, confirmed = link.send(arguments), link.confirmed(replicas)
+        try:
+            reply, count = await sent, await confirmed
+        finally:
+            confirmed.cancel()
+        if count < replicas:
+            raise UnconfirmedError(f"not confirmed by {replicas} replicas in time")
+        return reply
 
     async def execute_on_master(self, *arguments: Argument, keys: Sequence[str] = ()) -> Any:
         # Asked on the same connection, behind the answer: it was the master's.

@@ -101,9 +101,10 @@ FAMILIES = (
     REDIS_ERRORS := Family(
         CounterMetricFamily,
         "sesiones_redis_errors",
-        "Calls without a reply in time, without a connection, and refused by Redis.",
+        "Calls without a reply in time, without a connection, refused by Redis; unconfirmed: what "
+        "too few replicas have.",
         "reason",
-        ("timeout", "connection", "refused"),
+        ("timeout", "connection", "refused", "unconfirmed"),
     ),
     CREATED := Family(CounterMetricFamily, "sesiones_sessions_created", "Sessions made."),
     ENDED := Family(

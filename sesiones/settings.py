@@ -111,6 +111,9 @@ class Settings:
     redis_timeout: float = _setting(
         0.25, _timeout, "seconds for one round trip to Redis before a 503"
     )
+    wait_replicas: int = _setting(
+        0, _integer(0, 100), "replicas that must have a write within 100 ms, else it is a 503"
+    )
     service_key: tuple[str, ...] = _setting(
         (), _service_keys, "keys that POST and PUT require, separated by commas"
     )

@@ -24,7 +24,7 @@ from sesiones import tokens
 from sesiones.batching import Batcher
 from sesiones.cluster import SlotMovedError
 from sesiones.connection import Commands, connect
-from sesiones.link import Argument, Execute
+from sesiones.link import Argument, Execute, UnconfirmedError
 from sesiones.metrics import CREATED, ENDED, REDIS_ERRORS, Metrics
 from sesiones.sesion import Sesion
 
@@ -63,9 +63,11 @@ class BadDates:
 
 
 class _Script:
-    """One file of lua/, with session.lua after its first line."""
+    """One file of lua/, with session.lua after its first line; ``confirmed``: what it writes
+    waits for replicas, where that is wanted."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, confirmed: bool = False) -> None:
+        self.confirmed = confirmed
         folder = files("sesiones") / "lua"
         shebang, _, body = (folder / f"{name}.lua").read_text("utf-8").partition("\n")
         shared = (folder / "session.lua").read_text("utf-8")
@@ -77,12 +79,32 @@ _MOVING_SECONDS = 0.01
 """Between two tries of a call whose keys are being moved from one node of a Cluster to another."""
 
 _CHECK, _PEEK = _Script("check"), _Script("peek")
-_CREATE, _UPDATE = _Script("create"), _Script("update")
-_END, _END_ALL = _Script("end"), _Script("end_all")
+_CREATE, _UPDATE = _Script("create", confirmed=True), _Script("update", confirmed=True)
+_END, _END_ALL = _Script("end", confirmed=True), _Script("end_all", confirmed=True)
 _PROBE = _Script("probe")
-_LIST, _END_USER, _AUDIT = _Script("list"), _Script("end_user"), _Script("audit")
+_LIST, _AUDIT = _Script("list"), _Script("audit")
+_END_USER = _Script("end_user", confirmed=True)
 # What the service runs; the rest is for operators.
 _SCRIPTS = (_CHECK, _PEEK, _CREATE, _UPDATE, _END, _END_ALL, _PROBE)
+
+
+class _Outage:
+    """Its first failure is logged, not each of its thousands, and that it is over: when nothing has
+    failed for a second."""
+
+    def __init__(self, failing: str, over: str) -> None:
+        self._failing, self._over = failing, over
+        self.failed_at: float | None = None
+
+    def failed(self, reason: str) -> None:
+        if self.failed_at is None:
+            logger.error("%s: %s", self._failing, reason)
+        self.failed_at = time.monotonic()
+
+    def succeeded(self) -> None:
+        if self.failed_at is not None and time.monotonic() - self.failed_at > 1:
+            logger.info(self._over)
+            self.failed_at = None
 
 
 class SessionStore:
@@ -91,7 +113,9 @@ class SessionStore:
     Every method raises StoreUnavailable when Redis does not answer within ``timeout_seconds``
     or refuses. ``idle_seconds``: a new session's window; ``max_seconds``: the longest life;
     ``touch_seconds``: how old Ultima_Actividad must be before a check slides it;
-    ``max_per_user``: sessions a user may have.
+    ``max_per_user``: sessions a user may have. ``wait_replicas``: how many must have what a method
+    wrote before it returns, within 0.1 s (or two fifths of ``timeout_seconds``, if that is less);
+    else it raises StoreUnavailable.
     """
 
     def __init__(
@@ -104,10 +128,16 @@ class SessionStore:
         touch_seconds: int,
         max_per_user: int,
         timeout_seconds: float,
+        writes: Commands | None = None,
+        wait_replicas: int = 0,
         metrics: Metrics | None = None,
     ) -> None:
+        """``writes``: for what waits for replicas; a check must not wait behind it."""
         self.metrics = metrics or Metrics()
         self._commands = commands
+        self._writes = writes or commands
+        self._every_commands = {self._commands, self._writes}
+        self._wait_replicas = wait_replicas
         self._key_prefix = key_prefix
         self._idle_seconds = idle_seconds
         self._max_seconds = max_seconds
@@ -117,7 +147,8 @@ class SessionStore:
         self._batchers: dict[Hashable, Batcher[str, Sesion | None]] = {}
         self.check = self._batcher(None).submit if commands.node_of is None else self._submit
         """find() without a task: calls the second argument with its answer, or what it raises."""
-        self._failed_at: float | None = None
+        self._outage = _Outage("Redis is unavailable", "Redis is available again")
+        self._unconfirmed = _Outage("writes are not confirmed", "writes are confirmed again")
         self._slow_at = 0.0
 
     @classmethod
@@ -131,6 +162,7 @@ class SessionStore:
         touch_seconds: int = 1,
         max_per_user: int = 1000,
         timeout_seconds: float = 0.25,
+        wait_replicas: int = 0,
         metrics: Metrics | None = None,
     ) -> Self:
         """A store on the Redis of the URL, in any of the forms of SESIONES_REDIS_URL; no I/O until
@@ -143,6 +175,8 @@ class SessionStore:
             touch_seconds=touch_seconds,
             max_per_user=max_per_user,
             timeout_seconds=timeout_seconds,
+            writes=connect(url, timeout_seconds) if wait_replicas else None,
+            wait_replicas=wait_replicas,
             metrics=metrics,
         )
 
@@ -289,8 +323,9 @@ class SessionStore:
             raise next((f for f in failures if f), StoreUnavailable("no master is known"))
 
     async def aclose(self) -> None:
-        """Close the connection to Redis."""
-        await self._commands.aclose()
+        """Close the connections to Redis."""
+        for commands in self._every_commands:
+            await commands.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -310,7 +345,7 @@ class SessionStore:
                 try:
                     await execute("EVALSHA", _PROBE.sha, 0, self._index(0))
                 except ReadOnlyError:
-                    self._commands.reset()  # demoted: the next one finds the master
+                    self._reset()  # demoted: the next one finds the master
                     raise
 
     def _base(self, bucket: str) -> str:
@@ -487,7 +522,7 @@ class SessionStore:
                         tries -= 1
                         if isinstance(error, ReadOnlyError):
                             # Demoted: nothing was written. The master is elsewhere.
-                            self._commands.reset()
+                            self._reset()
                         if tries < 1:
                             raise
         except SlotMovedError:
@@ -495,24 +530,19 @@ class SessionStore:
         except (RedisError, OSError, TimeoutError) as error:
             self.metrics.add(REDIS_ERRORS, _kind(error))
             reason = str(error) or type(error).__name__
-            self._log_failure(reason)
+            outage = self._unconfirmed if isinstance(error, UnconfirmedError) else self._outage
+            outage.failed(reason)
             refused = reason.startswith(("MISCONF", "NOREPLICAS"))
             raise (_WritesRefused if refused else StoreUnavailable)(reason) from error
-        if self._failed_at is not None and script is not _PEEK:
-            self._log_success()
+        if self._outage.failed_at is not None and script is not _PEEK:
+            self._outage.succeeded()
+        if script.confirmed:
+            self._unconfirmed.succeeded()
         return reply
 
-    def _log_failure(self, reason: str) -> None:
-        """The first failure of an outage is logged, not each of its thousands."""
-        if self._failed_at is None:
-            logger.error("Redis is unavailable: %s", reason)
-        self._failed_at = time.monotonic()
-
-    def _log_success(self) -> None:
-        """An outage is over when nothing has failed for a second."""
-        if self._failed_at is not None and time.monotonic() - self._failed_at > 1:
-            logger.info("Redis is available again")
-            self._failed_at = None
+    def _reset(self) -> None:
+        for commands in self._every_commands:
+            commands.reset()
 
     async def _evaluate(
         self, script: _Script, keys: list[str], arguments: tuple[Argument, ...], on_master: bool
@@ -522,6 +552,8 @@ class SessionStore:
             execute = self._commands.execute_on_master
         elif script is _PEEK:
             execute = partial(execute, reads=True)
+        elif script.confirmed:
+            execute = partial(self._writes.execute, replicas=self._wait_replicas)
         # A batch takes keys of many slots, so it declares none; a lone one redirects its call.
         declared = keys if len(keys) == 1 or script not in (_CHECK, _PEEK) else ()
         try:
@@ -538,6 +570,8 @@ def _kind(error: Exception) -> str:
     """Of the metric: what went wrong, as far as an operator would go elsewhere for it."""
     if isinstance(error, (TimeoutError, RedisTimeoutError)) or str(error) == "no reply in time":
         return "timeout"
+    if isinstance(error, UnconfirmedError):
+        return "unconfirmed"
     return "connection" if isinstance(error, (RedisConnectionError, OSError)) else "refused"
 
 

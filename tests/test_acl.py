@@ -14,7 +14,7 @@ from scripts.redis_server import RedisCluster, RedisServer, free_port
 from sesiones import tokens
 from sesiones.sesion import Sesion
 from sesiones.store import SessionStore, StoreUnavailable
-from tests.conftest import open_store
+from tests.conftest import open_store, replica_of
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +25,8 @@ OF_A_CLUSTER = {"cluster|slots", "asking"}
 
 @asynccontextmanager
 async def store_at(url: str, **options: Any) -> AsyncIterator[SessionStore]:
-    store = open_store(url, touch_seconds=0, max_per_user=2, timeout_seconds=1, **options)
+    defaults = {"touch_seconds": 0, "max_per_user": 2, "timeout_seconds": 1, "wait_replicas": 1}
+    store = open_store(url, **defaults | options)
     try:
         yield store
     finally:
@@ -34,7 +35,8 @@ async def store_at(url: str, **options: Any) -> AsyncIterator[SessionStore]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:
-    with RedisServer(port=str(free_port()), include=str(ACL)) as server:
+    """With a replica."""
+    with RedisServer(port=str(free_port()), include=str(ACL)) as server, replica_of(server):
         yield server
 
 
@@ -63,7 +65,7 @@ async def use(store: SessionStore, admin: "Redis") -> None:
     other = await store.create(7, "phone")
     assert await store.end(sesion.Token_Sesion, other.Token_Sesion) == 1
     try:
-        admin.config_set("min-replicas-to-write", 1)
+        admin.config_set("min-replicas-to-write", 2)
         assert await store.find(sesion.Token_Sesion) is not None
     finally:
         admin.config_set("min-replicas-to-write", 0)
@@ -123,7 +125,7 @@ async def test_a_cluster_needs_two_more(admin: "Redis") -> None:
             async with store_at(url) as store:
                 return await store.find(sesion.Token_Sesion)
 
-        async with store_at(url) as store:
+        async with store_at(url, wait_replicas=0) as store:
             user = next(u for u in range(99) if slot_of(u) < 8192)
             sesion = await store.create(user, "laptop")
         cluster.begin_move(slot_of(user), source, target)

@@ -47,7 +47,11 @@ class Fake:
         self.redis = fakeredis.FakeRedis(server=fakeredis.FakeServer())
 
     async def execute(
-        self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
+        self,
+        *arguments: Argument,
+        keys: Sequence[str] = (),
+        reads: bool = False,
+        replicas: int = 0,
     ) -> Any:
         if arguments[0] == "EVAL":
             source = str(arguments[1])

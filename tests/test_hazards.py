@@ -548,10 +548,8 @@ class _Wrapped:
         self.in_flight_max = commands.in_flight_max
         self.node_of = commands.node_of
 
-    async def execute(
-        self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
-    ) -> Any:
-        return await self.commands.execute(*arguments)
+    async def execute(self, *arguments: Argument, **how: Any) -> Any:
+        return await self.commands.execute(*arguments, **how)
 
     async def execute_on_master(self, *arguments: Argument, keys: Sequence[str]) -> Any:
         return await self.commands.execute_on_master(*arguments, keys=keys)
@@ -569,12 +567,10 @@ class _Wrapped:
 class LosesReplies(_Wrapped):
     """Every other command is executed, or not even that, and has no reply."""
 
-    async def execute(
-        self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
-    ) -> Any:
+    async def execute(self, *arguments: Argument, **how: Any) -> Any:
         lost = random.random() < 0.5
         if not lost or random.random() < 0.8:
-            reply = await super().execute(*arguments)
+            reply = await super().execute(*arguments, **how)
         if lost:
             raise RedisConnectionError("the reply was lost")
         return reply
@@ -583,11 +579,9 @@ class LosesReplies(_Wrapped):
 class NoTwin(_Wrapped):
     """Refused writes look like any other failure, so nothing is tried without them."""
 
-    async def execute(
-        self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
-    ) -> Any:
+    async def execute(self, *arguments: Argument, **how: Any) -> Any:
         try:
-            return await super().execute(*arguments)
+            return await super().execute(*arguments, **how)
         except RedisError as error:
             if str(error).startswith("NOREPLICAS"):
                 raise RedisError("refused") from error
@@ -598,14 +592,12 @@ def edited(old: str, new: str) -> Wrap:
     """Scripts in which a text is replaced, wherever it occurs."""
 
     class Edited(_Wrapped):
-        async def execute(
-            self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
-        ) -> Any:
+        async def execute(self, *arguments: Argument, **how: Any) -> Any:
             if arguments[0] == "EVALSHA":
                 raise NoScriptError  # so that the source comes
             if arguments[0] == "EVAL":
                 arguments = ("EVAL", str(arguments[1]).replace(old, new), *arguments[2:])
-            return await super().execute(*arguments)
+            return await super().execute(*arguments, **how)
 
     return Edited
 

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import pytest
@@ -157,9 +157,7 @@ def test_redis_is_not_there() -> None:
 class Old(Fake):
     """Redis 6: "#" begins no comment of Lua's."""
 
-    async def execute(
-        self, *arguments: Argument, keys: Sequence[str] = (), reads: bool = False
-    ) -> object:
+    async def execute(self, *arguments: Argument, **how: object) -> object:
         if arguments[:2] == ("SCRIPT", "EXISTS"):
             return [0] * (len(arguments) - 2)
         raise ResponseError(

@@ -16,6 +16,9 @@ local base, digest = split(KEYS[1])
 
 local existing = read(KEYS[1])
 if existing then
+  if type(existing) == 'table' then
+    rewrite(KEYS[1], existing)
+  end
   return {existing, {}}
 end
 

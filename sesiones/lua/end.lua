@@ -9,8 +9,11 @@
 
 local caller, designated = read_live(KEYS[1]), read_live(KEYS[2])
 local refused = refusal(caller, designated)
-if refused or not designated then
-  return refused or {}
+if refused then
+  return refused
+elseif not designated then
+  rewrite(KEYS[1], caller)
+  return {}
 end
 
 local base, digest = split(KEYS[2])

@@ -108,6 +108,12 @@ local function settle(index)
   end
 end
 
+-- Writes what a live session's key has already. A success that wrote nothing would be one that WAIT
+-- does not confirm, though it tells of what another connection has written just now.
+local function rewrite(key, session)
+  redis.call('EXPIREAT', key, int(session[EXPIRACION]))
+end
+
 -- Writes fields of a session, named and valued in turn, and its expiry in the key and the index.
 -- The index goes first: it alone can refuse (a key of another type), and then nothing has been
 -- written. The expiry goes last: should its second end while the script runs, Redis 7.0 deletes

@@ -1,0 +1,319 @@
+"""Confirmed writes, on a master and its replica: no success that the replica does not have, and no
+check waits for it. tests/test_failover.py has what a failover does to them."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from redis import Redis
+from redis.exceptions import RedisError
+
+from scripts.redis_server import RedisServer, free_port
+from sesiones import tokens
+from sesiones.connection import connect
+from sesiones.link import UnconfirmedError
+from sesiones.sesion import Sesion
+from sesiones.store import SessionStore, StoreUnavailable
+from tests.conftest import open_store, replica_of
+from tests.service import Service, comes_true
+from tests.test_metrics import counted
+
+pytestmark = [pytest.mark.anyio, pytest.mark.redis]
+
+STALLED_SECONDS = 0.25 + 0.1  # what a busy machine may add
+
+
+@dataclass
+class Pair:
+    """A master and its replica."""
+
+    master: RedisServer
+    replica: RedisServer
+    redis: "Redis"
+    """A client of the master."""
+
+    @property
+    def url(self) -> str:
+        return self.master.url
+
+    @contextmanager
+    def stalled(self) -> Iterator[None]:
+        """The replica hangs, its connection is open."""
+        assert self.replica.process is not None
+        self.replica.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.replica.process.send_signal(signal.SIGCONT)
+            self.redis.set("all of it", 1, px=1)
+            assert comes_true(lambda: self.redis.wait(1, 100) == 1, 10)
+
+    def calls(self, command: str) -> int:
+        return int(self.redis.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    with (
+        RedisServer(port=str(free_port())) as master,
+        replica_of(master) as replica,
+        Redis(unix_socket_path=str(master.socket)) as redis,
+    ):
+        yield Pair(master, replica, redis)
+
+
+@asynccontextmanager
+async def store_on(pair: Pair, replicas: int = 1, **options: Any) -> AsyncIterator[SessionStore]:
+    async with open_store(
+        pair.url, **{"timeout_seconds": 0.25, "wait_replicas": replicas} | options
+    ) as store:
+        await store.probe(5)  # it has the scripts: no call is made twice
+        yield store
+
+
+async def unconfirmed(ask: Awaitable[Any], replicas: int = 1) -> None:
+    """It fails, in time."""
+    begun = time.monotonic()
+    with pytest.raises(StoreUnavailable, match=f"not confirmed by {replicas} replicas in time"):
+        await ask
+    assert time.monotonic() - begun < STALLED_SECONDS
+
+
+async def test_a_replica_has_what_is_acknowledged(pair: Pair) -> None:
+    """At once, not some time later."""
+    with Redis(unix_socket_path=str(pair.replica.socket)) as replica:
+        async with store_on(pair) as store:
+            for number in range(50):
+                sesion = await store.create(7, "laptop")
+                key = f"sesiones:{{eQ}}:s:{tokens.digest(sesion.Token_Sesion)}"
+                assert replica.exists(key)
+                assert await store.update(sesion._replace(Dispositivo=f"device {number}"))
+                assert replica.hget(key, "dispositivo") == f"device {number}".encode()
+                assert await store.end(sesion.Token_Sesion, sesion.Token_Sesion) == 1
+                assert not replica.exists(key)
+
+
+async def test_a_stalled_replica(pair: Pair) -> None:
+    async with store_on(pair) as store, store_on(pair, 0) as other:
+        sessions = [await store.create(7, "laptop") for _ in range(4)]
+        one, two, three, four = [sesion.Token_Sesion for sesion in sessions]
+        with pair.stalled():
+            await unconfirmed(store.create(7, "phone"))
+            await unconfirmed(store.update(sessions[0]._replace(Dispositivo="phone")))
+            await unconfirmed(store.end(one, two))
+            # What happened is seen at once. It may be lost, and is not said to be safe.
+            assert await store.find(two) is None
+            assert await other.find(two) is None
+            assert await store.find(three) is not None
+            await unconfirmed(store.end_all(four, four))
+            assert await store.find(one) is None
+            assert counted(store.metrics)["sesiones_redis_errors_total['unconfirmed']"] == 4
+            assert (await other.create(7, "laptop")).ID_Usuario == 7
+        assert (await store.create(7, "laptop")).ID_Usuario == 7
+
+
+async def test_no_success_without_a_write_of_its_own(pair: Pair) -> None:
+    """WAIT answers for what its own connection wrote, and these find that another one, of which
+    the replica knows nothing, has done their work. Each has a connection that wrote nothing
+    since the replica stalled."""
+    async with contextlib.AsyncExitStack() as stack:
+        writer, *stores = [
+            await stack.enter_async_context(store_on(pair, replicas)) for replicas in [0] + [1] * 5
+        ]
+        sessions = [await store.create(7, "laptop") for store in stores]
+        caller, gone = sessions[0], sessions[1]
+        token = tokens.make(7)
+        with pair.stalled():
+            made = await writer.create(7, "laptop", token)
+            assert await writer.end(gone.Token_Sesion, gone.Token_Sesion) == 1
+            changed = await writer.update(caller._replace(Dispositivo="phone"))
+            later = caller._replace(Fecha_Expiracion=caller.Fecha_Expiracion + 60)
+            moved = await writer.update(later._replace(Dispositivo="phone"))
+            assert isinstance(changed, Sesion)
+            assert isinstance(moved, Sesion)
+            again: list[Callable[[SessionStore], Awaitable[Any]]] = [
+                lambda store: store.create(7, "laptop", token),
+                lambda store: store.end(caller.Token_Sesion, gone.Token_Sesion),
+                lambda store: store.update(changed),
+                lambda store: store.update(moved),
+                lambda store: store.end_all(made.Token_Sesion, ""),
+            ]
+            for ask, store in zip(again, stores, strict=True):
+                await unconfirmed(ask(store))
+
+
+async def test_what_is_tried_again_changes_nothing(pair: Pair) -> None:
+    """Of the writes for WAIT alone."""
+    async with store_on(pair) as store:
+        token = tokens.make(8)
+        made = await store.create(8, "laptop", token)
+        gone = await store.create(8, "laptop")
+        assert await store.end(token, gone.Token_Sesion) == 1
+        key = f"sesiones:{{{tokens.bucket(token)}}}:s:{tokens.digest(token)}"
+        before = pair.redis.hgetall(key), pair.redis.expiretime(key)
+        assert await store.create(8, "phone", token) == made
+        assert await store.end(token, gone.Token_Sesion) == 0
+        assert (pair.redis.hgetall(key), pair.redis.expiretime(key)) == before
+
+
+async def test_checks_do_not_wait(pair: Pair) -> None:
+    """For what waits for a replica."""
+    async with store_on(pair) as store:
+        token = (await store.create(7, "laptop")).Token_Sesion
+        took = []
+        with pair.stalled():
+
+            async def write() -> None:
+                await unconfirmed(store.create(7, "phone"))
+
+            async with asyncio.TaskGroup() as writes:
+                for _ in range(3):
+                    for _ in range(5):
+                        writes.create_task(write())
+                    for _ in range(50):
+                        begun = time.monotonic()
+                        assert await store.find(token) is not None
+                        took.append(time.monotonic() - begun)
+                        await asyncio.sleep(0.002)
+        assert sorted(took)[int(0.99 * len(took)) - 1] < 0.05
+
+
+async def test_one_wait_serves_all(pair: Pair) -> None:
+    async with store_on(pair, timeout_seconds=5) as store:
+        await store.create(7, "laptop")
+        before, creates = pair.calls("wait"), pair.calls("evalsha")
+        made = await asyncio.gather(*(store.create(user, "laptop") for user in range(1000)))
+        assert len(made) == 1000
+        assert pair.calls("evalsha") - creates == 1000
+        assert 1 <= pair.calls("wait") - before < 200
+
+
+async def test_a_stall_that_ends_is_no_failure(pair: Pair) -> None:
+    async with store_on(pair) as store:
+        await store.create(7, "laptop")
+        with pair.stalled():
+            asked = asyncio.create_task(store.create(7, "laptop"))
+            await asyncio.sleep(0.05)
+            assert not asked.done()
+        assert (await asked).ID_Usuario == 7
+
+
+async def test_more_than_there_are(pair: Pair) -> None:
+    async with store_on(pair, 2) as store:
+        await unconfirmed(store.create(7, "laptop"), 2)
+        await unconfirmed(store.create(7, "laptop"), 2)
+
+
+async def test_callers_that_leave(pair: Pair) -> None:
+    """At any moment; the others have their answers, and only their own."""
+    async with store_on(pair, timeout_seconds=5) as store:
+
+        async def live(user: int) -> None:
+            sesion = await store.create(user, f"device {user}")
+            assert sesion.ID_Usuario == user
+            updated = await store.update(sesion._replace(Dispositivo="phone"))
+            assert isinstance(updated, Sesion)
+            assert updated.ID_Sesion == sesion.ID_Sesion
+            assert await store.end(sesion.Token_Sesion, sesion.Token_Sesion) == 1
+
+        tasks = [asyncio.create_task(live(user)) for user in range(300)]
+        for number, task in enumerate(tasks[::3]):
+            await asyncio.sleep(0.0002 * (number % 3))
+            task.cancel()
+        left = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [answer for n, answer in enumerate(left) if n % 3 and answer is not None] == []
+        with pair.stalled():
+            asked = [asyncio.create_task(store.create(7, "laptop")) for _ in range(6)]
+            await asyncio.sleep(0.02)
+            for leaving in asked[::2]:
+                leaving.cancel()
+            for answer in (await asyncio.gather(*asked, return_exceptions=True))[1::2]:
+                assert isinstance(answer, StoreUnavailable)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_the_master_goes_while_it_is_asked(number: signal.Signals) -> None:
+    """After it has replied to the write, before it has to the WAIT."""
+    with (
+        RedisServer(port=str(free_port())) as master,
+        replica_of(master) as replica,
+        Redis(unix_socket_path=str(master.socket)) as redis,
+    ):
+        async with store_on(Pair(master, replica, redis)) as store:
+            await store.create(7, "laptop")
+            assert master.process is not None
+            assert replica.process is not None
+            replica.process.send_signal(signal.SIGSTOP)
+            begun = time.monotonic()
+            asked = [asyncio.create_task(store.create(7, "laptop")) for _ in range(5)]
+            await asyncio.sleep(0.05)
+            master.process.send_signal(number)
+            for answer in await asyncio.gather(*asked, return_exceptions=True):
+                assert isinstance(answer, StoreUnavailable)
+            assert time.monotonic() - begun < STALLED_SECONDS
+        replica.stop(signal.SIGKILL)  # else the master would wait for it
+
+
+async def test_each_waits_for_a_wait_that_is_sent_after_its_write(pair: Pair) -> None:
+    """The one that is out says nothing of it: the replica stalls in between."""
+    commands = connect(pair.url, 0.25)
+    set_x = "SET", "x", 1, "EX", 1
+    try:
+        assert await commands.execute(*set_x, replicas=1) == b"OK"
+        with pair.stalled():
+            waits = pair.calls("wait")
+            first = asyncio.create_task(commands.execute(*set_x, replicas=1))
+            await asyncio.sleep(0.02)
+            second = asyncio.create_task(commands.execute(*set_x, replicas=1))
+            for task in first, second:
+                with pytest.raises(UnconfirmedError):
+                    await task
+            await asyncio.sleep(0.25)
+            assert pair.calls("wait") - waits == 2
+            # An error is the command's own, and not waited for.
+            begun = time.monotonic()
+            with pytest.raises(RedisError, match="unknown command"):
+                await commands.execute("NOSUCH", replicas=1)
+            assert time.monotonic() - begun < 0.05
+    finally:
+        await commands.aclose()
+
+
+def test_the_api(pair: Pair) -> None:
+    """A 503 that asks for another try; one line in the log for all of them."""
+    with Service(
+        SESIONES_REDIS_URL=pair.url, SESIONES_WAIT_REPLICAS="1", SESIONES_REDIS_TIMEOUT="0.25"
+    ) as service:
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+
+        def create() -> Any:
+            return service.request("POST", "/sesiones", form, "ID_Usuario=7&Dispositivo=d")
+
+        made = create()
+        assert made.status == 201
+        token = made.json()["Token_Sesion"]
+        caller = {"x-auth-token": token}
+        path = f"?Token_Sesion={token}"
+        with pair.stalled():
+            for reply in (
+                create(),
+                create(),
+                service.request(
+                    "PUT", "/sesiones", {"Content-Type": "application/json"}, made.body
+                ),
+                service.request("DELETE", f"/sesiones/logout{path}", caller),
+            ):
+                assert reply.status == 503
+                assert reply.headers["retry-after"] == "1"
+            assert service.request("GET", "/sesiones/self", caller).status == 401
+        assert service.log.count("writes are not confirmed: ") == 1
+        assert "Redis is unavailable" not in service.log
+        time.sleep(1.1)
+        assert create().status == 201
+        assert service.log.count("writes are confirmed again") == 1
