@@ -22,6 +22,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from scripts.redis_server import RedisSentinels, RedisServer, free_port
+from sesiones import tokens
 from sesiones.connection import Commands, connect
 from sesiones.store import SessionStore, StoreUnavailable
 from tests.conftest import available, open_store
@@ -587,6 +588,24 @@ async def test_sentinel_and_two_failovers() -> None:
             assert await store.find(other) is None
         # Sentinel's connection to the test is left.
         wait_until(lambda: len(watch.client_list()) == 1, 1)
+
+
+async def test_a_master_that_is_replaced_while_it_answers() -> None:
+    """Sentinel would leave it a master for 8 s, and its connections open."""
+    with RedisSentinels(replicas=2, sentinels=3) as redis:
+        (old,) = redis.named()
+        async with store_at(redis.url, 0.25) as store, store_at(redis.url, 0.25) as other:
+            token = (await until(lambda: store.create(7, "laptop"))).Token_Sesion
+            assert (await until(lambda: other.find(token))).ID_Usuario == 7
+            wait_until(lambda: redis.replicated(old))
+            watch = next(iter(redis.sentinels.values()))
+            await asyncio.to_thread(wait_until, lambda: fails_over(watch))
+            await asyncio.to_thread(wait_until, lambda: not redis.named() & {old})
+            await asyncio.sleep(1)
+            assert redis.clients[old].info("replication")["role"] == "master"
+            assert await until(lambda: store.end(token, token)) == 1
+            assert await until(lambda: other.find(token)) is None
+            assert redis.clients[old].exists(f"sesiones:{{{token[4:6]}}}:s:{tokens.digest(token)}")
 
 
 async def test_a_master_that_refuses_writes() -> None:
