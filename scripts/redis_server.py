@@ -253,11 +253,12 @@ class RedisSentinels:
     def replicated(self, port: int) -> bool:
         """Whether every other server is a replica of this one, and has all that was written."""
         states = {each: client.info("replication") for each, client in self.clients.items()}
-        written = states.pop(port)["master_repl_offset"]
+        master = states.pop(port)
         return all(
-            state.get("master_port") == port
+            state["role"] == "slave"
             and state["master_link_status"] == "up"
-            and state["slave_repl_offset"] >= written
+            and state["master_replid"] == master["master_replid"]
+            and state["slave_repl_offset"] >= master["master_repl_offset"]
             for state in states.values()
         )
 
