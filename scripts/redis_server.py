@@ -193,6 +193,24 @@ class RedisCluster:
         for port in target, source:
             self.run(port, "CLUSTER", "SETSLOT", slot, "NODE", self.id(target))
 
+    def owner(self, slot: int) -> int:
+        """The port of the slot's master, as the first node knows it."""
+        for first, last, master, *_ in self.run(next(iter(self.servers)), "CLUSTER", "SLOTS"):
+            if first <= slot <= last:
+                return int(master[1])
+        raise LookupError(slot)
+
+    def in_sync(self, port: int) -> bool:
+        """Whether the node, if it is a replica, has all that its master has written."""
+        state = self.clients[port].info("replication")
+        if state["role"] == "master":
+            return True
+        master = self.clients[state["master_port"]].info("replication")
+        return bool(
+            state["master_link_status"] == "up"
+            and state["slave_repl_offset"] >= master["master_repl_offset"]
+        )
+
     def id(self, port: int) -> str:
         return str(self.run(port, "CLUSTER", "MYID"))
 

@@ -9,7 +9,7 @@ touches keys that it does not declare, and must not do half its work on either s
 import asyncio
 import contextlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +27,15 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from sesiones.link import Argument, Execute, Server, SingleFlight, UnconfirmedError, majority
+from sesiones.link import (
+    Argument,
+    Changed,
+    Execute,
+    Server,
+    SingleFlight,
+    UnconfirmedError,
+    majority,
+)
 
 Address = tuple[str, int]
 
@@ -69,6 +77,7 @@ class Cluster:
         """Replicas too: one of them may be all that is left to ask for the map."""
         self._refreshing = SingleFlight(self._refresh)
         self._refreshed_at = -REFRESH_SECONDS
+        self._changed: Changed = lambda _: None
         for seed in seeds:
             self._server(seed)
 
@@ -81,6 +90,7 @@ class Cluster:
         keys: Sequence[str] = (),
         reads: bool = False,
         replicas: int = 0,
+        heard: Callable[[Any], None] | None = None,
     ) -> Any:
         slot = key_slot(keys[0].encode()) if keys else 0
         asked: Address | None = None
@@ -91,7 +101,7 @@ class Cluster:
             try:
                 if asked:
                     return await server.execute_asking(*arguments)
-                return await server.execute(*arguments, replicas=replicas)
+                return await server.execute(*arguments, replicas=replicas, heard=heard)
             except (NoScriptError, UnconfirmedError):
                 raise
             except (RedisError, OSError, asyncio.CancelledError) as error:
@@ -99,7 +109,10 @@ class Cluster:
                 self._refreshing.start()
                 if isinstance(error, MovedError):
                     asked = None
-                    self._masters[slot] = error.host or address[0], error.port
+                    moved = error.host or address[0], error.port
+                    if self._masters[slot] != moved:
+                        self._masters[slot] = moved
+                        self._changed(lambda tag: _slot(tag) == slot)
                 elif isinstance(error, AskError) and reads:
                     asked = error.host or address[0], error.port
                 elif isinstance(error, ELSEWHERE) or "non local key" in str(error):
@@ -144,6 +157,7 @@ class Cluster:
             host, port = address
             pool = ConnectionPool(host=host, port=port, **self._options)
             server = self._servers[address] = Server(pool, self._timeout_seconds)
+            server.watch(lambda _: self._changed(lambda tag: self.node_of(tag) == address))
         return server
 
     async def _master(self, slot: int) -> Address:
@@ -164,13 +178,19 @@ class Cluster:
         for address in asked:
             try:
                 reply = await self._server(address).execute("CLUSTER", "SLOTS")
-                self._masters, self._known = masters_of(reply, address[0])
+                masters, self._known = masters_of(reply, address[0])
             except (RedisError, OSError, ValueError) as error:
                 failure = error
             else:
+                self._take(masters)
                 self._forget()
                 return
         raise RedisConnectionError(f"no node knows the Cluster: {failure}")
+
+    def _take(self, masters: list[Address | None]) -> None:
+        before, self._masters = self._masters, masters
+        if masters != before:
+            self._changed(lambda tag: masters[_slot(tag)] != before[_slot(tag)])
 
     def _forget(self) -> None:
         """Close what leads to no master, once nobody waits for it."""
@@ -178,6 +198,9 @@ class Cluster:
         for address in [address for address in self._servers if address not in masters]:
             if self._servers[address].idle:
                 self._servers.pop(address).reset()
+
+    def watch(self, changed: Changed) -> None:
+        self._changed = changed
 
     def reset(self) -> None:
         """A node that is no master says so by MOVED, and the map is put right by that."""

@@ -10,7 +10,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from sesiones.cluster import Cluster
-from sesiones.link import Argument, Execute, SentinelMaster, Server
+from sesiones.link import Argument, Changed, Execute, SentinelMaster, Server
 
 
 class Commands(Protocol):
@@ -31,6 +31,7 @@ class Commands(Protocol):
         keys: Sequence[str] = (),
         reads: bool = False,
         replicas: int = 0,
+        heard: Callable[[Any], None] | None = None,
     ) -> Any:
         """One command's reply. Raises redis.exceptions.RedisError or OSError.
 
@@ -38,6 +39,7 @@ class Commands(Protocol):
         gets it. ``reads``: it writes nothing. On a Cluster, it raises SlotMovedError when the
         keys are not, or not all, on that node: nothing was written then. ``replicas``: raises
         UnconfirmedError unless so many have what it wrote; that keeps later commands waiting.
+        ``heard`` is told the reply as soon as it comes, though the caller may have left by then.
         """
 
     async def execute_on_master(self, *arguments: Argument, keys: Sequence[str]) -> Any:
@@ -46,6 +48,10 @@ class Commands(Protocol):
 
     async def masters(self) -> dict[str, Execute]:
         """execute() on each server that takes writes, by its name: one, or those of a Cluster."""
+
+    def watch(self, changed: Changed) -> None:
+        """Call it whenever keys may have come into other hands: a connection was lost, and whoever
+        answers the next one may know less; or a Cluster has given slots to another master."""
 
     def reset(self) -> None:
         """Drop the connection: the next command opens, and where Sentinel knows it finds, anew."""

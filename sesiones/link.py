@@ -30,13 +30,17 @@ from redis.exceptions import RedisError
 Argument = str | bytes | int
 Execute = Callable[..., Awaitable[Any]]
 
+Concerned = Callable[[str], bool]
+"""Whether something is about the keys of a hash tag."""
+Changed = Callable[[Concerned], None]
+
 Result = TypeVar("Result")
 
 CONFIRMED_SECONDS = 0.1
 """What replicas have to acknowledge a write; two fifths of a timeout that has no room for it."""
 
 
-WATCH_SECONDS = 0.5
+FOLLOW_SECONDS = 0.5
 """Between two looks at which master Sentinel names."""
 REPLACED = "replaced as the master"
 
@@ -46,23 +50,27 @@ class UnconfirmedError(RedisError):
 
 
 class Link(asyncio.Protocol):
-    """One open connection, until it is lost."""
+    """One open connection, until it is lost: that is told."""
 
-    def __init__(self, connection: AbstractConnection, timeout_seconds: float) -> None:
+    def __init__(
+        self, connection: AbstractConnection, timeout_seconds: float, lost: Callable[[], None]
+    ) -> None:
         assert connection._writer is not None
         self._writer = connection._writer  # kept: it closes the transport when collected
         connection._reader = connection._writer = None
         self.transport: asyncio.WriteTransport = self._writer.transport
         self.address = getattr(connection, "host", None), getattr(connection, "port", None)
         self._timeout_seconds = timeout_seconds
+        self._lost = lost
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(
             protocolError=RedisConnectionError,
             replyError=connection._parser.parse_error,
         )
         self._waiting: deque[tuple[asyncio.Future[Any], asyncio.TimerHandle]] = deque()
-        self._confirmed_seconds = min(CONFIRMED_SECONDS, 0.4 * timeout_seconds)
-        self._unconfirmed: list[tuple[asyncio.Future[int], asyncio.TimerHandle]] = []
+        seconds = min(CONFIRMED_SECONDS, 0.4 * timeout_seconds)
+        self._confirmed_ms = max(1, int(1000 * seconds))  # WAIT takes 0 for without end
+        self._unconfirmed: list[asyncio.Future[int]] = []
         """Those whom the next WAIT serves."""
         self._confirming = False
         self.transport.set_protocol(self)
@@ -82,17 +90,15 @@ class Link(asyncio.Protocol):
         return future
 
     def confirmed(self, replicas: int) -> asyncio.Future[int]:
-        """How many replicas have all that was written on this connection before, as far as it is
-        known in time; it is waited for ``replicas`` of them.
+        """How many replicas have all that was written on this connection before; it is waited for
+        ``replicas`` of them.
 
         WAIT (https://valkey.io/commands/wait/) keeps what is sent after it waiting. So one is out
         at a time, and the next one serves all who have asked meanwhile: nobody waits for more
         than two.
         """
         future: asyncio.Future[int] = self._loop.create_future()
-        # Redis may look at its clock but ten times a second.
-        timer = self._loop.call_later(2 * self._confirmed_seconds, _give_up, future)
-        self._unconfirmed.append((future, timer))
+        self._unconfirmed.append(future)
         if not self._confirming:
             self._confirming = True
             self._loop.call_soon(self._confirm, replicas)
@@ -100,23 +106,18 @@ class Link(asyncio.Protocol):
 
     def _confirm(self, replicas: int) -> None:
         asked, self._unconfirmed = self._unconfirmed, []
-        milliseconds = max(1, int(1000 * self._confirmed_seconds))  # 0 would be without end
-        reply = self.send(("WAIT", replicas, milliseconds))
+        reply = self.send(("WAIT", replicas, self._confirmed_ms))
         reply.add_done_callback(partial(self._confirm_done, replicas, asked))
 
     def _confirm_done(
-        self,
-        replicas: int,
-        asked: list[tuple[asyncio.Future[int], asyncio.TimerHandle]],
-        reply: asyncio.Future[int],
+        self, replicas: int, asked: list[asyncio.Future[int]], reply: asyncio.Future[int]
     ) -> None:
         self._confirming = bool(self._unconfirmed)
         if self._confirming:
             self._confirm(replicas)
         error = reply.exception()
-        for future, timer in asked:
-            timer.cancel()
-            if future.done():  # its caller left, or it was too late
+        for future in asked:
+            if future.done():  # its caller left
                 continue
             if error is None:
                 future.set_result(reply.result())
@@ -146,6 +147,7 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.fail("connection lost")
+        self._lost()
 
     def fail(self, reason: str) -> None:
         """Drop the connection, with everything in flight."""
@@ -162,9 +164,9 @@ class Link(asyncio.Protocol):
         self._waiting.clear()
 
 
-def _give_up(future: asyncio.Future[int]) -> None:
-    if not future.done():
-        future.set_result(0)
+def _hear(heard: Callable[[Any], None], reply: asyncio.Future[Any]) -> None:
+    if reply.exception() is None:
+        heard(reply.result())
 
 
 class SingleFlight(Generic[Result]):
@@ -203,6 +205,12 @@ class SingleFlight(Generic[Result]):
         self._closed = True
         if self._task is not None:
             self._task.cancel()
+
+    async def aclose(self) -> None:
+        """The same, and wait until it has ended."""
+        self.close()
+        if self._task is not None:
+            await asyncio.wait({self._task})
 
 
 def _seen(task: asyncio.Task[Any]) -> None:
@@ -243,6 +251,7 @@ class Server:
         self._pool = pool
         self._timeout_seconds = timeout_seconds
         self._link: Link | None = None
+        self._changed: Changed = lambda _: None
         self._opening = SingleFlight(self._open)
 
     async def execute(
@@ -251,17 +260,22 @@ class Server:
         keys: Sequence[str] = (),
         reads: bool = False,
         replicas: int = 0,
+        heard: Callable[[Any], None] | None = None,
     ) -> Any:
         link = await self._connected()
+        sent = link.send(arguments)
+        if heard is not None:
+            sent.add_done_callback(partial(_hear, heard))
+            sent = asyncio.shield(sent)
         if not replicas:
-            return await link.send(arguments)
-        sent, confirmed = link.send(arguments), link.confirmed(replicas)
+            return await sent
+        confirmed = link.confirmed(replicas)
         try:
             reply, count = await sent, await confirmed
         finally:
             confirmed.cancel()
         if count < replicas:
-            raise UnconfirmedError(f"not confirmed by {replicas} replicas in time")
+            raise UnconfirmedError(f"confirmed by {count} of {replicas} replicas in time")
         return reply
 
     async def execute_on_master(self, *arguments: Argument, keys: Sequence[str] = ()) -> Any:
@@ -305,7 +319,7 @@ class Server:
         await connection.connect()
         if connection._writer is None or connection._writer.transport.is_closing():
             raise RedisConnectionError("closed as soon as it was open")
-        link = Link(connection, self._timeout_seconds)
+        link = Link(connection, self._timeout_seconds, self._lost)
         try:
             if await self._replaced(link):
                 raise RedisConnectionError(REPLACED)
@@ -314,6 +328,12 @@ class Server:
             raise
         self._link = link
         return link
+
+    def watch(self, changed: Changed) -> None:
+        self._changed = changed
+
+    def _lost(self) -> None:
+        self._changed(lambda _: True)
 
     @property
     def idle(self) -> bool:
@@ -342,26 +362,26 @@ class SentinelMaster(Server):
         super().__init__(pool, timeout_seconds)
         self._sentinel = sentinel
         self._name = name
-        self._watching: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
 
     async def _open(self) -> Link:
         try:
             link = await super()._open()
         except MasterNotFoundError:  # whose text has every Sentinel's every setting
             raise RedisConnectionError(f"no Sentinel names the master {self._name}") from None
-        self._unwatch()
-        self._watching = asyncio.create_task(self._watch(link))
+        self._unfollow()
+        self._following = asyncio.create_task(self._follow(link))
         return link
 
-    async def _watch(self, link: Link) -> None:
+    async def _follow(self, link: Link) -> None:
         while not link.transport.is_closing():
-            await asyncio.sleep(WATCH_SECONDS)
+            await asyncio.sleep(FOLLOW_SECONDS)
             if await self._replaced(link):
                 link.fail(REPLACED)
 
-    def _unwatch(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
+    def _unfollow(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
 
     async def _named(self, link: Link) -> bool:
         return await self._most_name(lambda address: address == link.address)
@@ -379,7 +399,7 @@ class SentinelMaster(Server):
         return await majority([names(sentinel) for sentinel in self._sentinel.sentinels])
 
     async def aclose(self) -> None:
-        self._unwatch()
+        self._unfollow()
         await super().aclose()
         for sentinel in self._sentinel.sentinels:
             await sentinel.aclose()

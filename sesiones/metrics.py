@@ -110,9 +110,10 @@ FAMILIES = (
     ENDED := Family(
         CounterMetricFamily,
         "sesiones_sessions_ended",
-        "Sessions ended before they expired; limit: by a new one of a user who had the most.",
+        "Sessions ended before they expired; limit: by a new one of a user who had the most; "
+        "failover: once more, for they had come back.",
         "reason",
-        ("logout", "logout_all", "limit", "operator"),
+        ("logout", "logout_all", "limit", "operator", "failover"),
     ),
 )
 

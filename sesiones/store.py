@@ -5,11 +5,11 @@ lua/session.lua says what lies where. An absent session is a value; only Redis f
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -24,7 +24,8 @@ from sesiones import tokens
 from sesiones.batching import Batcher
 from sesiones.cluster import SlotMovedError
 from sesiones.connection import Commands, connect
-from sesiones.link import Argument, Execute, UnconfirmedError
+from sesiones.endings import Endings
+from sesiones.link import Argument, Concerned, Execute, SingleFlight, UnconfirmedError
 from sesiones.metrics import CREATED, ENDED, REDIS_ERRORS, Metrics
 from sesiones.sesion import Sesion
 
@@ -63,11 +64,9 @@ class BadDates:
 
 
 class _Script:
-    """One file of lua/, with session.lua after its first line; ``confirmed``: what it writes
-    waits for replicas, where that is wanted."""
+    """One file of lua/, with session.lua after its first line."""
 
-    def __init__(self, name: str, *, confirmed: bool = False) -> None:
-        self.confirmed = confirmed
+    def __init__(self, name: str) -> None:
         folder = files("sesiones") / "lua"
         shebang, _, body = (folder / f"{name}.lua").read_text("utf-8").partition("\n")
         shared = (folder / "session.lua").read_text("utf-8")
@@ -78,14 +77,18 @@ class _Script:
 _MOVING_SECONDS = 0.01
 """Between two tries of a call whose keys are being moved from one node of a Cluster to another."""
 
+_AGAIN_SECONDS = 0.25
+"""Between two tries to end again what a failover may have brought back."""
+_AGAIN_CALLS = 16
+"""Those calls of one try that are out at once; checks go on beside them."""
+
 _CHECK, _PEEK = _Script("check"), _Script("peek")
-_CREATE, _UPDATE = _Script("create", confirmed=True), _Script("update", confirmed=True)
-_END, _END_ALL = _Script("end", confirmed=True), _Script("end_all", confirmed=True)
+_CREATE, _UPDATE = _Script("create"), _Script("update")
+_END, _END_ALL, _END_AGAIN = _Script("end"), _Script("end_all"), _Script("end_again")
 _PROBE = _Script("probe")
-_LIST, _AUDIT = _Script("list"), _Script("audit")
-_END_USER = _Script("end_user", confirmed=True)
+_LIST, _END_USER, _AUDIT = _Script("list"), _Script("end_user"), _Script("audit")
 # What the service runs; the rest is for operators.
-_SCRIPTS = (_CHECK, _PEEK, _CREATE, _UPDATE, _END, _END_ALL, _PROBE)
+_SCRIPTS = (_CHECK, _PEEK, _CREATE, _UPDATE, _END, _END_ALL, _END_AGAIN, _PROBE)
 
 
 class _Outage:
@@ -150,6 +153,10 @@ class SessionStore:
         self._outage = _Outage("Redis is unavailable", "Redis is available again")
         self._unconfirmed = _Outage("writes are not confirmed", "writes are confirmed again")
         self._slow_at = 0.0
+        self._endings = Endings()
+        self._ending_again = SingleFlight(self._end_again)
+        for commands in self._every_commands:
+            commands.watch(self._owe)
 
     @classmethod
     def from_url(
@@ -203,22 +210,24 @@ class SessionStore:
         """
         if token is None:
             token = tokens.make(ID_Usuario)  # before the first try: a second one finds its session
+        key, base = self._key(token), self._base(tokens.bucket(token))
         with self._operation("create", ID_Usuario):
-            reply = await self._run(
+            reply = await self._write(
                 _CREATE,
-                [self._key(token), self._index(ID_Usuario), f"{self._base(tokens.bucket(token))}n"],
+                [key, self._index(ID_Usuario), f"{base}n"],
                 tokens.bucket_number(tokens.bucket(token)),
                 ID_Usuario,
                 Dispositivo,
                 self._idle_seconds,
                 self._max_seconds,
                 self._max_per_user,
+                heard=partial(self._hear_ended, "limit", base),
             )
         with _understood():
             made, ended = reply
+            _ended(ended)
             sesion = _session(token, made)
-            self._count_ended("limit", ended)
-        if sesion is None:
+        if sesion is None or key in self._endings:
             raise StoreUnavailable("the new session could not be read back")
         self.metrics.add(CREATED)
         _log("created", sesion.ID_Sesion, ID_Usuario, tokens.fingerprint(token))
@@ -229,10 +238,13 @@ class SessionStore:
         it now stands; None when there is none."""
         if not tokens.is_well_formed(given.Token_Sesion):
             return None
+        key = self._key(given.Token_Sesion)
+        if key in self._endings:
+            return None
         with self._operation("update", given.ID_Usuario):
-            reply = await self._run(
+            reply = await self._write(
                 _UPDATE,
-                [self._key(given.Token_Sesion)],
+                [key],
                 given.ID_Sesion,
                 given.ID_Usuario,
                 given.Fecha_Inicio,
@@ -259,12 +271,12 @@ class SessionStore:
         Never tried twice: a caller that lost the reply asks again.
         """
         with self._operation("logout"):
-            return await self._end(_END, caller, designated)
+            return await self._end(_END, "logout", caller, designated)
 
     async def end_all(self, caller: str, designated: str) -> int | Refusal:
         """End every live session of the caller's user: how many ended. Never tried twice."""
         with self._operation("logout_all"):
-            return await self._end(_END_ALL, caller, designated)
+            return await self._end(_END_ALL, "logout_all", caller, designated)
 
     async def sessions(self, ID_Usuario: int) -> list[Sesion]:
         """The user's live sessions, active or not. Redis has no tokens: Token_Sesion is the name
@@ -281,10 +293,15 @@ class SessionStore:
     async def end_user(self, ID_Usuario: int, ID_Sesion: int | None = None) -> int:
         """End one session of the user, or all, for an operator: how many ended."""
         which = "" if ID_Sesion is None else ID_Sesion
-        ended = await self._run(_END_USER, [self._index(ID_Usuario)], which, tries=1)
+        ended = await self._write(
+            _END_USER,
+            [self._index(ID_Usuario)],
+            which,
+            tries=1,
+            heard=partial(self._hear_ended, "operator", self._base(tokens.user_bucket(ID_Usuario))),
+        )
         with _understood():
-            self._count_ended("operator", ended)
-            return len(ended)
+            return len(_ended(ended))
 
     async def audit(self) -> AsyncIterator[tuple[int, list[tuple[str, str]]]]:
         """Look through every key of this prefix, some at a time: how many those were, and the
@@ -324,6 +341,7 @@ class SessionStore:
 
     async def aclose(self) -> None:
         """Close the connections to Redis."""
+        await self._ending_again.aclose()
         for commands in self._every_commands:
             await commands.aclose()
 
@@ -421,22 +439,35 @@ class SessionStore:
     ) -> tuple[list[Sesion | None], int]:
         """The sessions, active or not, and how many were slid."""
         keys = [self._key(token) for token in batch]
+        execute: Execute = self._commands.execute
+        if on_master:
+            execute = self._commands.execute_on_master
+        elif script is _PEEK:
+            execute = partial(execute, reads=True)
         replies = await self._run(
             script,
             keys,
             self._touch_seconds,
             self._max_seconds,
             *keys,
+            execute=execute,
             deadline=deadline,
-            on_master=on_master,
         )
         with _understood():
             slides: int = replies.pop()
             sesiones = [_session(token, reply) for token, reply in zip(batch, replies, strict=True)]
-            return sesiones, slides
+        if self._endings.any_of(keys):
+            for index, key in enumerate(keys):
+                if key in self._endings:
+                    sesiones[index] = None
+        return sesiones, slides
 
-    async def _end(self, script: _Script, caller: str, designated: str) -> int | Refusal:
-        designated_key = None
+    async def _end(
+        self, script: _Script, reason: str, caller: str, designated: str
+    ) -> int | Refusal:
+        caller_key, designated_key = self._key(caller), None
+        if caller_key in self._endings:
+            return Refusal.UNAUTHENTICATED
         if tokens.is_well_formed(designated):
             if tokens.bucket(designated) == tokens.bucket(caller):
                 designated_key = self._key(designated)
@@ -446,20 +477,61 @@ class SessionStore:
         if designated_key is None:
             if script is _END:
                 return 0
-            designated_key = self._key(caller)
-        ended = await self._run(script, [self._key(caller), designated_key], tries=1)
+            designated_key = caller_key
+        ended = await self._write(
+            script,
+            [caller_key, designated_key],
+            tries=1,
+            heard=partial(self._hear_ended, reason, self._base(tokens.bucket(caller))),
+        )
         with _understood():
-            if isinstance(ended, int):
-                return Refusal(ended)
-            self._count_ended("logout" if script is _END else "logout_all", ended)
-            return len(ended)
+            return Refusal(ended) if isinstance(ended, int) else len(_ended(ended))
 
-    def _count_ended(self, reason: str, ended: list[list[bytes]]) -> None:
-        """Sessions that ended for the reason, as delete() in lua/session.lua gives them."""
-        self.metrics.add(ENDED, reason, len(ended))
-        for digest, id_, usuario in ended:
-            fingerprint = tokens.fingerprint_of_digest(digest.decode())
-            _log("ended", _number(id_), _number(usuario), fingerprint, reason)
+    def _hear_ended(self, reason: str, base: str, reply: Any) -> None:
+        """Sessions have ended for the reason, whether it is confirmed or not, and whether the
+        caller is still there or not."""
+        with contextlib.suppress(*_MISFITS):  # of which the caller complains, or a refusal
+            for digest, ID_Sesion, ID_Usuario in _ended(reply[1] if reason == "limit" else reply):
+                self._endings.remember(f"{base}s:{digest}")
+                self.metrics.add(ENDED, reason)
+                fingerprint = tokens.fingerprint_of_digest(digest)
+                _log("ended", ID_Sesion, ID_Usuario, fingerprint, reason)
+
+    def _owe(self, concerned: Concerned) -> None:
+        """Keys have come into other hands, which may not know all that has ended."""
+        if self._endings.owe(concerned):
+            self._ending_again.start()
+
+    async def _end_again(self) -> None:
+        """Until nothing is owed."""
+        while owed := self._endings.owed():
+            back = 0
+            for start in range(0, len(owed), _AGAIN_CALLS):
+                calls = map(self._end_once_more, owed[start : start + _AGAIN_CALLS])
+                ended = [count for count in await asyncio.gather(*calls) if count is not None]
+                back += sum(ended)
+                if not ended:
+                    await asyncio.sleep(_AGAIN_SECONDS)
+                    break
+            if back:
+                logger.warning("%d sessions that had ended were back, and have been ended", back)
+
+    async def _end_once_more(self, keys: list[str]) -> int | None:
+        """How many of them were back. None: it is not known, or they may have come into other
+        hands meanwhile."""
+        changes = self._endings.changes
+        base = keys[0].rpartition("s:")[0]
+        heard = partial(self._hear_ended, "failover", base)
+        try:
+            ended = await self._run(
+                _END_AGAIN, keys, execute=partial(self._writes.execute, heard=heard)
+            )
+            with _understood():
+                count = len(_ended(ended))
+        except StoreUnavailable:
+            return None
+        self._endings.settle(keys, changes)
+        return count
 
     def _checked(self, asked: list[float], answers: Sequence[Sesion | Exception | None]) -> None:
         seconds = self.metrics.checked(asked, answers)
@@ -467,7 +539,7 @@ class SessionStore:
         if seconds > SLOW_SECONDS and not isinstance(first, Exception):
             self._log_slow("check", seconds, first.ID_Usuario if first else None)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _operation(self, name: str, ID_Usuario: int | None = None) -> Iterator[None]:
         """Counts an operation that is no check, and logs it when it is slow."""
         self.metrics.begun(name)
@@ -489,14 +561,28 @@ class SessionStore:
                 extra["ID_Usuario"] = ID_Usuario
             logger.warning("slow: %s took %.3f s", operation, seconds, extra=extra)
 
-    async def _run(
+    async def _write(
         self,
         script: _Script,
         keys: list[str],
         *arguments: Argument,
         tries: int = 2,
+        heard: Callable[[Any], None] | None = None,
+    ) -> Any:
+        """_run(), once enough replicas have what it wrote."""
+        execute = partial(self._writes.execute, replicas=self._wait_replicas, heard=heard)
+        reply = await self._run(script, keys, *arguments, execute=execute, tries=tries)
+        self._unconfirmed.succeeded()
+        return reply
+
+    async def _run(
+        self,
+        script: _Script,
+        keys: list[str],
+        *arguments: Argument,
+        execute: Execute | None = None,
+        tries: int = 2,
         deadline: float | None = None,
-        on_master: bool = False,
     ) -> Any:
         """The script's reply, by the deadline in the loop's time, or in ``timeout_seconds``. A
         second try follows at once, for a connection that Redis closed.
@@ -510,7 +596,9 @@ class SessionStore:
                 while True:
                     begun = time.monotonic()
                     try:
-                        reply = await self._evaluate(script, keys, arguments, on_master)
+                        reply = await self._evaluate(
+                            execute or self._commands.execute, script, keys, arguments
+                        )
                         self.metrics.redis_replied(time.monotonic() - begun)
                         break
                     except SlotMovedError:
@@ -536,8 +624,6 @@ class SessionStore:
             raise (_WritesRefused if refused else StoreUnavailable)(reason) from error
         if self._outage.failed_at is not None and script is not _PEEK:
             self._outage.succeeded()
-        if script.confirmed:
-            self._unconfirmed.succeeded()
         return reply
 
     def _reset(self) -> None:
@@ -545,15 +631,12 @@ class SessionStore:
             commands.reset()
 
     async def _evaluate(
-        self, script: _Script, keys: list[str], arguments: tuple[Argument, ...], on_master: bool
+        self,
+        execute: Execute,
+        script: _Script,
+        keys: list[str],
+        arguments: tuple[Argument, ...],
     ) -> Any:
-        execute: Callable[..., Awaitable[Any]] = self._commands.execute
-        if on_master:
-            execute = self._commands.execute_on_master
-        elif script is _PEEK:
-            execute = partial(execute, reads=True)
-        elif script.confirmed:
-            execute = partial(self._writes.execute, replicas=self._wait_replicas)
         # A batch takes keys of many slots, so it declares none; a lone one redirects its call.
         declared = keys if len(keys) == 1 or script not in (_CHECK, _PEEK) else ()
         try:
@@ -606,7 +689,11 @@ def _log(
     )
 
 
-@contextmanager
+_MISFITS = AttributeError, LookupError, TypeError, ValueError
+"""What replies raise that are not of our scripts."""
+
+
+@contextlib.contextmanager
 def _unavailable() -> Iterator[None]:
     """What Redis and the way to it raise, as the one error that callers know."""
     try:
@@ -615,13 +702,18 @@ def _unavailable() -> Iterator[None]:
         raise StoreUnavailable(str(error) or type(error).__name__) from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def _understood() -> Iterator[None]:
     """Whatever answers there is no Redis with our scripts, when its replies do not fit them."""
     try:
         yield
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except _MISFITS as error:
         raise StoreUnavailable("a reply that no script of ours gives") from error
+
+
+def _ended(reply: Any) -> list[tuple[str, int | None, int | None]]:
+    """The sessions that a script has ended (delete() in lua/session.lua): digest, ID and user."""
+    return [(digest.decode(), _number(id_), _number(usuario)) for digest, id_, usuario in reply]
 
 
 def _session(

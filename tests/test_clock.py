@@ -1,14 +1,14 @@
 """Time, to the second: the store on fakeredis with a clock that only the test moves."""
 
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 import fakeredis
 import pytest
 
 from sesiones import tokens
-from sesiones.link import Argument, Execute
+from sesiones.link import Argument, Changed, Execute
 from sesiones.sesion import Sesion
 from sesiones.store import BadDates, Refusal, SessionStore
 
@@ -52,7 +52,14 @@ class Fake:
         keys: Sequence[str] = (),
         reads: bool = False,
         replicas: int = 0,
+        heard: Callable[[Any], None] | None = None,
     ) -> Any:
+        reply = await self._execute(*arguments)
+        if heard is not None:
+            heard(reply)
+        return reply
+
+    async def _execute(self, *arguments: Argument) -> Any:
         if arguments[0] == "EVAL":
             source = str(arguments[1])
             assert source.startswith("#!lua")
@@ -65,8 +72,11 @@ class Fake:
     async def masters(self) -> dict[str, Execute]:
         return {"redis": self.execute}
 
+    def watch(self, changed: Changed) -> None:
+        """There is no connection that could be lost."""
+
     def reset(self) -> None:
-        """There is no connection."""
+        """Nor one to drop."""
 
     async def aclose(self) -> None:
         self.redis.close()

@@ -77,10 +77,11 @@ async def store_on(pair: Pair, replicas: int = 1, **options: Any) -> AsyncIterat
         yield store
 
 
-async def unconfirmed(ask: Awaitable[Any], replicas: int = 1) -> None:
-    """It fails, in time."""
+async def unconfirmed(ask: Awaitable[Any], count: str = "0 of 1") -> None:
+    """It fails, in time. (Where nothing else happens, Redis looks at its clock but ten times a
+    second, so that 0.1 s may be 0.2.)"""
     begun = time.monotonic()
-    with pytest.raises(StoreUnavailable, match=f"not confirmed by {replicas} replicas in time"):
+    with pytest.raises(StoreUnavailable, match=f"confirmed by {count} replicas in time"):
         await ask
     assert time.monotonic() - begun < STALLED_SECONDS
 
@@ -206,8 +207,8 @@ async def test_a_stall_that_ends_is_no_failure(pair: Pair) -> None:
 
 async def test_more_than_there_are(pair: Pair) -> None:
     async with store_on(pair, 2) as store:
-        await unconfirmed(store.create(7, "laptop"), 2)
-        await unconfirmed(store.create(7, "laptop"), 2)
+        await unconfirmed(store.create(7, "laptop"), "1 of 2")
+        await unconfirmed(store.create(7, "laptop"), "1 of 2")
 
 
 async def test_callers_that_leave(pair: Pair) -> None:

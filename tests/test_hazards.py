@@ -25,7 +25,7 @@ from redis.exceptions import NoScriptError, RedisError
 from scripts.redis_server import RedisServer
 from sesiones import tokens
 from sesiones.connection import Commands, connect
-from sesiones.link import Argument, Execute
+from sesiones.link import Argument, Changed, Execute
 from sesiones.sesion import Sesion
 from sesiones.store import BadDates, Immutable, Refusal, SessionStore, StoreUnavailable
 from tests.test_store import base, counter_key, digest, index_key, lua, session_key
@@ -556,6 +556,9 @@ class _Wrapped:
 
     async def masters(self) -> dict[str, Execute]:
         return {"redis": self.execute}
+
+    def watch(self, changed: Changed) -> None:
+        self.commands.watch(changed)
 
     def reset(self) -> None:
         self.commands.reset()

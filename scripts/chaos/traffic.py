@@ -9,7 +9,7 @@ import itertools
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
@@ -242,12 +242,17 @@ class Traffic:
         """How many sessions were acknowledged, and how many of those ended so."""
         return Counter(created=len(self.created_at), ended=len(self._ended))
 
-    def longest_gap(self, since: float, until: float) -> float:
-        """Seconds in which no write was acknowledged, at the longest."""
+    def longest_gap(
+        self, since: float, until: float, buckets: Container[str] | None = None
+    ) -> float:
+        """Seconds in which no write was acknowledged, at the longest; of the users of the buckets
+        or of all."""
         moments = [
             event.at + event.seconds
             for event in self.events
-            if event.operation in WRITES and event.status in (200, 201)
+            if event.operation in WRITES
+            and event.status in (200, 201)
+            and (buckets is None or event.bucket in buckets)
         ]
         within = sorted(moment for moment in moments if since < moment < until)
         bounds = [since, *within, until]
