@@ -235,6 +235,7 @@ async def stall(replicas: int, short: bool) -> list[Bar]:
         statuses = await logouts.log_out()
         await stalling
         events = [event for event in traffic.events if event.at >= stalled]
+        unconfirmed = list(traffic.unconfirmed)
 
         watching = asyncio.create_task(logouts.watch())
         running = asyncio.create_task(
@@ -248,7 +249,7 @@ async def stall(replicas: int, short: bool) -> list[Bar]:
         meanwhile, traffic.wrong = traffic.wrong, defaultdict(set)
         for client in traffic.clients:
             await traffic.verify(client)
-        unconfirmed = await _accepted(traffic.clients, traffic.unconfirmed)
+        accepted = await _accepted(traffic.clients, unconfirmed)
     writes = [event for event in events if event.operation in WRITES]
     checks = [event for event in events if event.operation not in WRITES]
     lost = meanwhile.pop(LOST, set()) | traffic.wrong.pop(LOST, set())
@@ -266,9 +267,8 @@ async def stall(replicas: int, short: bool) -> list[Bar]:
         f"once by the node that was told, and by all {REPEATED_SECONDS:.0f} s after Sentinel names "
         "another",
         f"by its own node {'at once' if at_once else 'LATER'}, by the other after {late:.1f} s; "
-        f"{words(traffic.wrong)}; {unconfirmed} of {len(traffic.unconfirmed)} unconfirmed "
-        "accepted in the end",
-        at_once and late < REPEATED_SECONDS and not traffic.wrong and not unconfirmed,
+        f"{words(traffic.wrong)}; of {len(unconfirmed)} that were not confirmed {accepted} accepted",
+        at_once and late < REPEATED_SECONDS and not traffic.wrong and not accepted,
     )
     if not replicas:
         early = sum(traffic.created_at[token] < stalled for token in lost)
