@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from scripts.chaos import Bar, races, restart
+from scripts.chaos import Bar, cluster, races, restart, sentinel
 
 SCENARIOS: dict[str, Callable[[bool], Iterable[Bar]]] = {
+    "sentinel": sentinel.play,
+    "cluster": cluster.play,
     "restart": restart.play,
     "races": races.play,
 }

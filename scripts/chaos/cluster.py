@@ -89,7 +89,7 @@ async def _kill(cluster: RedisCluster, traffic: Traffic, replicas: int, short: b
             short or gap <= MAY_STOP_SECONDS,
         ),
         _untouched(f"{title}: the other shards see no error", others),
-        *([] if short else [answered(title, traffic.events)]),
+        *([] if short else [answered(title, traffic)]),
         *losses(title, replicas, traffic, meanwhile, [killed]),
     ]
 

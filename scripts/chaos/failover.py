@@ -24,10 +24,12 @@ def settings(replicas: int, short: bool) -> dict[str, str]:
     }
 
 
-def answered(title: str, events: Sequence[Event]) -> Bar:
+def answered(title: str, traffic: Traffic) -> Bar:
+    events = traffic.events
     return Bar(
         f"{title}: every request is answered, within {MAY_TAKE_SECONDS} s",
-        f"the slowest in {slowest(events):.2f} s; {counted(events)}",
+        f"the slowest in {slowest(events):.2f} s, those who ask being up to {traffic.late:.2f} s "
+        f"late themselves; {counted(events)}",
         slowest(events) <= MAY_TAKE_SECONDS and all(event.status for event in events),
     )
 

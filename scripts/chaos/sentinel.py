@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 
 import orjson
 import uvloop
@@ -46,10 +46,17 @@ RETURN_SECONDS = 40.0
 
 
 def play(short: bool) -> Iterator[Bar]:
+    if short:
+        yield from uvloop.run(_stalls())
+        return
     for replicas, kills in KILLS.items():
-        if not short:
-            yield from uvloop.run(_kills(replicas, kills))
-        yield from uvloop.run(stall(replicas, short))
+        yield from uvloop.run(_kills(replicas, kills))
+        yield from uvloop.run(_stall(replicas, short))
+
+
+async def _stalls() -> list[Bar]:
+    """At once, to save time."""
+    return [*chain(*await asyncio.gather(*(_stall(replicas, True) for replicas in KILLS)))]
 
 
 @dataclass(frozen=True)
@@ -84,12 +91,13 @@ class ReplicationLink:
         await asyncio.gather(self._pump(reader, master[1]), self._pump(master[0], writer))
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        data = b"-"
-        while data:
-            data = await reader.read(65536)
+        try:
+            while data := await reader.read(65536):
+                await self.flows.wait()
+                writer.write(data)
             await self.flows.wait()
-            writer.write(data)
-        writer.close()
+        finally:
+            writer.close()
 
     async def close(self) -> None:
         self._server.close()
@@ -131,15 +139,17 @@ class Deployment:
 async def _deployed(replicas: int, short: bool) -> AsyncIterator[Deployment]:
     down_after = SHORT_DOWN_AFTER_MILLISECONDS if short else DOWN_AFTER_MILLISECONDS
     with ExitStack() as stack:
-        sentinels = RedisSentinels(
+        redis = RedisSentinels(
             down_after_milliseconds=down_after,
             failover_timeout_milliseconds=FAILOVER_TIMEOUT_MILLISECONDS,
         )
-        redis = stack.enter_context(sentinels)
+        await asyncio.to_thread(stack.enter_context, redis)
         services = [
             Service(SESIONES_REDIS_URL=redis.url, **settings(replicas, short)) for _ in range(2)
         ]
-        deployment = Deployment(redis, [stack.enter_context(each).port for each in services])
+        for service in services:
+            await asyncio.to_thread(stack.enter_context, service)
+        deployment = Deployment(redis, [service.port for service in services])
         yield deployment
         deployment.traffic.close()
 
@@ -170,7 +180,7 @@ async def _kills(replicas: int, kills: int) -> list[Bar]:
             "of it until all Sentinels named another",
             max(gaps) <= MAY_STOP_SECONDS,
         ),
-        answered(title, traffic.events),
+        answered(title, traffic),
         *losses(title, replicas, traffic, meanwhile, [each.killed for each in failovers]),
     ]
 
@@ -212,7 +222,7 @@ class _Logouts:
             await asyncio.sleep(LOOK_SECONDS)
 
 
-async def stall(replicas: int, short: bool) -> list[Bar]:
+async def _stall(replicas: int, short: bool) -> list[Bar]:
     """The master goes on, but its replicas get nothing from it; then it is killed."""
     rate, seconds = (SHORT_RATE, SHORT_STALL_SECONDS) if short else (RATE, STALL_SECONDS)
     label = f"sentinel, WAIT_REPLICAS={replicas}, replication"
@@ -267,7 +277,7 @@ async def stall(replicas: int, short: bool) -> list[Bar]:
         f"once by the node that was told, and by all {REPEATED_SECONDS:.0f} s after Sentinel names "
         "another",
         f"by its own node {'at once' if at_once else 'LATER'}, by the other after {late:.1f} s; "
-        f"{words(traffic.wrong)}; of {len(unconfirmed)} that were not confirmed {accepted} accepted",
+        f"{words(traffic.wrong)}; of {len(unconfirmed)} unconfirmed ones {accepted} accepted",
         at_once and late < REPEATED_SECONDS and not traffic.wrong and not accepted,
     )
     if not replicas:

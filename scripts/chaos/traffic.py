@@ -166,6 +166,9 @@ class Traffic:
 
     def __init__(self, ports: Sequence[int], users: int = 200, seed: int = 7) -> None:
         self.events: list[Event] = []
+        self.late = 0.0
+        """Seconds by which run() itself was late at the most, on a busy machine: so are the times
+        of the events then."""
         self.wrong: dict[str, set[str]] = defaultdict(set)
         """The tokens of the sessions that the service was wrong about, by the ledger's words."""
         self.clients = [Client(port) for port in ports]
@@ -194,6 +197,7 @@ class Traffic:
                     tasks.create_task(self.one(operation))
                     progress.step()
                 await asyncio.sleep(TICK_SECONDS)
+                self.late = max(self.late, time.monotonic() - begun - passed - TICK_SECONDS)
         progress.end()
 
     async def one(self, operation: str) -> None:
