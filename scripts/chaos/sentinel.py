@@ -245,7 +245,8 @@ async def _stall(replicas: int, short: bool) -> list[Bar]:
         statuses = await logouts.log_out()
         await stalling
         events = [event for event in traffic.events if event.at >= stalled]
-        unconfirmed = list(traffic.unconfirmed)
+        # What a node could not even ask for is as live as ever.
+        unconfirmed = await _refused(traffic.clients[:1], traffic.unconfirmed)
 
         watching = asyncio.create_task(logouts.watch())
         running = asyncio.create_task(
@@ -259,7 +260,7 @@ async def _stall(replicas: int, short: bool) -> list[Bar]:
         meanwhile, traffic.wrong = traffic.wrong, defaultdict(set)
         for client in traffic.clients:
             await traffic.verify(client)
-        accepted = await _accepted(traffic.clients, unconfirmed)
+        accepted = unconfirmed - await _refused(traffic.clients, unconfirmed)
     writes = [event for event in events if event.operation in WRITES]
     checks = [event for event in events if event.operation not in WRITES]
     lost = meanwhile.pop(LOST, set()) | traffic.wrong.pop(LOST, set())
@@ -277,7 +278,7 @@ async def _stall(replicas: int, short: bool) -> list[Bar]:
         f"once by the node that was told, and by all {REPEATED_SECONDS:.0f} s after Sentinel names "
         "another",
         f"by its own node {'at once' if at_once else 'LATER'}, by the other after {late:.1f} s; "
-        f"{words(traffic.wrong)}; of {len(unconfirmed)} unconfirmed ones {accepted} accepted",
+        f"{words(traffic.wrong)}; of {len(unconfirmed)} unconfirmed ones {len(accepted)} accepted",
         at_once and late < REPEATED_SECONDS and not traffic.wrong and not accepted,
     )
     if not replicas:
@@ -312,13 +313,13 @@ async def _stall(replicas: int, short: bool) -> list[Bar]:
     ]
 
 
-async def _accepted(clients: Iterable[Client], tokens: Iterable[str]) -> int:
-    """How many of the tokens any node accepts."""
-    accepted = set()
-    for client, token in product(clients, tokens):
-        if (await client.ask("GET", "/sesiones/self", token)).status == 200:
-            accepted.add(token)
-    return len(accepted)
+async def _refused(clients: Sequence[Client], tokens: Iterable[str]) -> set[str]:
+    """Those of the tokens that all the nodes refuse."""
+    refused = set(tokens)
+    for client, token in product(clients, refused.copy()):
+        if (await client.ask("GET", "/sesiones/self", token)).status != 401:
+            refused.discard(token)
+    return refused
 
 
 def _range(seconds: Sequence[float]) -> str:
