@@ -126,6 +126,8 @@ async def _examine_master(execute: Execute, settings: Settings) -> AsyncIterator
         advice = "Only some users' keys are there: SESIONES_REDIS_URL=redis+cluster://host:port,..."
         yield Finding("error", "cluster", "the server is one node of a Cluster", advice)
     yield await _listpack(execute)
+    if settings.wait_replicas:
+        yield await _replicas(execute, settings.wait_replicas)
 
 
 async def _latency(execute: Execute, allowed_ms: float) -> Finding:
@@ -244,6 +246,21 @@ def _expiries(info: Info) -> Finding:
         return Finding("ok", "expiries", f"{without:,} keys without one; counters have none")
     advice = "Is the server shared? Else --deep says which keys they are."
     return Finding("warning", "expiries", text, advice)
+
+
+async def _replicas(execute: Execute, wanted: int) -> Finding:
+    """Of a connection that has written nothing, WAIT counts those that are connected."""
+    advice = "Every write is a 503: connect more replicas, or lower SESIONES_WAIT_REPLICAS."
+    try:
+        count: int = await execute("WAIT", wanted, 100)
+    except NoPermissionError as error:
+        return Finding("error", "replicas", str(error), PERMISSION_ADVICE)
+    except RedisError as error:
+        return Finding("error", "replicas", str(error), advice)
+    text = f"{count} connected; a write waits for {wanted}"
+    if count >= wanted:
+        return Finding("ok", "replicas", text)
+    return Finding("error", "replicas", text, advice)
 
 
 async def _listpack(execute: Execute) -> Finding:

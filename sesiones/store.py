@@ -227,7 +227,7 @@ class SessionStore:
             made, ended = reply
             _ended(ended)
             sesion = _session(token, made)
-        if sesion is None or key in self._endings:
+        if sesion is None:
             raise StoreUnavailable("the new session could not be read back")
         self.metrics.add(CREATED)
         _log("created", sesion.ID_Sesion, ID_Usuario, tokens.fingerprint(token))

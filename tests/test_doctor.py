@@ -11,12 +11,12 @@ import orjson
 import pytest
 from redis import Redis
 
-from scripts.redis_server import RedisCluster, RedisServer
+from scripts.redis_server import RedisCluster, RedisServer, free_port
 from sesiones import doctor, tokens
 from sesiones.__main__ import main
 from sesiones.sesion import Sesion
 from sesiones.store import Refusal, StoreUnavailable
-from tests.conftest import open_store
+from tests.conftest import open_store, replica_of
 from tests.test_cluster import cluster  # noqa: F401, a fixture
 from tests.test_store import counter_key, digest, index_key, session_key
 
@@ -112,6 +112,28 @@ def test_what_is_wrong_with_a_server(
         assert subject in bad
         assert exit_code == code
     assert subject not in diagnose(capsys, server.url)[2]
+
+
+def test_replicas_that_are_wanted(capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        RedisServer(port=str(free_port())) as server,
+        Redis(unix_socket_path=str(server.socket)) as redis,
+    ):
+        make(server.url, 7)
+        assert "replicas" not in diagnose(capsys, server.url)[1]
+        code, findings, bad = diagnose(capsys, server.url, "--wait-replicas", "1")
+        assert (code, "replicas" in bad) == (1, True)
+        assert findings["replicas"]["text"] == "0 connected; a write waits for 1"
+        with replica_of(server):
+            assert "replicas" not in diagnose(capsys, server.url, "--wait-replicas", "1")[2]
+            assert "replicas" in diagnose(capsys, server.url, "--wait-replicas", "2")[2]
+        redis.acl_setuser("default", enabled=True, nopass=True, commands=["+@all", "-wait"])
+        findings = diagnose(capsys, server.url, "--wait-replicas", "1")[1]
+        assert "wait" in findings["replicas"]["text"]
+        assert "Allow it" in findings["replicas"]["advice"]
+        redis.replicaof("127.0.0.1", 1)
+        redis.acl_setuser("default", enabled=True, nopass=True, commands=["+@all"])
+        assert {"role", "replicas"} <= set(diagnose(capsys, server.url, "--wait-replicas", "1")[2])
 
 
 def test_a_replica(server: RedisServer, own: "Redis", capsys: pytest.CaptureFixture[str]) -> None:
