@@ -58,9 +58,11 @@ class RedisServer:
         # A copy: Sentinel has its servers rewrite their configuration.
         self._configuration = shutil.copy(CONFIGURATION, self._directory / "redis.conf")
         self.process: subprocess.Popen[bytes] | None = None
+        self._reserved: socket.socket | None = None
 
     def start(self) -> None:
         """Start, and wait until it answers. Raises RuntimeError with the end of its log."""
+        self._release()
         self._data.mkdir(parents=True, exist_ok=True)
         log = self._directory / "redis.log"
         options = {
@@ -96,7 +98,7 @@ class RedisServer:
             return False
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End the process; SIGTERM saves first. The data stays."""
+        """End the process; SIGTERM saves first. The data stays, and nobody gets its port."""
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(number)
@@ -106,10 +108,21 @@ class RedisServer:
                 self.process.kill()
                 self.process.wait()
             self.process = None
+            if self.port:
+                # Another server there, of another test, would answer for this one: no session.
+                self._reserved = socket.socket()
+                self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                self._reserved.bind(("127.0.0.1", self.port))
+
+    def _release(self) -> None:
+        if self._reserved is not None:
+            self._reserved.close()
+            self._reserved = None
 
     def close(self) -> None:
         """End the process and remove the private directory."""
         self.stop()
+        self._release()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def __enter__(self) -> "RedisServer":
