@@ -57,10 +57,14 @@ class RedisServer:
         self._inherited = () if keep_open is None else (keep_open,)
         self._options = options
         self.port = int(options.get("port", "0"))
+        # A copy: Sentinel has its servers rewrite their configuration.
+        self._configuration = shutil.copy(CONFIGURATION, self._directory / "redis.conf")
         self.process: subprocess.Popen[bytes] | None = None
+        self._reserved: socket.socket | None = None
 
     def start(self) -> None:
         """Start, and wait until it answers. Raises RuntimeError with the end of its log."""
+        self._release()
         self._data.mkdir(parents=True, exist_ok=True)
         log = self._directory / "redis.log"
         options = {
@@ -96,7 +100,7 @@ class RedisServer:
             return False
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End the process; SIGTERM saves first. The data stays."""
+        """End the process; SIGTERM saves first. The data stays, and nobody gets its port."""
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(number)
@@ -106,10 +110,21 @@ class RedisServer:
                 self.process.kill()
                 self.process.wait()
             self.process = None
+            if self.port:
+                # Another server there, of another test, would answer for this one: no session.
+                self._reserved = socket.socket()
+                self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                self._reserved.bind(("127.0.0.1", self.port))
+
+    def _release(self) -> None:
+        if self._reserved is not None:
+            self._reserved.close()
+            self._reserved = None
 
     def close(self) -> None:
         """End the process and remove the private directory."""
         self.stop()
+        self._release()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def __enter__(self) -> "RedisServer":
@@ -193,6 +208,24 @@ class RedisCluster:
         for port in target, source:
             self.run(port, "CLUSTER", "SETSLOT", slot, "NODE", self.id(target))
 
+    def owner(self, slot: int) -> int:
+        """The port of the slot's master, as the first node knows it."""
+        for first, last, master, *_ in self.run(next(iter(self.servers)), "CLUSTER", "SLOTS"):
+            if first <= slot <= last:
+                return int(master[1])
+        raise LookupError(slot)
+
+    def in_sync(self, port: int) -> bool:
+        """Whether the node, if it is a replica, has all that its master has written."""
+        state = self.clients[port].info("replication")
+        if state["role"] == "master":
+            return True
+        master = self.clients[state["master_port"]].info("replication")
+        return bool(
+            state["master_link_status"] == "up"
+            and state["slave_repl_offset"] >= master["master_repl_offset"]
+        )
+
     def id(self, port: int) -> str:
         return str(self.run(port, "CLUSTER", "MYID"))
 
@@ -218,6 +251,108 @@ class RedisCluster:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+
+class RedisSentinels:
+    """A master with its replicas on loopback, by port, and the Sentinels that watch them (a
+    majority decides), until it is closed. All know each other from the start."""
+
+    def __init__(
+        self,
+        replicas: int = 2,
+        sentinels: int = 3,
+        down_after_milliseconds: int = 300,
+        failover_timeout_milliseconds: int = 1000,
+    ) -> None:
+        self._replicas, self._sentinels = replicas, sentinels
+        self._down_after_milliseconds = down_after_milliseconds
+        self._failover_timeout_milliseconds = failover_timeout_milliseconds
+        self._stack = ExitStack()
+        self.servers: dict[int, RedisServer] = {}
+        self.clients: dict[int, Redis] = {}
+        self.sentinels: dict[int, Redis] = {}
+
+    @property
+    def url(self) -> str:
+        addresses = ",".join(f"127.0.0.1:{port}" for port in self.sentinels)
+        return f"redis+sentinel://{addresses}/mymaster"
+
+    def named(self) -> set[int]:
+        """The ports that the Sentinels name as the master's."""
+        command = "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"
+        replies = (client.execute_command(*command) for client in self.sentinels.values())  # type: ignore[no-untyped-call]
+        return {int(port) for _, port in replies}
+
+    def replicated(self, port: int) -> bool:
+        """Whether every other server is a replica of this one, and has all that was written."""
+        states = {each: client.info("replication") for each, client in self.clients.items()}
+        master = states.pop(port)
+        return all(
+            state["role"] == "slave"
+            and state["master_link_status"] == "up"
+            and state["master_replid"] == master["master_replid"]
+            and state["slave_repl_offset"] >= master["master_repl_offset"]
+            for state in states.values()
+        )
+
+    def __enter__(self) -> "RedisSentinels":
+        with self._stack:
+            for _ in range(1 + self._replicas):
+                port = free_port()
+                # Without the delay, a master would wait 5 s for more replicas.
+                server = RedisServer(port=str(port), repl_diskless_sync_delay="0")
+                self.servers[port] = self._stack.enter_context(server)
+                client = Redis(port=port, decode_responses=True)
+                self.clients[port] = self._stack.enter_context(client)
+            master, *replicas = self.servers
+            for port in replicas:
+                self.clients[port].replicaof("127.0.0.1", str(master))
+            _wait(lambda: self.replicated(master))
+            folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+            ports = [free_port() for _ in range(self._sentinels)]
+            for port in ports:
+                self._start_sentinel(folder, port, ports)
+                client = Redis(port=port, decode_responses=True)
+                self.sentinels[port] = self._stack.enter_context(client)
+            self._stack = self._stack.pop_all()
+        return self
+
+    def _start_sentinel(self, folder: Path, port: int, ports: list[int]) -> None:
+        master, *replicas = self.servers
+        own, *others = sorted(ports, key=lambda other: other != port)
+        configuration = folder / f"{port}.conf"
+        lines = [
+            f"bind 127.0.0.1\nport {port}\ndir {folder}\nlogfile {folder}/{port}.log",
+            f"sentinel myid {own:040}",
+            f"sentinel monitor mymaster 127.0.0.1 {master} {len(ports) // 2 + 1}",
+            f"sentinel down-after-milliseconds mymaster {self._down_after_milliseconds}",
+            f"sentinel failover-timeout mymaster {self._failover_timeout_milliseconds}",
+            *(f"sentinel known-replica mymaster 127.0.0.1 {each}" for each in replicas),
+            *(f"sentinel known-sentinel mymaster 127.0.0.1 {each} {each:040}" for each in others),
+        ]
+        configuration.write_text("\n".join(lines) + "\n")
+        process = subprocess.Popen(
+            [find_binary(), str(configuration), "--sentinel"], start_new_session=True
+        )
+        self._stack.callback(process.wait, timeout=10)
+        self._stack.callback(process.terminate)
+        _wait(lambda: _accepts(port))
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _wait(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RuntimeError("the servers do not come up")
+        time.sleep(0.02)
 
 
 def free_port() -> int:

@@ -12,6 +12,7 @@ exception).
 """
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections import deque
@@ -38,6 +39,11 @@ Result = TypeVar("Result")
 
 CONFIRMED_SECONDS = 0.1
 """What replicas have to acknowledge a write; two fifths of a timeout that has no room for it."""
+
+
+FOLLOW_SECONDS = 0.5
+"""Between two looks at which master Sentinel names."""
+REPLACED = "replaced as the master"
 
 
 class UnconfirmedError(RedisError):
@@ -197,8 +203,7 @@ class SingleFlight(Generic[Result]):
     def _done(self, task: "asyncio.Task[Result]") -> None:
         if task is self._task:  # the next one may have begun already
             self._task = None
-        if not task.cancelled():
-            task.exception()  # seen, even where every caller has left
+        _seen(task)  # even where every caller has left
 
     def close(self) -> None:
         """End what runs, for good."""
@@ -213,24 +218,29 @@ class SingleFlight(Generic[Result]):
             await asyncio.wait({self._task})
 
 
+def _seen(task: asyncio.Task[Any]) -> None:
+    """What it raised, if anything, has been seen."""
+    if not task.cancelled():
+        task.exception()
+
+
 async def majority(asked: Sequence[Awaitable[bool]], yes: int = 0) -> bool:
     """Whether more than half say yes, of those asked and ``yes`` that need not be. Nobody is
     waited for whose word no longer matters; whoever fails has not said yes."""
-    tasks = [asyncio.ensure_future(one) for one in asked]
-    needed = (len(tasks) + yes) // 2 + 1
+    waiting = {asyncio.ensure_future(one) for one in asked}
+    needed = (len(waiting) + yes) // 2 + 1
     try:
-        for answer in asyncio.as_completed(tasks):
-            try:
-                yes += await answer
-            except (RedisError, OSError, ValueError):
-                continue
-            if yes >= needed:
-                break
+        while yes < needed <= yes + len(waiting):
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                with contextlib.suppress(RedisError, OSError, ValueError):
+                    yes += task.result()
         return yes >= needed
     finally:
-        for task in tasks:
+        for task in waiting:
+            # Not waited for: redis-py may take its whole timeout to leave.
+            task.add_done_callback(_seen)
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Server:
@@ -302,13 +312,24 @@ class Server:
         """Whether others say, too, that the link's server is the master."""
         return True
 
+    async def _replaced(self, link: Link) -> bool:
+        """Whether others say that another server is the master."""
+        return False
+
     async def _open(self) -> Link:
         connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         await connection.connect()
         if connection._writer is None or connection._writer.transport.is_closing():
             raise RedisConnectionError("closed as soon as it was open")
-        self._link = Link(connection, self._timeout_seconds, self._lost)
-        return self._link
+        link = Link(connection, self._timeout_seconds, self._lost)
+        try:
+            if await self._replaced(link):
+                raise RedisConnectionError(REPLACED)
+        except BaseException:
+            link.fail(REPLACED)
+            raise
+        self._link = link
+        return link
 
     def watch(self, changed: Changed) -> None:
         self._changed = changed
@@ -331,7 +352,11 @@ class Server:
 
 
 class SentinelMaster(Server):
-    """The master that Sentinel names."""
+    """The master that Sentinel names.
+
+    One that is replaced while it answers, because it was slow or comes back, is told so by Sentinel
+    after 8 s and more. Until then it takes what will be lost, and knows of no logout at the other.
+    """
 
     def __init__(
         self, sentinel: Sentinel, name: str, pool: ConnectionPool, timeout_seconds: float
@@ -339,23 +364,44 @@ class SentinelMaster(Server):
         super().__init__(pool, timeout_seconds)
         self._sentinel = sentinel
         self._name = name
+        self._following: asyncio.Task[None] | None = None
 
     async def _open(self) -> Link:
         try:
-            return await super()._open()
+            link = await super()._open()
         except MasterNotFoundError:  # whose text has every Sentinel's every setting
             raise RedisConnectionError(f"no Sentinel names the master {self._name}") from None
+        self._unfollow()
+        self._following = asyncio.create_task(self._follow(link))
+        return link
+
+    async def _follow(self, link: Link) -> None:
+        while not link.transport.is_closing():
+            await asyncio.sleep(FOLLOW_SECONDS)
+            if await self._replaced(link):
+                link.fail(REPLACED)
+
+    def _unfollow(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
 
     async def _named(self, link: Link) -> bool:
+        return await self._most_name(lambda address: address == link.address)
+
+    async def _replaced(self, link: Link) -> bool:
+        return await self._most_name(lambda address: address != link.address)
+
+    async def _most_name(self, such: Callable[[tuple[str, int]], bool]) -> bool:
         # A majority of the Sentinels: those on the wrong side of a partition know no better.
         async def names(sentinel: Redis) -> bool:
             command = "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._name
-            host, port = await sentinel.execute_command(*command)  # type: ignore[no-untyped-call]
-            return (host.decode(), int(port)) == link.address
+            reply = await sentinel.execute_command(*command)  # type: ignore[no-untyped-call]
+            return reply is not None and such((reply[0].decode(), int(reply[1])))
 
         return await majority([names(sentinel) for sentinel in self._sentinel.sentinels])
 
     async def aclose(self) -> None:
+        self._unfollow()
         await super().aclose()
         for sentinel in self._sentinel.sentinels:
             await sentinel.aclose()

@@ -22,7 +22,7 @@ def test_every_promise_can_be_broken(monkeypatch: pytest.MonkeyPatch) -> None:
         create.source = create.source.replace(text, other)
     create.sha = hashlib.sha1(create.source.encode()).hexdigest()
     monkeypatch.setattr(store, "_CREATE", create)
-    monkeypatch.setattr(SessionStore, "_count_ended", lambda *_: None)
+    monkeypatch.setattr(SessionStore, "_hear_ended", lambda *_: None)
     monkeypatch.setattr(churn, "GONE_SECONDS", 0)
     bars = {bar.promise: bar.measured for bar in churn.play(True) if not bar.met}
     assert len(bars) == 5

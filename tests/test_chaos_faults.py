@@ -18,7 +18,7 @@ WINDOW = Window(10.0, 10.1, 11.0, 11.1)
 
 
 def event(at: float, operation: str, status: int, seconds: float = 0.01) -> Event:
-    return Event(at, operation, status, seconds, 0)
+    return Event(at, operation, status, seconds, 0, "")
 
 
 @pytest.mark.parametrize(

@@ -35,4 +35,4 @@ def test_a_logout_all_that_looks_through_everything(monkeypatch: pytest.MonkeyPa
 def test_a_logout_all_that_is_quadratic(monkeypatch: pytest.MonkeyPatch) -> None:
     again = "for _, other in ipairs(digests) do redis.call('EXISTS', base .. other) end"
     break_end_all(monkeypatch, f"for _ in ipairs(digests) do {again} end\n")
-    assert met() == [True, True, False]
+    assert met()[2] is False

@@ -21,7 +21,8 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from scripts.redis_server import RedisServer, find_binary, free_port
+from scripts.redis_server import RedisSentinels, RedisServer, free_port
+from sesiones import tokens
 from sesiones.connection import Commands, connect
 from sesiones.link import SingleFlight
 from sesiones.store import SessionStore, StoreUnavailable
@@ -558,34 +559,6 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused(
 # Sentinel: the master that it names, today's and tomorrow's.
 
 
-@contextlib.contextmanager
-def sentinel(folder: Path, master_port: int) -> Iterator[tuple[int, "Redis"]]:
-    """A Sentinel of its own opinion (quorum 1), its port and a client of it."""
-    port = free_port()
-    configuration = folder / "sentinel.conf"
-    configuration.write_text(
-        f"bind 127.0.0.1\nport {port}\ndir {folder}\nlogfile {folder}/sentinel.log\n"
-        f"sentinel monitor mymaster 127.0.0.1 {master_port} 1\n"
-        "sentinel down-after-milliseconds mymaster 300\n"
-        "sentinel failover-timeout mymaster 1000\n"
-    )
-    process = subprocess.Popen([find_binary(), str(configuration), "--sentinel"])
-    try:
-        with Redis(port=port, decode_responses=True) as client:
-            wait_until(lambda: answers(client))
-            yield port, client
-    finally:
-        process.terminate()
-        process.wait(timeout=10)
-
-
-def answers(client: "Redis") -> bool:
-    try:
-        return bool(client.ping())
-    except RedisError:
-        return False
-
-
 def run(client: "Redis", *arguments: str | int) -> Any:
     return client.execute_command(*arguments)  # type: ignore[no-untyped-call]
 
@@ -600,40 +573,34 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
 until = partial(available, seconds=40)
 
 
-async def test_sentinel_and_two_failovers(tmp_path: Path) -> None:
-    ports = free_port(), free_port()
-    with contextlib.ExitStack() as stack:
-        servers = []
-        for port in ports:
-            # Without the delay, a master would wait 5 s for more replicas.
-            server = RedisServer(port=str(port), repl_diskless_sync_delay="0")
-            servers.append(stack.enter_context(server))
-        one, two = [stack.enter_context(Redis(port=port, decode_responses=True)) for port in ports]
-        two.replicaof("127.0.0.1", ports[0])
-        wait_until(lambda: two.info("replication")["master_link_status"] == "up")
-        sentinel_port, watch = stack.enter_context(sentinel(tmp_path, ports[0]))
+async def test_sentinel_and_two_failovers() -> None:
+    with (
+        RedisSentinels(replicas=1, sentinels=1) as redis,
+        socket.create_server(("127.0.0.1", 0)) as deaf,
+    ):
+        (first, second), (one, two) = redis.servers, redis.clients.values()
+        ((sentinel_port, watch),) = redis.sentinels.items()
         # The first of the two Sentinels in the URL never answers; then the other is asked.
-        deaf = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
-        url = f"redis+sentinel://127.0.0.1:{deaf},127.0.0.1:{sentinel_port}/mymaster"
+        silent = f"127.0.0.1:{deaf.getsockname()[1]}"
+        url = f"redis+sentinel://{silent},127.0.0.1:{sentinel_port}/mymaster"
         async with store_at(url, 0.25) as store:
             session = await until(lambda: store.create(7, "laptop"))
             token = session.Token_Sesion
             assert len(one.keys("*:s:*")) == 1
-            assert one.wait(1, 5000) == 1
+            wait_until(lambda: redis.replicated(first))
 
             # The master is demoted, but its connections stay open. (Sentinel would wait 8 s.)
             wait_until(lambda: fails_over(watch))
             wait_until(lambda: two.info("replication")["role"] == "master")
-            one.replicaof("127.0.0.1", ports[1])
+            one.replicaof("127.0.0.1", str(second))
             assert (await until(lambda: store.find(token))).ID_Sesion == session.ID_Sesion
             await until(lambda: store.probe(5))
             other = (await until(lambda: store.create(7, "phone"))).Token_Sesion
             assert len(two.keys("*:s:*")) == 2
-            wait_until(lambda: one.info("replication")["master_link_status"] == "up")
-            assert two.wait(1, 5000) == 1
+            wait_until(lambda: redis.replicated(second))
 
             # The new master dies.
-            servers[1].stop(signal.SIGKILL)
+            redis.servers[second].stop(signal.SIGKILL)
             wait_until(lambda: one.info("replication")["role"] == "master")
             assert (await until(lambda: store.find(other))).Dispositivo == "phone"
             assert await store.end(token, other) == 1
@@ -642,15 +609,32 @@ async def test_sentinel_and_two_failovers(tmp_path: Path) -> None:
         wait_until(lambda: len(watch.client_list()) == 1, 1)
 
 
-async def test_a_master_that_refuses_writes(tmp_path: Path) -> None:
+async def test_a_master_that_is_replaced_while_it_answers() -> None:
+    """Sentinel would leave it a master for 8 s, and its connections open."""
+    with RedisSentinels(replicas=2, sentinels=3) as redis:
+        (old,) = redis.named()
+        async with store_at(redis.url, 0.25) as store, store_at(redis.url, 0.25) as other:
+            token = (await until(lambda: store.create(7, "laptop"))).Token_Sesion
+            assert (await until(lambda: other.find(token))).ID_Usuario == 7
+            wait_until(lambda: redis.replicated(old))
+            watch = next(iter(redis.sentinels.values()))
+            await asyncio.to_thread(wait_until, lambda: fails_over(watch))
+            await asyncio.to_thread(wait_until, lambda: not redis.named() & {old})
+            await asyncio.sleep(1)
+            assert redis.clients[old].info("replication")["role"] == "master"
+            assert await until(lambda: store.end(token, token)) == 1
+            assert await until(lambda: other.find(token)) is None
+            assert redis.clients[old].exists(f"sesiones:{{{token[4:6]}}}:s:{tokens.digest(token)}")
+
+
+async def test_a_master_that_refuses_writes() -> None:
     """Checks answer, while a majority of the Sentinels says that it is the master."""
-    port = free_port()
     with (
-        RedisServer(port=str(port)) as server,
-        Redis(unix_socket_path=str(server.socket)) as master,
-        sentinel(tmp_path, port) as (sentinel_port, watch),
+        RedisSentinels(replicas=0, sentinels=1) as redis,
         socket.create_server(("127.0.0.1", 0)) as deaf,
     ):
+        (master,) = redis.clients.values()
+        ((sentinel_port, watch),) = redis.sentinels.items()
         # All that docs/acl.conf gives the service at a Sentinel.
         run(watch, "ACL", "SETUSER", "admin", "on", "nopass", "~*", "&*", "+@all")
         run(watch, "AUTH", "admin", "x")

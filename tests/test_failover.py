@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,14 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from scripts import redis_server as redis_server_module
-from scripts.redis_server import RedisCluster, RedisServer, free_port
+from scripts.redis_server import RedisCluster, RedisSentinels, RedisServer
 from sesiones import endings, tokens
 from sesiones.endings import Endings
 from sesiones.sesion import Sesion
 from sesiones.store import Refusal, SessionStore, StoreUnavailable
 from tests.conftest import available, open_store
 from tests.service import comes_true
-from tests.test_cluster import index_key, owner, session_key, slot_of
-from tests.test_connection import sentinel, wait_until
+from tests.test_cluster import index_key, session_key, slot_of
 from tests.test_metrics import counted
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
@@ -254,23 +252,10 @@ def is_master(redis: "Redis") -> bool:
 
 
 @pytest.mark.parametrize("replicas", [0, 1])
-async def test_sentinel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replicas: int) -> None:
-    with ExitStack() as stack:
-        servers = []
-        for port in free_port(), free_port():
-            # Sentinel has its servers rewrite their configuration: each gets a copy of its own.
-            copy = shutil.copy(redis_server_module.CONFIGURATION, tmp_path / f"{port}.conf")
-            monkeypatch.setattr(redis_server_module, "CONFIGURATION", copy)
-            server = RedisServer(port=str(port), repl_diskless_sync_delay="0")
-            servers.append(stack.enter_context(server))
-        master, replica = servers
-        with Redis(unix_socket_path=str(replica.socket)) as redis:
-            redis.replicaof("127.0.0.1", master.port)
-            wait_until(lambda: redis.info("replication")["master_link_status"] == "up")
-        port, watch = stack.enter_context(sentinel(tmp_path, master.port))
-        wait_until(lambda: watch.sentinel_slaves("mymaster") != [])
-        url = f"redis+sentinel://127.0.0.1:{port}/mymaster"
-        async with stores_at(url, wait_replicas=replicas) as stores:
+async def test_sentinel(replicas: int) -> None:
+    with RedisSentinels(replicas=1, sentinels=1) as redis:
+        async with stores_at(redis.url, wait_replicas=replicas) as stores:
+            master, replica = redis.servers.values()
             await end_and_fail_over(stores, 7, master, replica, replicas)
 
 
@@ -288,7 +273,7 @@ async def test_cluster() -> None:
 
 
 def user_of(cluster: RedisCluster, port: int) -> int:
-    return next(user for user in range(999) if owner(cluster, slot_of(user)) == port)
+    return next(user for user in range(999) if cluster.owner(slot_of(user)) == port)
 
 
 async def test_a_slot_that_is_being_moved() -> None:

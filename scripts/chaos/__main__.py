@@ -14,6 +14,7 @@ from scripts.chaos import (
     Bar,
     churn,
     clocks,
+    cluster,
     departures,
     h1spec,
     inputs,
@@ -21,11 +22,14 @@ from scripts.chaos import (
     outages,
     races,
     restart,
+    sentinel,
     slow,
     workers,
 )
 
 SCENARIOS: dict[str, Callable[[bool], Iterable[Bar]]] = {
+    "sentinel": sentinel.play,
+    "cluster": cluster.play,
     "restart": restart.play,
     "outages": outages.play,
     "workers": workers.play,

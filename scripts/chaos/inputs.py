@@ -143,6 +143,9 @@ class Store:
                 return [] if designated is None else [[b"A" * 43, *designated[:2]]]
         return [*found, 0]
 
+    def watch(self, _: object) -> None:
+        """Nothing ever changes."""
+
     def _update(self, record: list[Any] | None, given: Sequence[Any]) -> list[Any]:
         if record is None:
             return [b"absent"]

@@ -89,7 +89,7 @@ async def _play(short: bool) -> list[Bar]:
             while not running.done():
                 windows.append(await _suffer(fault, redis, hold))
                 await asyncio.sleep(rest)
-            late = await running
+            await running
             found = judge(traffic.events[first:], windows, allowed)
             missing = set() if short else WELL.keys() - found.statuses.keys()
             bars.append(Bar(f"{name}: {promise}", found.words(), not found.wrong and not missing))
@@ -99,7 +99,7 @@ async def _play(short: bool) -> list[Bar]:
                     f"{name}: each answer within {2 * TIMEOUT_SECONDS} s, "
                     f"normal within {RECOVERY_SECONDS:.0f} s of its end",
                     f"{found.longest:.2f} s and {found.recovery:.2f} s at the most, "
-                    f"{len(windows)} times; the client itself was late by up to {late:.2f} s",
+                    f"{len(windows)} times; the client itself was up to {traffic.late:.2f} s late",
                     found.longest <= 2 * TIMEOUT_SECONDS + slack
                     and found.recovery <= RECOVERY_SECONDS + slack,
                 )

@@ -9,7 +9,7 @@ import itertools
 import random
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
@@ -18,6 +18,7 @@ import orjson
 
 from scripts.ledger import Ledger, Sent, numbers
 from scripts.progress import Progress
+from sesiones import tokens
 
 REPLY_SECONDS = 5.0
 """What is answered later, or never, is a hang."""
@@ -33,7 +34,7 @@ REPLICATED_LATE = {"Ultima_Actividad ran backwards", "Fecha_Expiracion ran backw
 
 def words(wrong: Mapping[str, Collection[str]]) -> str:
     """What is wrong, and of how many sessions."""
-    return ", ".join(f"{what}: {len(tokens)}" for what, tokens in wrong.items()) or "nothing wrong"
+    return ", ".join(f"{what}: {len(found)}" for what, found in wrong.items()) or "nothing wrong"
 
 
 class Reply(NamedTuple):
@@ -53,6 +54,8 @@ class Event(NamedTuple):
     status: int
     seconds: float
     port: int
+    bucket: str
+    """The user's: it says on which shard of a Cluster it was."""
 
 
 NOTHING = Reply(0, {}, b"", True)
@@ -171,6 +174,9 @@ class Traffic:
         self, ports: Sequence[int], users: int = 200, seed: int = 7, spare: int = 0
     ) -> None:
         self.events: list[Event] = []
+        self.late = 0.0
+        """Seconds by which the last run() itself was late at the most, on a busy machine: so are
+        the times of its events then."""
         self.wrong: dict[str, set[str]] = defaultdict(set)
         """The tokens of the sessions that the service was wrong about, by the ledger's words."""
         self.clients = [Client(port, spare) for port in ports]
@@ -179,20 +185,20 @@ class Traffic:
         self.created_at: dict[str, float] = {}
         """When each session was acknowledged, on the monotonic clock."""
         self._ended: list[str] = []
+        self.unconfirmed: list[str] = []
+        """The sessions that logouts were to end of which nobody knows what came."""
         self._objects: dict[str, dict[str, object]] = {}
         """Of sessions of which no PUT was sent yet."""
         self._devices: dict[str, set[str]] = {}
         """What a session's device may be."""
         self._random = random.Random(seed)
 
-    async def run(self, rate: float, seconds: float, label: str) -> float:
-        """Requests arrive for that long, spread over the nodes; waits for all their answers.
-        Returns by how many seconds this process was late itself, at the most: the machine's share
-        in what took long."""
+    async def run(self, rate: float, seconds: float, label: str) -> None:
+        """Requests arrive for that long, spread over the nodes; waits for all their answers."""
         progress = Progress(label, int(rate * seconds))
         operations, weights = list(MIX), list(MIX.values())
         begun = time.monotonic()
-        passed = late = 0.0
+        passed = self.late = 0.0
         async with asyncio.TaskGroup() as tasks:
             while passed < seconds:
                 for _ in range(int(rate * passed) - progress.done):
@@ -201,9 +207,8 @@ class Traffic:
                     progress.step()
                 await asyncio.sleep(TICK_SECONDS)
                 last, passed = passed, time.monotonic() - begun
-                late = max(late, passed - last - TICK_SECONDS)
+                self.late = max(self.late, passed - last - TICK_SECONDS)
         progress.end()
-        return late
 
     async def one(self, operation: str) -> None:
         """One request of the kind; another kind where the user at hand has nothing to do it on."""
@@ -239,9 +244,9 @@ class Traffic:
             ):
                 self.wrong[OVERWRITTEN].add(token)
 
-        tokens = list(self.created_at)
-        for first in range(0, len(tokens), 64):
-            await asyncio.gather(*(look(token) for token in tokens[first : first + 64]))
+        made = list(self.created_at)
+        for first in range(0, len(made), 64):
+            await asyncio.gather(*(look(token) for token in made[first : first + 64]))
 
     def close(self) -> None:
         for client in self.clients:
@@ -251,12 +256,17 @@ class Traffic:
         """How many sessions were acknowledged, and how many of those ended so."""
         return Counter(created=len(self.created_at), ended=len(self._ended))
 
-    def longest_gap(self, since: float, until: float) -> float:
-        """Seconds in which no write was acknowledged, at the longest."""
+    def longest_gap(
+        self, since: float, until: float, buckets: Container[str] | None = None
+    ) -> float:
+        """Seconds in which no write was acknowledged, at the longest; of the users of the buckets
+        or of all."""
         moments = [
             event.at + event.seconds
             for event in self.events
-            if event.operation in WRITES and event.status in (200, 201)
+            if event.operation in WRITES
+            and event.status in (200, 201)
+            and (buckets is None or event.bucket in buckets)
         ]
         within = sorted(moment for moment in moments if since < moment < until)
         bounds = [since, *within, until]
@@ -271,7 +281,13 @@ class Traffic:
         return found
 
     async def _ask(
-        self, operation: str, method: str, path: str, token: str = "", body: object = None
+        self,
+        operation: str,
+        bucket: str,
+        method: str,
+        path: str,
+        token: str = "",
+        body: object = None,
     ) -> Reply:
         begun = time.monotonic()
         for client in self._random.sample(self.clients, len(self.clients)):
@@ -279,13 +295,14 @@ class Traffic:
             if reply is not REFUSED:  # else nothing was sent: the next node, as a gateway does
                 break
         seconds = time.monotonic() - begun
-        self.events.append(Event(begun, operation, reply.status, seconds, client.port))
+        self.events.append(Event(begun, operation, reply.status, seconds, client.port, bucket))
         return reply
 
     async def _create(self, user: _User) -> None:
         user.busy = True
         body = {"ID_Usuario": user.number, "Dispositivo": "laptop"}
-        reply = await self._ask("create", "POST", "/sesiones", body=body)
+        bucket = tokens.user_bucket(user.number)
+        reply = await self._ask("create", bucket, "POST", "/sesiones", body=body)
         user.busy = False
         if reply.status == 201:
             session = orjson.loads(reply.body)
@@ -296,13 +313,14 @@ class Traffic:
             user.live.append(token)
 
     async def _check(self, operation: str, token: str) -> None:
-        sent = self._ledger.sent(token)
-        self._judge(sent, await self._ask(operation, "GET", "/sesiones/self", token))
+        sent, bucket = self._ledger.sent(token), tokens.bucket(token)
+        self._judge(sent, await self._ask(operation, bucket, "GET", "/sesiones/self", token))
 
     async def _update(self, token: str) -> None:
         session = self._objects.pop(token) | {"Dispositivo": "tablet"}
         self._devices[token].add("tablet")
-        reply = await self._ask("update", "PUT", "/sesiones", body=session)
+        bucket = tokens.bucket(token)
+        reply = await self._ask("update", bucket, "PUT", "/sesiones", body=session)
         if reply.status == 200:
             self._devices[token].remove("laptop")
 
@@ -315,17 +333,19 @@ class Traffic:
         user.ending.update(ends)
         sent = self._ledger.sent(token, ends)
         path = f"/sesiones/{operation}?Token_Sesion={token}"
-        reply = await self._ask(operation, "DELETE", path, token)
+        reply = await self._ask(operation, tokens.bucket(token), "DELETE", path, token)
         if operation == "logoutAll":
             user.busy = False
         self._judge(sent, reply)
         if reply.status == 200:
             self._ended.extend(user.ending.intersection(ends))  # each once
             user.ending.difference_update(ends)
-        elif reply.status != 401 and operation == "logoutAll":
-            # It may still come to Redis, and end what is created by then: another user.
-            user.number += len(self._users)
-            user.ending.clear()
+        elif reply.status != 401:
+            self.unconfirmed.extend(ends)
+            if operation == "logoutAll":
+                # It may still come to Redis, and end what is created by then: another user.
+                user.number += len(self._users)
+                user.ending.clear()
 
     def _judge(self, sent: Sent, reply: Reply) -> None:
         answer = numbers({}, reply.body) if reply.status == 200 and not sent.ends else {}
