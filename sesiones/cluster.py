@@ -31,6 +31,7 @@ from sesiones.link import (
     Argument,
     Changed,
     Execute,
+    Link,
     Server,
     SingleFlight,
     UnconfirmedError,
@@ -59,6 +60,30 @@ def _slot(tag: str) -> int:
     return key_slot(tag.encode())
 
 
+class _Node(Server):
+    """One node. ``known_as``: its name in the Cluster, once that is known: somebody else's Redis at
+    the address of one that is gone would answer, and have nobody's session."""
+
+    def __init__(
+        self,
+        address: Address,
+        known_as: Callable[[], str | None],
+        options: dict[str, Any],
+        timeout_seconds: float,
+    ) -> None:
+        host, port = address
+        super().__init__(ConnectionPool(host=host, port=port, **options), timeout_seconds)
+        self._address = address
+        self._known_as = known_as
+
+    async def _replaced(self, link: Link) -> bool:
+        name = self._known_as()
+        if name is None:
+            return False
+        reply = await link.send(("CLUSTER", "SLOTS"))
+        return masters_of(reply, self._address[0])[1].get(self._address) != name
+
+
 class Cluster:
     """Commands on a Cluster's masters, never on a replica: none is told READONLY."""
 
@@ -71,10 +96,10 @@ class Cluster:
         self._seeds = seeds
         self._options = options
         self._timeout_seconds = timeout_seconds
-        self._servers: dict[Address, Server] = {}
+        self._servers: dict[Address, _Node] = {}
         self._masters: list[Address | None] = [None] * SLOTS
-        self._known: set[Address] = set()
-        """Replicas too: one of them may be all that is left to ask for the map."""
+        self._names: dict[Address, str] = {}
+        """Of replicas too: one of them may be all that is left to ask for the map."""
         self._refreshing = SingleFlight(self._refresh)
         self._refreshed_at = -REFRESH_SECONDS
         self._changed: Changed = lambda _: None
@@ -151,12 +176,12 @@ class Cluster:
         masters = sorted({master for master in self._masters if master})
         return {f"{host}:{port}": self._server((host, port)).execute for host, port in masters}
 
-    def _server(self, address: Address) -> Server:
+    def _server(self, address: Address) -> _Node:
         server = self._servers.get(address)
         if server is None:
-            host, port = address
-            pool = ConnectionPool(host=host, port=port, **self._options)
-            server = self._servers[address] = Server(pool, self._timeout_seconds)
+            server = self._servers[address] = _Node(
+                address, lambda: self._names.get(address), self._options, self._timeout_seconds
+            )
             server.watch(lambda _: self._changed(lambda tag: self.node_of(tag) == address))
         return server
 
@@ -173,12 +198,12 @@ class Cluster:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(self._refreshed_at + REFRESH_SECONDS - loop.time())
         self._refreshed_at = loop.time()
-        asked = list(self._known.union(self._seeds))
-        random.shuffle(asked)
-        for address in asked:
+        # The seeds may be anybody's by now.
+        asked = [*random.sample([*self._names], len(self._names)), *self._seeds]
+        for address in dict.fromkeys(asked):
             try:
                 reply = await self._server(address).execute("CLUSTER", "SLOTS")
-                masters, self._known = masters_of(reply, address[0])
+                masters, self._names = masters_of(reply, address[0])
             except (RedisError, OSError, ValueError) as error:
                 failure = error
             else:
@@ -211,12 +236,12 @@ class Cluster:
             await server.aclose()
 
 
-def masters_of(reply: Any, asked: str) -> tuple[list[Address | None], set[Address]]:
-    """The master of each slot, and every node, from a reply to CLUSTER SLOTS; ``asked``: the host
-    that gave it, for a node that does not know its own. Raises ValueError for any other reply,
-    and for one without slots: of a node that has left its Cluster."""
+def masters_of(reply: Any, asked: str) -> tuple[list[Address | None], dict[Address, str]]:
+    """The master of each slot, and every node's name, from a reply to CLUSTER SLOTS; ``asked``: the
+    host that gave it, for a node that does not know its own. Raises ValueError for any other
+    reply, and for one without slots: of a node that has left its Cluster."""
     masters: list[Address | None] = [None] * SLOTS
-    known: set[Address] = set()
+    names: dict[Address, str] = {}
     try:
         for first, last, *nodes in reply:
             addresses = [((host or b"").decode() or asked, port) for host, port, *_ in nodes]
@@ -226,9 +251,9 @@ def masters_of(reply: Any, asked: str) -> tuple[list[Address | None], set[Addres
                 if not 0 < port < 65536:
                     raise ValueError(f"port {port} of {host}")
             masters[first : last + 1] = [addresses[0]] * (last - first + 1)
-            known.update(addresses)
+            names.update(zip(addresses, (node[2].decode() for node in nodes), strict=True))
     except (AttributeError, LookupError, TypeError) as error:
         raise ValueError("not a reply to CLUSTER SLOTS") from error
-    if not known:
+    if not names:
         raise ValueError("no slots")
-    return masters, known
+    return masters, names
