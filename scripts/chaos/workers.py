@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -85,6 +86,13 @@ def _is_running(pid: int) -> bool:
     return any(stat.rpartition(")")[2].split()[0] not in "ZX" for stat in stats)
 
 
+def _failures(events: list[Event]) -> str:
+    """How many of them failed, and with which statuses."""
+    counted = Counter(event.status for event in _failed(events))
+    statuses = ", ".join(f"{status}: {n:,}" for status, n in counted.items())
+    return f"{counted.total():,} of {len(events):,} failed{f' ({statuses})' if statuses else ''}"
+
+
 def _failed(events: list[Event]) -> list[Event]:
     return [event for event in events if event.status == 0 or event.status >= 500]
 
@@ -106,7 +114,7 @@ async def _play(short: bool) -> list[Bar]:
         bars = [
             Bar(
                 f"SIGTERM to each of {workers} workers in turn: no request fails",
-                f"{len(_failed(events))} of {len(events):,} failed, {len(told)} were told; gone in "
+                f"{_failures(events)}, {len(told)} were told; gone in "
                 f"{max(gone - at for at, gone, _ in told):.1f} s, replaced in "
                 f"{max(back - at for at, _, back in told):.1f} s at the most",
                 not _failed(events),
@@ -125,8 +133,8 @@ async def _play(short: bool) -> list[Bar]:
         bars.append(
             Bar(
                 f"kill -9 of one of {workers} workers: no request fails but those in flight on it",
-                f"{len(_failed(in_flight))} of {len(in_flight)} in flight on all workers failed, "
-                f"and {others} of {len(events):,} others; {len(killed)} were killed; {workers} "
+                f"of those in flight on any worker {_failures(in_flight)}, of the rest {others} of "
+                f"{len(events) - len(in_flight):,}; {len(killed)} were killed; {workers} "
                 f"served again in {max(back - at for at, _, back in killed):.1f} s at the most",
                 not others,
             )
@@ -142,7 +150,7 @@ async def _play(short: bool) -> list[Bar]:
             Bar(
                 "SIGTERM to each of two nodes in turn, a refused connection tries the other: no "
                 f"request fails, and it ends within {STOP_SECONDS} s",
-                f"{len(_failed(events))} of {len(events):,} failed, {len(took)} were told; ended "
+                f"{_failures(events)}, {len(took)} were told; ended "
                 f"in {max(took):.1f} s at the most",
                 not _failed(events) and max(took) < STOP_SECONDS,
             )
