@@ -24,7 +24,7 @@ from tests.service import Service
 WORKERS, RATE, SECONDS = 4, 1000, 110
 SHORT_WORKERS, SHORT_RATE, SHORT_SECONDS = 2, 300, 1.0
 KILL_SECONDS = 30
-"""Of workers that are killed, and of whole nodes."""
+"""Of workers that are killed, and of whole nodes: those in the long form alone."""
 WARM_SECONDS = 0.3
 CONNECTIONS = 64
 """To each node, in use in turn."""
@@ -104,7 +104,7 @@ def play(short: bool) -> Iterator[Bar]:
 async def _play(short: bool) -> list[Bar]:
     workers, rate = (SHORT_WORKERS, SHORT_RATE) if short else (WORKERS, RATE)
     seconds, kill_seconds = (SHORT_SECONDS,) * 2 if short else (SECONDS, KILL_SECONDS)
-    with RedisServer() as redis, Node(redis, workers) as node, Node(redis, workers) as other:
+    with RedisServer() as redis, Node(redis, workers) as node:
         await node.started(workers)
         traffic = Traffic([node.port], spare=CONNECTIONS)
 
@@ -140,25 +140,28 @@ async def _play(short: bool) -> list[Bar]:
             )
         )
 
-        await other.started(workers)
-        traffic.clients.append(Client(other.port, CONNECTIONS))
-        nodes = itertools.cycle([node, other])
-        took, events = await _meanwhile(
-            traffic, rate, kill_seconds, "SIGTERM to a node", lambda: next(nodes).restart()
-        )
-        bars.append(
-            Bar(
-                "SIGTERM to each of two nodes in turn, a refused connection tries the other: no "
-                f"request fails, and it ends within {STOP_SECONDS} s",
-                f"{_failures(events)}, {len(took)} were told; ended "
-                f"in {max(took):.1f} s at the most",
-                not _failed(events) and max(took) < STOP_SECONDS,
-            )
-        )
+        if not short:
+            bars.append(await _stop_nodes(redis, node, traffic))
 
         await traffic.verify(traffic.clients[0])
         traffic.close()
     return [*bars, Bar("every answer is right", words(traffic.wrong), not traffic.wrong)]
+
+
+async def _stop_nodes(redis: RedisServer, node: Node, traffic: Traffic) -> Bar:
+    with Node(redis, WORKERS) as other:
+        await other.started(WORKERS)
+        traffic.clients.append(Client(other.port, CONNECTIONS))
+        nodes = itertools.cycle([node, other])
+        took, events = await _meanwhile(
+            traffic, RATE, KILL_SECONDS, "SIGTERM to a node", lambda: next(nodes).restart()
+        )
+    return Bar(
+        "SIGTERM to each of two nodes in turn, a refused connection tries the other: no "
+        f"request fails, and it ends within {STOP_SECONDS} s",
+        f"{_failures(events)}, {len(took)} were told; ended in {max(took):.1f} s at the most",
+        not _failed(events) and max(took) < STOP_SECONDS,
+    )
 
 
 async def _meanwhile(
