@@ -60,7 +60,10 @@ def play(short: bool) -> Iterator[Bar]:
 
 async def _play(short: bool) -> list[Bar]:
     number, warm = (SHORT_LEAVERS, SHORT_WARM_LEAVERS) if short else (LEAVERS, WARM_LEAVERS)
-    with RedisServer() as redis, Service(SESIONES_REDIS_URL=redis.url) as service:
+    with (
+        RedisServer() as redis,
+        Service(SESIONES_REDIS_URL=redis.url, SESIONES_REDIS_TIMEOUT="4") as service,
+    ):
         async with SessionStore.from_url(redis.url, timeout_seconds=5) as store:
             sessions = [await store.create(10_000 + n, "laptop") for n in range(number + warm)]
         traffic = Traffic([service.port], spare=16)
@@ -97,7 +100,8 @@ async def _play(short: bool) -> list[Bar]:
         ),
         Bar(
             "no other request fails or gets another's answer",
-            f"{sum(refused.values())} of {len(traffic.events):,} failed, {words(traffic.wrong)}",
+            f"{sum(refused.values())} of {len(traffic.events):,} failed"
+            f"{''.join(f', {what} ({n})' for what, n in refused.items())}; {words(traffic.wrong)}",
             not refused and not traffic.wrong,
         ),
         Bar(

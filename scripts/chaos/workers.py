@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +24,7 @@ from tests.service import Service
 WORKERS, RATE, SECONDS = 4, 1000, 110
 SHORT_WORKERS, SHORT_RATE, SHORT_SECONDS = 2, 300, 1.0
 KILL_SECONDS = 30
-"""Of workers that are killed, and of whole nodes."""
+"""Of workers that are killed, and of whole nodes: those in the long form alone."""
 WARM_SECONDS = 0.3
 CONNECTIONS = 64
 """To each node, in use in turn."""
@@ -85,6 +86,13 @@ def _is_running(pid: int) -> bool:
     return any(stat.rpartition(")")[2].split()[0] not in "ZX" for stat in stats)
 
 
+def _failures(events: list[Event]) -> str:
+    """How many of them failed, and with which statuses."""
+    counted = Counter(event.status for event in _failed(events))
+    statuses = ", ".join(f"{status}: {n:,}" for status, n in counted.items())
+    return f"{counted.total():,} of {len(events):,} failed{f' ({statuses})' if statuses else ''}"
+
+
 def _failed(events: list[Event]) -> list[Event]:
     return [event for event in events if event.status == 0 or event.status >= 500]
 
@@ -96,7 +104,7 @@ def play(short: bool) -> Iterator[Bar]:
 async def _play(short: bool) -> list[Bar]:
     workers, rate = (SHORT_WORKERS, SHORT_RATE) if short else (WORKERS, RATE)
     seconds, kill_seconds = (SHORT_SECONDS,) * 2 if short else (SECONDS, KILL_SECONDS)
-    with RedisServer() as redis, Node(redis, workers) as node, Node(redis, workers) as other:
+    with RedisServer() as redis, Node(redis, workers) as node:
         await node.started(workers)
         traffic = Traffic([node.port], spare=CONNECTIONS)
 
@@ -106,7 +114,7 @@ async def _play(short: bool) -> list[Bar]:
         bars = [
             Bar(
                 f"SIGTERM to each of {workers} workers in turn: no request fails",
-                f"{len(_failed(events))} of {len(events):,} failed, {len(told)} were told; gone in "
+                f"{_failures(events)}, {len(told)} were told; gone in "
                 f"{max(gone - at for at, gone, _ in told):.1f} s, replaced in "
                 f"{max(back - at for at, _, back in told):.1f} s at the most",
                 not _failed(events),
@@ -125,32 +133,35 @@ async def _play(short: bool) -> list[Bar]:
         bars.append(
             Bar(
                 f"kill -9 of one of {workers} workers: no request fails but those in flight on it",
-                f"{len(_failed(in_flight))} of {len(in_flight)} in flight on all workers failed, "
-                f"and {others} of {len(events):,} others; {len(killed)} were killed; {workers} "
+                f"of those in flight on any worker {_failures(in_flight)}, of the rest {others} of "
+                f"{len(events) - len(in_flight):,}; {len(killed)} were killed; {workers} "
                 f"served again in {max(back - at for at, _, back in killed):.1f} s at the most",
                 not others,
             )
         )
 
-        await other.started(workers)
-        traffic.clients.append(Client(other.port, CONNECTIONS))
-        nodes = itertools.cycle([node, other])
-        took, events = await _meanwhile(
-            traffic, rate, kill_seconds, "SIGTERM to a node", lambda: next(nodes).restart()
-        )
-        bars.append(
-            Bar(
-                "SIGTERM to each of two nodes in turn, a refused connection tries the other: no "
-                f"request fails, and it ends within {STOP_SECONDS} s",
-                f"{len(_failed(events))} of {len(events):,} failed, {len(took)} were told; ended "
-                f"in {max(took):.1f} s at the most",
-                not _failed(events) and max(took) < STOP_SECONDS,
-            )
-        )
+        if not short:
+            bars.append(await _stop_nodes(redis, node, traffic))
 
         await traffic.verify(traffic.clients[0])
         traffic.close()
     return [*bars, Bar("every answer is right", words(traffic.wrong), not traffic.wrong)]
+
+
+async def _stop_nodes(redis: RedisServer, node: Node, traffic: Traffic) -> Bar:
+    with Node(redis, WORKERS) as other:
+        await other.started(WORKERS)
+        traffic.clients.append(Client(other.port, CONNECTIONS))
+        nodes = itertools.cycle([node, other])
+        took, events = await _meanwhile(
+            traffic, RATE, KILL_SECONDS, "SIGTERM to a node", lambda: next(nodes).restart()
+        )
+    return Bar(
+        "SIGTERM to each of two nodes in turn, a refused connection tries the other: no "
+        f"request fails, and it ends within {STOP_SECONDS} s",
+        f"{_failures(events)}, {len(took)} were told; ended in {max(took):.1f} s at the most",
+        not _failed(events) and max(took) < STOP_SECONDS,
+    )
 
 
 async def _meanwhile(
