@@ -9,7 +9,7 @@
 # make openapi        schemathesis, every check on, over the OpenAPI document (a minute)
 # make browser        the page at /docs in headless Chromium (Debian: chromium, chromium-driver)
 #
-# make chaos          everything that can fail, fails: bars and figures (half an hour)
+# make chaos          everything that can fail, fails: bars and figures (an hour)
 # make load           seed, wrk, Locust and throughput, small: var/load/report.html (< 2 minutes)
 # make bench          what a check costs, beside other servers (needs wrk; four minutes)
 #

@@ -65,6 +65,14 @@ def test_every_link_leads_somewhere() -> None:
                 assert anchor in anchors, (page, link)
 
 
+def test_reliability_has_every_scenario() -> None:
+    """Among the promises, and with a figure of the last run."""
+    text = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+    promises = text.partition("## Not promised")[0]
+    assert set(re.findall(r"`(\w+)`", promises)) >= SCENARIOS.keys() - {"million"}
+    assert set(re.findall(r"^\| (\w+) \|", text, re.MULTILINE)) >= SCENARIOS.keys()
+
+
 def test_security_names_tests_that_there_are() -> None:
     text = (ROOT / "docs" / "security.md").read_text("utf-8")
     named = re.findall(r"`((?:gateways/)?test_\w+\.py)::(test_\w+)`", text)
