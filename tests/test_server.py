@@ -21,6 +21,7 @@ import pytest
 import uvicorn
 
 import sesiones
+from scripts.chaos.faults import hung
 from scripts.redis_server import RedisServer
 from sesiones.__main__ import main
 from sesiones.app import create_app
@@ -363,16 +364,6 @@ def slow_redis() -> Iterator[RedisServer]:
 
 
 @contextmanager
-def held_up(server: RedisServer) -> Iterator[None]:
-    assert server.process is not None
-    server.process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        server.process.send_signal(signal.SIGCONT)
-
-
-@contextmanager
 def in_flight(service: Service, token: str) -> Iterator[list[http.client.HTTPConnection]]:
     """Checks and a POST that wait for Redis, each on a connection of its own."""
     with ExitStack() as stack:
@@ -413,7 +404,7 @@ def test_it_finishes_what_is_in_flight(
         assert idle.getresponse().read()
         pids = children(service.process.pid)
         assert len(pids) >= (workers if workers > 1 else 0)
-        with held_up(slow_redis), in_flight(service, token) as pending:
+        with hung(slow_redis), in_flight(service, token) as pending:
             service.process.send_signal(number)
             assert idle.sock.recv(1) == b""  # nothing is owed
             assert service.process.poll() is None
@@ -547,7 +538,7 @@ def test_it_stops_accepting_while_it_finishes(slow_redis: RedisServer, workers: 
     variables = {"SESIONES_REDIS_URL": slow_redis.url, "SESIONES_REDIS_TIMEOUT": "8"}
     with Service("--workers", workers, **variables) as service:
         token = new_session(service)
-        with held_up(slow_redis), in_flight(service, token):
+        with hung(slow_redis), in_flight(service, token):
             assert service.process is not None
             service.process.terminate()
             assert comes_true(lambda: not connects(service.port), 3)
@@ -614,7 +605,7 @@ def test_a_second_ctrl_c_waits_for_nothing(slow_redis: RedisServer, workers: str
         assert comes_true(lambda: service.log.count("startup complete") == int(workers), 5)
         # A terminal sends it to the whole group.
         group = [service.process.pid, *children(service.process.pid)]
-        with held_up(slow_redis), in_flight(service, token):
+        with hung(slow_redis), in_flight(service, token):
             begun = time.monotonic()
             for _ in range(2):
                 for pid in group:

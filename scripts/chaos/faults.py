@@ -5,7 +5,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from redis import Redis
@@ -37,24 +37,22 @@ def hung(server: RedisServer) -> Iterator[None]:
 
 
 @contextmanager
-def full(server: RedisServer) -> Iterator[None]:
+def _with_one(server: RedisServer, setting: str) -> Iterator[None]:
+    with client(server) as redis:
+        redis.config_set(setting, 1)
+        try:
+            yield
+        finally:
+            redis.config_set(setting, 0)
+
+
+def full(server: RedisServer) -> AbstractContextManager[None]:
     """Of memory: OOM. A logout makes no room, however many there are."""
-    with client(server) as redis:
-        redis.config_set("maxmemory", 1)
-        try:
-            yield
-        finally:
-            redis.config_set("maxmemory", 0)
+    return _with_one(server, "maxmemory")
 
 
-@contextmanager
-def noreplicas(server: RedisServer) -> Iterator[None]:
-    with client(server) as redis:
-        redis.config_set("min-replicas-to-write", 1)
-        try:
-            yield
-        finally:
-            redis.config_set("min-replicas-to-write", 0)
+def noreplicas(server: RedisServer) -> AbstractContextManager[None]:
+    return _with_one(server, "min-replicas-to-write")
 
 
 @contextmanager
