@@ -61,27 +61,32 @@ def _slot(tag: str) -> int:
 
 
 class _Node(Server):
-    """One node. ``known_as``: its name in the Cluster, once that is known: somebody else's Redis at
-    the address of one that is gone would answer, and have nobody's session."""
+    """One node. ``names``: those of the Cluster's nodes, as far as they are known. Somebody else's
+    Redis at the address of one that is gone would answer, and have nobody's session."""
 
     def __init__(
         self,
         address: Address,
-        known_as: Callable[[], str | None],
+        names: Callable[[], dict[Address, str]],
         options: dict[str, Any],
         timeout_seconds: float,
     ) -> None:
         host, port = address
         super().__init__(ConnectionPool(host=host, port=port, **options), timeout_seconds)
         self._address = address
-        self._known_as = known_as
+        self._names = names
 
     async def _replaced(self, link: Link) -> bool:
-        name = self._known_as()
-        if name is None:
+        known = self._names()
+        if self._address not in known:
             return False
         reply = await link.send(("CLUSTER", "SLOTS"))
-        return masters_of(reply, self._address[0])[1].get(self._address) != name
+        try:
+            _, names = masters_of(reply, self._address[0])
+        except ValueError as error:  # it has left the Cluster
+            raise RedisConnectionError(str(error)) from error
+        # Some are the same: what is at the address by now may be another of them.
+        return set(names.values()).isdisjoint(known.values())
 
 
 class Cluster:
@@ -180,7 +185,7 @@ class Cluster:
         server = self._servers.get(address)
         if server is None:
             server = self._servers[address] = _Node(
-                address, lambda: self._names.get(address), self._options, self._timeout_seconds
+                address, lambda: self._names, self._options, self._timeout_seconds
             )
             server.watch(lambda _: self._changed(lambda tag: self.node_of(tag) == address))
         return server

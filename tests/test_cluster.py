@@ -358,7 +358,7 @@ async def test_callers_that_leave_cost_no_other_its_session(cluster: RedisCluste
         await asyncio.gather(*(task for task in tasks if task not in leaving))
 
 
-@pytest.mark.parametrize("failing", ["killed", "stopped", "a stranger's"])
+@pytest.mark.parametrize("failing", ["killed", "stopped", "a stranger's", "an empty node's"])
 async def test_a_node_that_fails_costs_its_users_alone(cluster: RedisCluster, failing: str) -> None:
     """The others are as fast as ever, under load. Nor has a session ended because somebody else's
     Redis, which has none, answers at the address of a node that is gone."""
@@ -390,8 +390,9 @@ async def test_a_node_that_fails_costs_its_users_alone(cluster: RedisCluster, fa
             server.process.send_signal(signal.SIGSTOP)
         else:
             server.stop(signal.SIGKILL)
-        stranger = RedisServer(port=str(port))
-        if failing == "a stranger's":
+        alone: dict[str, Any] = {"cluster_enabled": "yes", "cluster_port": str(free_port())}
+        stranger = RedisServer(port=str(port), **(alone if failing == "an empty node's" else {}))
+        if failing in ("a stranger's", "an empty node's"):
             stranger.start()
         try:
             async with asyncio.TaskGroup() as checks:
