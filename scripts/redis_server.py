@@ -49,16 +49,14 @@ class RedisServer:
         self, data: Path | None = None, *, keep_open: int | None = None, **options: str
     ) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="sesiones-"))
-        # A copy: Sentinel, and CONFIG REWRITE, have a server write into its file.
-        self._configuration = shutil.copy(CONFIGURATION, self._directory)
         self.socket = self._directory / "redis.sock"
         self.url = f"unix://{self.socket}"
         self._data = data or self._directory
         self._inherited = () if keep_open is None else (keep_open,)
         self._options = options
         self.port = int(options.get("port", "0"))
-        # A copy: Sentinel has its servers rewrite their configuration.
-        self._configuration = shutil.copy(CONFIGURATION, self._directory / "redis.conf")
+        # A copy: Sentinel, and CONFIG REWRITE, have a server write into its file.
+        self._configuration = shutil.copy(CONFIGURATION, self._directory)
         self.process: subprocess.Popen[bytes] | None = None
         self._reserved: socket.socket | None = None
 

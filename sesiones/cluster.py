@@ -28,6 +28,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from sesiones.link import (
+    REPLACED,
     Argument,
     Changed,
     Execute,
@@ -83,8 +84,8 @@ class _Node(Server):
         reply = await link.send(("CLUSTER", "SLOTS"))
         try:
             _, names = masters_of(reply, self._address[0])
-        except ValueError as error:  # it has left the Cluster
-            raise RedisConnectionError(str(error)) from error
+        except ValueError:  # it has no slots: it was made anew, or has left
+            return True
         # Some are the same: what is at the address by now may be another of them.
         return set(names.values()).isdisjoint(known.values())
 
@@ -102,7 +103,10 @@ class Cluster:
         self._options = options
         self._timeout_seconds = timeout_seconds
         self._servers: dict[Address, _Node] = {}
-        self._masters: list[Address | None] = [None] * SLOTS
+        self._map: list[Address | None] = [None] * SLOTS
+        """The master of each slot, as it was read."""
+        self._masters = self._map.copy()
+        """The same, and what MOVED has said since."""
         self._names: dict[Address, str] = {}
         """Of replicas too: one of them may be all that is left to ask for the map."""
         self._refreshing = SingleFlight(self._refresh)
@@ -139,10 +143,7 @@ class Cluster:
                 self._refreshing.start()
                 if isinstance(error, MovedError):
                     asked = None
-                    moved = error.host or address[0], error.port
-                    if self._masters[slot] != moved:
-                        self._masters[slot] = moved
-                        self._changed(lambda tag: _slot(tag) == slot)
+                    self._masters[slot] = error.host or address[0], error.port
                 elif isinstance(error, AskError) and reads:
                     asked = error.host or address[0], error.port
                 elif isinstance(error, ELSEWHERE) or "non local key" in str(error):
@@ -205,20 +206,25 @@ class Cluster:
         self._refreshed_at = loop.time()
         # The seeds may be anybody's by now.
         asked = [*random.sample([*self._names], len(self._names)), *self._seeds]
+        strangers = 0
         for address in dict.fromkeys(asked):
             try:
                 reply = await self._server(address).execute("CLUSTER", "SLOTS")
                 masters, self._names = masters_of(reply, address[0])
             except (RedisError, OSError, ValueError) as error:
                 failure = error
+                strangers += str(error) == REPLACED
             else:
                 self._take(masters)
                 self._forget()
                 return
+        if 2 * strangers > len(self._names):
+            # Most are there, by other names: the Cluster was made anew. The seeds are it, then.
+            self._names = {}
         raise RedisConnectionError(f"no node knows the Cluster: {failure}")
 
     def _take(self, masters: list[Address | None]) -> None:
-        before, self._masters = self._masters, masters
+        before, self._map, self._masters = self._map, masters, masters.copy()
         if masters != before:
             self._changed(lambda tag: masters[_slot(tag)] != before[_slot(tag)])
 

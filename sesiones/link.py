@@ -53,16 +53,14 @@ class UnconfirmedError(RedisError):
 class Link(asyncio.Protocol):
     """One open connection, until it is lost: that is told."""
 
-    def __init__(
-        self, connection: AbstractConnection, timeout_seconds: float, lost: Callable[[], None]
-    ) -> None:
+    def __init__(self, connection: AbstractConnection, timeout_seconds: float) -> None:
         assert connection._writer is not None
         self._writer = connection._writer  # kept: it closes the transport when collected
         connection._reader = connection._writer = None
         self.transport: asyncio.WriteTransport = self._writer.transport
         self.address = getattr(connection, "host", None), getattr(connection, "port", None)
         self._timeout_seconds = timeout_seconds
-        self._lost = lost
+        self.lost: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(
             protocolError=RedisConnectionError,
@@ -156,7 +154,7 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.fail("connection lost")
-        self._lost()
+        self.lost()
 
     def fail(self, reason: str) -> None:
         """Drop the connection, with everything in flight."""
@@ -321,13 +319,14 @@ class Server:
         await connection.connect()
         if connection._writer is None or connection._writer.transport.is_closing():
             raise RedisConnectionError("closed as soon as it was open")
-        link = Link(connection, self._timeout_seconds, self._lost)
+        link = Link(connection, self._timeout_seconds)
         try:
             if await self._replaced(link):
                 raise RedisConnectionError(REPLACED)
         except BaseException:
             link.fail(REPLACED)
             raise
+        link.lost = self._lost  # nobody has been told anything by one that was refused
         self._link = link
         return link
 
@@ -371,6 +370,10 @@ class SentinelMaster(Server):
             link = await super()._open()
         except MasterNotFoundError:  # whose text has every Sentinel's every setting
             raise RedisConnectionError(f"no Sentinel names the master {self._name}") from None
+        except RedisError:
+            # Whoever named it knows no better: redis-py would believe the same one for ever.
+            self._sentinel.sentinels.append(self._sentinel.sentinels.pop(0))
+            raise
         self._unfollow()
         self._following = asyncio.create_task(self._follow(link))
         return link

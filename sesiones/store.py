@@ -512,7 +512,6 @@ class SessionStore:
                 back += sum(ended)
                 if not ended:
                     await asyncio.sleep(_AGAIN_SECONDS)
-                    break
             if back:
                 logger.warning("%d sessions that had ended were back, and have been ended", back)
 

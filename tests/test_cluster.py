@@ -482,6 +482,40 @@ async def test_aclose_ends_what_is_out(cluster: RedisCluster) -> None:
         await store.find(made[0].Token_Sesion)
 
 
+async def test_nodes_that_are_made_anew(caplog: pytest.LogCaptureFixture) -> None:
+    """At the same addresses. One of them is refused, as the others know better; all of them are a
+    new Cluster."""
+    with RedisCluster(2) as cluster:
+        async with store_at(cluster, 0.25) as store:
+            first, second = cluster.master_ports
+            ours, theirs = (
+                next(user for user in range(100) if cluster.owner(slot_of(user)) == port)
+                for port in (first, second)
+            )
+            await until(partial(store.create, ours, "laptop"))
+            await until(partial(store.create, theirs, "laptop"))
+
+            def make_anew(port: int) -> None:
+                cluster.run(port, "FLUSHALL")
+                cluster.run(port, "CLUSTER", "RESET", "HARD")
+                cluster.clients[port].client_kill_filter(_type="normal")
+
+            make_anew(first)
+            for _ in range(3):
+                with pytest.raises(StoreUnavailable):
+                    await store.create(ours, "laptop")
+                with pytest.raises(StoreUnavailable):
+                    await store.find(tokens.make(ours))
+            assert "Traceback" not in caplog.text
+            await store.create(theirs, "laptop")
+
+            make_anew(second)
+            cluster.run(first, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            cluster.wait(lambda port: port == second or cluster.owner(0) == first)
+            await until(partial(store.create, ours, "laptop"))
+            await until(partial(store.create, theirs, "laptop"))
+
+
 # With replicas.
 
 

@@ -259,6 +259,19 @@ async def test_sentinel(replicas: int) -> None:
             await end_and_fail_over(stores, 7, master, replica, replicas)
 
 
+async def test_a_sentinel_that_knows_no_better() -> None:
+    """It is asked first, and names a master that is up; the others name another one."""
+    with (
+        RedisSentinels(replicas=0, sentinels=1) as stale,
+        RedisSentinels(replicas=0, sentinels=3) as redis,
+    ):
+        hosts = ",".join(f"127.0.0.1:{port}" for port in (*stale.sentinels, *redis.sentinels))
+        async with open_store(f"redis+sentinel://{hosts}/mymaster") as store:
+            sesion = await available(partial(store.create, 7, "laptop"), 5)
+        (master,) = redis.clients.values()
+        assert master.exists(session_key(sesion.Token_Sesion))
+
+
 async def test_cluster() -> None:
     """What ended in another shard stays as it is."""
     with RedisCluster(3, 3) as cluster:
