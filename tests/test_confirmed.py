@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from sesiones.connection import connect
 from sesiones.link import UnconfirmedError
 from sesiones.sesion import Sesion
 from sesiones.store import SessionStore, StoreUnavailable
-from tests.conftest import open_store, replica_of
+from tests.conftest import available, open_store, replica_of
 from tests.service import Service, comes_true
 from tests.test_metrics import counted
 
@@ -247,7 +248,7 @@ async def test_the_master_goes_while_it_is_asked(number: signal.Signals) -> None
         Redis(unix_socket_path=str(master.socket)) as redis,
     ):
         async with store_on(Pair(master, replica, redis)) as store:
-            await store.create(7, "laptop")
+            await available(partial(store.create, 7, "laptop"), 5)  # it has just connected
             assert master.process is not None
             assert replica.process is not None
             replica.process.send_signal(signal.SIGSTOP)
