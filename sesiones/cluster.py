@@ -143,7 +143,8 @@ class Cluster:
                 self._refreshing.start()
                 if isinstance(error, MovedError):
                     asked = None
-                    self._masters[slot] = error.host or address[0], error.port
+                    if error.host != "?":  # else the map knows, which is being read
+                        self._masters[slot] = error.host or address[0], error.port
                 elif isinstance(error, AskError) and reads:
                     asked = error.host or address[0], error.port
                 elif isinstance(error, ELSEWHERE) or "non local key" in str(error):
@@ -255,7 +256,7 @@ def masters_of(reply: Any, asked: str) -> tuple[list[Address | None], dict[Addre
     names: dict[Address, str] = {}
     try:
         for first, last, *nodes in reply:
-            addresses = [((host or b"").decode() or asked, port) for host, port, *_ in nodes]
+            addresses = [_address(node, asked) for node in nodes]
             if not 0 <= first <= last < SLOTS:
                 raise ValueError(f"slots {first} to {last}")
             for host, port in addresses:
@@ -268,3 +269,12 @@ def masters_of(reply: Any, asked: str) -> tuple[list[Address | None], dict[Addre
     if not names:
         raise ValueError("no slots")
     return masters, names
+
+
+def _address(node: Any, asked: str) -> Address:
+    host, port, _, *metadata = node
+    text = (host or b"").decode()
+    if text == "?":  # a hostname that is not known; the IP stands behind the name
+        fields = metadata[0] if metadata else []
+        text = fields[fields.index(b"ip") + 1].decode() if b"ip" in fields else ""
+    return text or asked, port

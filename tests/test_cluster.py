@@ -325,6 +325,13 @@ async def test_a_cluster_that_is_not_there() -> None:
     await store.aclose()
 
 
+async def test_nodes_without_the_hostnames_that_they_prefer() -> None:
+    with RedisCluster(2, cluster_preferred_endpoint_type="hostname") as cluster:
+        async with store_at(cluster) as store:
+            for user in range(20):
+                assert (await until(partial(store.create, user, "laptop"))).ID_Usuario == user
+
+
 async def test_a_server_that_is_no_cluster(redis_server: RedisServer) -> None:
     port = free_port()
     with RedisServer(port=str(port)):
@@ -597,6 +604,22 @@ def test_a_map_says_who_has_each_slot(bounds: list[int], data: st.DataObject) ->
         assert set(masters[first : last + 1]) == {addresses[0]}
         assert names.keys() >= set(addresses)
     assert masters.count(None) == 16384 - (bounds[-1] - bounds[0])
+
+
+@pytest.mark.parametrize(
+    ("host", "metadata", "address"),
+    [
+        (b"?", [[b"ip", b"10.0.0.1"]], "10.0.0.1"),
+        (b"?", [[b"hostname", b"", b"ip", b""]], "asked"),
+        (b"?", [], "asked"),
+        (b"name.example", [[b"ip", b"10.0.0.1"]], "name.example"),
+        (None, [[b"ip", b"10.0.0.1"]], "asked"),
+    ],
+)
+def test_a_hostname_that_is_not_known(host: bytes | None, metadata: Any, address: str) -> None:
+    masters, names = masters_of([[0, 1, [host, 7000, b"n", *metadata]]], "asked")
+    assert masters[:3] == [(address, 7000), (address, 7000), None]
+    assert names == {(address, 7000): "n"}
 
 
 anything = st.recursive(
