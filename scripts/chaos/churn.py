@@ -25,7 +25,7 @@ import uvloop
 from scripts.chaos import Bar
 from scripts.progress import Progress
 from scripts.redis_server import RedisServer
-from sesiones import tokens
+from sesiones import endings, tokens
 from sesiones.metrics import CREATED, ENDED
 from sesiones.sesion import Sesion
 from sesiones.store import SessionStore, StoreUnavailable
@@ -37,8 +37,8 @@ MAX_PER_USER = 5
 RATE, SECONDS = 250, 300
 """Visits a second, and for how long after the warm-up: 72 hours, 864 times as fast."""
 SHORT_RATE, SHORT_SECONDS = 200, 0.5
-WARM_UP_SECONDS = MAX_SECONDS + 5
-"""Until those who stay for the longest life come and go evenly."""
+WARM_UP_SECONDS = max(MAX_SECONDS, endings.SECONDS) + 10
+"""Until those who stay for the longest life come and go evenly, and so does what nodes remember."""
 STAYING = 0.01
 """The share of visits that last for the longest life."""
 USES, SHORT_USES = 5, 1
