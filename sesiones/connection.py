@@ -98,9 +98,13 @@ def connect(url: str, timeout_seconds: float) -> Commands:
 def _check_url(scheme: str, url: str) -> None:
     """What redis-py takes without a word: an unescaped password that makes a host of its first
     half, a database that is no number, options that break each connection."""
-    parts = urlsplit(url)
-    if parts.fragment or "#" in url:
+    if "#" in url:
         raise ValueError('a "#" in a password is written %23')
+    if scheme in ("redis+sentinel", "redis+cluster"):  # whose hosts are no URL's
+        if "?" in url:
+            raise ValueError("options where there are none")
+        return
+    parts = urlsplit(url)
     for name in parse_qs(parts.query, keep_blank_values=True):
         if not re.fullmatch(r"db|username|password|ssl_(?!cert_reqs|min_version)\w+", name):
             raise ValueError(f"the option {name} is not known")
@@ -110,8 +114,8 @@ def _check_url(scheme: str, url: str) -> None:
     elif scheme in ("redis", "rediss"):
         if not parts.hostname or not re.fullmatch(r"/?|/[0-9]+", parts.path):
             raise ValueError("redis://user:password@host:port/database, the password escaped")
-    elif scheme not in ("redis+sentinel", "redis+cluster") or parts.query:
-        raise ValueError("an unknown scheme, or options where there are none")
+    else:
+        raise ValueError("an unknown scheme")
 
 
 def _addresses(rest: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]]:

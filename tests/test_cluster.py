@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from redis import Redis
+from redis import Redis, ResponseError
 from redis.crc import key_slot
 
 from scripts.redis_server import RedisCluster, RedisServer, free_port
@@ -561,10 +561,11 @@ async def test_failovers(anyio_backend_name: str) -> None:
 
                 first, second, _ = masters
                 ours = next(user for user in users if port_of[user] == first)
-                cluster.run(replica_of[first], "CLUSTER", "FAILOVER")
-                await asyncio.to_thread(
-                    cluster.wait, lambda _: cluster.owner(slot_of(ours)) == replica_of[first]
-                )
+                while cluster.owner(slot_of(ours)) == first:
+                    # On a busy machine it may come to nothing, and is asked for again.
+                    with contextlib.suppress(ResponseError):
+                        cluster.run(replica_of[first], "CLUSTER", "FAILOVER")
+                    await asyncio.sleep(1)
                 await asyncio.sleep(0.3)
                 assert refused[second] == 0
 
