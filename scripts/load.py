@@ -15,13 +15,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 from redis import Redis
 
 from scripts import report, seed, throughput
 from scripts.redis_server import RedisServer, free_port
-from scripts.service import serve
 from sesiones.settings import Settings, SettingsError
 from sesiones.store import StoreUnavailable
 
@@ -50,7 +53,7 @@ def main() -> int:
             server = stack.enter_context(RedisServer())
             environment = _environment(server.url)
             settings = Settings.read(environment, {})
-            url = stack.enter_context(serve(environment, folder / "service.log"))
+            url = stack.enter_context(_service(settings, environment, folder))
             tokens = folder / "tokens"
             sessions = seed.seed(settings, tokens, USERS, SESSIONS)
             wrk = _wrk(url, tokens, options.seconds)
@@ -93,6 +96,40 @@ def _environment(redis_url: str) -> dict[str, str]:
     ours = {"SESIONES_REDIS_URL": redis_url, "SESIONES_PORT": str(free_port())}
     elsewhere = ("SESIONES_HOST", "SESIONES_UDS")
     return {name: text for name, text in os.environ.items() if name not in elsewhere} | ours
+
+
+@contextlib.contextmanager
+def _service(settings: Settings, environment: dict[str, str], folder: Path) -> Iterator[str]:
+    """Its URL, while it runs."""
+    url = f"http://{settings.host}:{settings.port}"
+    log = folder / "service.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sesiones", "serve"],
+            env=environment,
+            stderr=file,
+            start_new_session=True,  # a Ctrl-C in the terminal is ours to pass on
+        )
+    try:
+        while not _serves(url):
+            if process.poll() is not None:
+                last = log.read_text().splitlines()[-1:]
+                raise RuntimeError(f"the service did not start: {' '.join(last)}")
+            time.sleep(0.05)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _serves(url: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{url}/sesiones/self", timeout=1)  # noqa: S310
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _wrk(url: str, tokens: Path, seconds: int) -> dict[str, str]:

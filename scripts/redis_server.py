@@ -189,11 +189,7 @@ class RedisCluster:
 
     def wait(self, condition: Callable[[int], bool], seconds: float = 20) -> None:
         """Until it holds of every node's port."""
-        deadline = time.monotonic() + seconds
-        while not all(condition(port) for port in self.servers):
-            if time.monotonic() > deadline:
-                raise RuntimeError("the Cluster does not come up")
-            time.sleep(0.02)
+        wait_until(lambda: all(condition(port) for port in self.servers), "the Cluster", seconds)
 
     def begin_move(self, slot: int, source: int, target: int) -> None:
         self.run(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self.id(source))
@@ -305,7 +301,7 @@ class RedisSentinels:
             master, *replicas = self.servers
             for port in replicas:
                 self.clients[port].replicaof("127.0.0.1", str(master))
-            _wait(lambda: self.replicated(master))
+            wait_until(lambda: self.replicated(master), "the replicas")
             folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
             ports = [free_port() for _ in range(self._sentinels)]
             for port in ports:
@@ -334,7 +330,7 @@ class RedisSentinels:
         )
         self._stack.callback(process.wait, timeout=10)
         self._stack.callback(process.terminate)
-        _wait(lambda: _accepts(port))
+        wait_until(lambda: _accepts(port), "a Sentinel")
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
@@ -345,11 +341,12 @@ def _accepts(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _wait(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
+    """Until it holds of ``what``. Raises RuntimeError."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise RuntimeError("the servers do not come up")
+            raise RuntimeError(f"waited {seconds:g} s in vain for {what}")
         time.sleep(0.02)
 
 

@@ -28,11 +28,12 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from sesiones.link import (
-    REPLACED,
     Argument,
     Changed,
     Execute,
+    Heard,
     Link,
+    ReplacedError,
     Server,
     SingleFlight,
     UnconfirmedError,
@@ -124,7 +125,7 @@ class Cluster:
         keys: Sequence[str] = (),
         reads: bool = False,
         replicas: int = 0,
-        heard: Callable[[Any], None] | None = None,
+        heard: Heard | None = None,
     ) -> Any:
         slot = key_slot(keys[0].encode()) if keys else 0
         asked: Address | None = None
@@ -214,7 +215,7 @@ class Cluster:
                 masters, self._names = masters_of(reply, address[0])
             except (RedisError, OSError, ValueError) as error:
                 failure = error
-                strangers += str(error) == REPLACED
+                strangers += isinstance(error, ReplacedError)
             else:
                 self._take(masters)
                 self._forget()

@@ -10,7 +10,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from sesiones.cluster import Cluster
-from sesiones.link import Argument, Changed, Execute, SentinelMaster, Server
+from sesiones.link import Argument, Changed, Execute, Heard, SentinelMaster, Server
 
 
 class Commands(Protocol):
@@ -31,7 +31,7 @@ class Commands(Protocol):
         keys: Sequence[str] = (),
         reads: bool = False,
         replicas: int = 0,
-        heard: Callable[[Any], None] | None = None,
+        heard: Heard | None = None,
     ) -> Any:
         """One command's reply. Raises redis.exceptions.RedisError or OSError.
 

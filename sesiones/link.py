@@ -39,15 +39,19 @@ Result = TypeVar("Result")
 
 CONFIRMED_SECONDS = 0.1
 """What replicas have to acknowledge a write; two fifths of a timeout that has no room for it."""
-
-
 FOLLOW_SECONDS = 0.5
 """Between two looks at which master Sentinel names."""
-REPLACED = "replaced as the master"
 
 
 class UnconfirmedError(RedisError):
     """Done, as far as the master goes; too few replicas are known to have it."""
+
+
+class ReplacedError(RedisConnectionError):
+    """Others say that another server is the master."""
+
+    def __str__(self) -> str:
+        return "replaced as the master"
 
 
 class Link(asyncio.Protocol):
@@ -322,9 +326,9 @@ class Server:
         link = Link(connection, self._timeout_seconds)
         try:
             if await self._replaced(link):
-                raise RedisConnectionError(REPLACED)
+                raise ReplacedError
         except BaseException:
-            link.fail(REPLACED)
+            link.fail("refused")
             raise
         link.lost = self._lost  # nobody has been told anything by one that was refused
         self._link = link
@@ -382,7 +386,7 @@ class SentinelMaster(Server):
         while not link.transport.is_closing():
             await asyncio.sleep(FOLLOW_SECONDS)
             if await self._replaced(link):
-                link.fail(REPLACED)
+                link.fail(str(ReplacedError()))
 
     def _unfollow(self) -> None:
         if self._following is not None:

@@ -25,7 +25,7 @@ from sesiones.batching import Batcher
 from sesiones.cluster import SlotMovedError
 from sesiones.connection import Commands, connect
 from sesiones.endings import Endings
-from sesiones.link import Argument, Concerned, Execute, SingleFlight, UnconfirmedError
+from sesiones.link import Argument, Concerned, Execute, Heard, SingleFlight, UnconfirmedError
 from sesiones.metrics import CREATED, ENDED, REDIS_ERRORS, Metrics
 from sesiones.sesion import Sesion
 
@@ -566,7 +566,7 @@ class SessionStore:
         keys: list[str],
         *arguments: Argument,
         tries: int = 2,
-        heard: Callable[[Any], None] | None = None,
+        heard: Heard | None = None,
     ) -> Any:
         """_run(), once enough replicas have what it wrote."""
         execute = partial(self._writes.execute, replicas=self._wait_replicas, heard=heard)

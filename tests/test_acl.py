@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,18 @@ def url_of(server: RedisServer) -> str:
     return f"redis://sesiones:PASSWORD@127.0.0.1:{server.port}/1"
 
 
+@contextmanager
+def forbidden(admin: "Redis", command: str) -> Iterator[None]:
+    def acl_setuser(rule: str) -> None:
+        admin.execute_command("ACL", "SETUSER", "sesiones", rule)  # type: ignore[no-untyped-call]
+
+    acl_setuser(f"-{command}")
+    try:
+        yield
+    finally:
+        acl_setuser(f"+{command}")
+
+
 async def use(store: SessionStore, admin: "Redis") -> None:
     """All that the service does."""
     await store.probe(1)
@@ -82,26 +94,20 @@ async def test_these_commands_are_enough(server: RedisServer, admin: "Redis") ->
 async def test_without_any_of_them_it_fails(
     server: RedisServer, admin: "Redis", command: str
 ) -> None:
-    acl_setuser(admin, f"-{command}")
-    try:
+    with forbidden(admin, command):
         async with store_at(url_of(server)) as store:
             with pytest.raises(StoreUnavailable):
                 await use(store, admin)
-    finally:
-        acl_setuser(admin, f"+{command}")
 
 
 @pytest.mark.parametrize("command", ["hset", "zadd", "incr", "del", "zremrangebyrank"])
 async def test_without_any_of_them_it_is_not_ready(
     server: RedisServer, admin: "Redis", command: str
 ) -> None:
-    acl_setuser(admin, f"-{command}")
-    try:
+    with forbidden(admin, command):
         async with store_at(url_of(server)) as store:
             with pytest.raises(StoreUnavailable, match="may not"):
                 await store.probe(1)
-    finally:
-        acl_setuser(admin, f"+{command}")
 
 
 async def test_no_other_keys(server: RedisServer, admin: "Redis") -> None:
@@ -110,10 +116,6 @@ async def test_no_other_keys(server: RedisServer, admin: "Redis") -> None:
             await store.create(7, "laptop")
         with pytest.raises(StoreUnavailable, match="may not"):
             await store.probe(1)
-
-
-def acl_setuser(admin: "Redis", rule: str) -> None:
-    admin.execute_command("ACL", "SETUSER", "sesiones", rule)  # type: ignore[no-untyped-call]
 
 
 async def test_a_cluster_needs_two_more(admin: "Redis") -> None:
@@ -133,12 +135,11 @@ async def test_a_cluster_needs_two_more(admin: "Redis") -> None:
         cluster.move_keys(source, target, *keys)
         assert await find() is not None
         for command in OF_A_CLUSTER:
-            for client in cluster.clients.values():
-                acl_setuser(client, f"-{command}")
-            with pytest.raises(StoreUnavailable):
-                await find()
-            for client in cluster.clients.values():
-                acl_setuser(client, f"+{command}")
+            with ExitStack() as stack:
+                for client in cluster.clients.values():
+                    stack.enter_context(forbidden(client, command))
+                with pytest.raises(StoreUnavailable):
+                    await find()
         assert await find() is not None
 
 

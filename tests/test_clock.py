@@ -1,14 +1,14 @@
 """Time, to the second: the store on fakeredis with a clock that only the test moves."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import fakeredis
 import pytest
 
 from sesiones import tokens
-from sesiones.link import Argument, Changed, Execute
+from sesiones.link import Argument, Changed, Execute, Heard
 from sesiones.sesion import Sesion
 from sesiones.store import BadDates, Refusal, SessionStore
 
@@ -52,7 +52,7 @@ class Fake:
         keys: Sequence[str] = (),
         reads: bool = False,
         replicas: int = 0,
-        heard: Callable[[Any], None] | None = None,
+        heard: Heard | None = None,
     ) -> Any:
         reply = await self._execute(*arguments)
         if heard is not None:

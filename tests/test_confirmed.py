@@ -27,7 +27,8 @@ from tests.test_metrics import counted
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
-STALLED_SECONDS = 0.25 + 0.5  # what a busy machine may add
+TIMEOUT_SECONDS = 0.25
+STALLED_SECONDS = TIMEOUT_SECONDS + 0.5  # what a busy machine may add
 
 
 @dataclass
@@ -70,19 +71,20 @@ def pair() -> Iterator[Pair]:
 
 
 @pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> float:
-    """A busy machine has its replica confirm within a second; the timeout for that."""
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine has its replica confirm within a second."""
     monkeypatch.setattr(link, "CONFIRMED_SECONDS", 1.0)
-    return 5.0
 
 
 until = partial(available, seconds=20)
 
 
 @asynccontextmanager
-async def store_on(pair: Pair, replicas: int = 1, **options: Any) -> AsyncIterator[SessionStore]:
+async def store_on(
+    pair: Pair, replicas: int = 1, timeout_seconds: float = 5
+) -> AsyncIterator[SessionStore]:
     async with open_store(
-        pair.url, **{"timeout_seconds": 0.25, "wait_replicas": replicas} | options
+        pair.url, timeout_seconds=timeout_seconds, wait_replicas=replicas
     ) as store:
         await store.probe(5)  # it has the scripts: no call is made twice
         yield store
@@ -97,10 +99,11 @@ async def unconfirmed(ask: Awaitable[Any], count: str = "0 of 1") -> None:
     assert time.monotonic() - begun < STALLED_SECONDS
 
 
-async def test_a_replica_has_what_is_acknowledged(pair: Pair, patient: float) -> None:
+@pytest.mark.usefixtures("patient")
+async def test_a_replica_has_what_is_acknowledged(pair: Pair) -> None:
     """At once, not some time later."""
     with Redis(unix_socket_path=str(pair.replica.socket)) as replica:
-        async with store_on(pair, timeout_seconds=patient) as store:
+        async with store_on(pair) as store:
             for number in range(50):
                 sesion = await store.create(7, "laptop")
                 key = f"sesiones:{{eQ}}:s:{tokens.digest(sesion.Token_Sesion)}"
@@ -160,9 +163,10 @@ async def test_no_success_without_a_write_of_its_own(pair: Pair) -> None:
                 await unconfirmed(ask(store))
 
 
-async def test_what_is_tried_again_changes_nothing(pair: Pair, patient: float) -> None:
+@pytest.mark.usefixtures("patient")
+async def test_what_is_tried_again_changes_nothing(pair: Pair) -> None:
     """Of the writes for WAIT alone."""
-    async with store_on(pair, timeout_seconds=patient) as store:
+    async with store_on(pair) as store:
         token = tokens.make(8)
         made = await store.create(8, "laptop", token)
         gone = await store.create(8, "laptop")
@@ -196,8 +200,9 @@ async def test_checks_do_not_wait(pair: Pair) -> None:
         assert sorted(took)[int(0.9 * len(took))] < 0.05
 
 
-async def test_one_wait_serves_all(pair: Pair, patient: float) -> None:
-    async with store_on(pair, timeout_seconds=patient) as store:
+@pytest.mark.usefixtures("patient")
+async def test_one_wait_serves_all(pair: Pair) -> None:
+    async with store_on(pair) as store:
         await store.create(7, "laptop")
         before, creates = pair.calls("wait"), pair.calls("evalsha")
         made = await asyncio.gather(*(store.create(user, "laptop") for user in range(1000)))
@@ -206,8 +211,9 @@ async def test_one_wait_serves_all(pair: Pair, patient: float) -> None:
         assert 1 <= pair.calls("wait") - before < 200
 
 
-async def test_a_stall_that_ends_is_no_failure(pair: Pair, patient: float) -> None:
-    async with store_on(pair, timeout_seconds=patient) as store:
+@pytest.mark.usefixtures("patient")
+async def test_a_stall_that_ends_is_no_failure(pair: Pair) -> None:
+    async with store_on(pair) as store:
         await store.create(7, "laptop")
         with pair.stalled():
             asked = asyncio.create_task(store.create(7, "laptop"))
@@ -222,9 +228,10 @@ async def test_more_than_there_are(pair: Pair) -> None:
         await unconfirmed(store.create(7, "laptop"), "1 of 2")
 
 
-async def test_callers_that_leave(pair: Pair, patient: float) -> None:
+@pytest.mark.usefixtures("patient")
+async def test_callers_that_leave(pair: Pair) -> None:
     """At any moment; the others have their answers, and only their own."""
-    async with store_on(pair, timeout_seconds=patient) as store:
+    async with store_on(pair) as store:
 
         async def live(user: int) -> None:
             sesion = await store.create(user, f"device {user}")
@@ -257,7 +264,8 @@ async def test_the_master_goes_while_it_is_asked(number: signal.Signals) -> None
         replica_of(master) as replica,
         Redis(unix_socket_path=str(master.socket)) as redis,
     ):
-        async with store_on(Pair(master, replica, redis)) as store:
+        own = Pair(master, replica, redis)
+        async with store_on(own, timeout_seconds=TIMEOUT_SECONDS) as store:
             await until(lambda: store.create(7, "laptop"))
             assert master.process is not None
             assert replica.process is not None
@@ -274,7 +282,7 @@ async def test_the_master_goes_while_it_is_asked(number: signal.Signals) -> None
 
 async def test_each_waits_for_a_wait_that_is_sent_after_its_write(pair: Pair) -> None:
     """The one that is out says nothing of it: the replica stalls in between."""
-    commands = connect(pair.url, 0.25)
+    commands = connect(pair.url, 5)
     set_x = "SET", "x", 1, "EX", 1
     try:
         with contextlib.suppress(UnconfirmedError):  # the connection is open
@@ -301,7 +309,7 @@ async def test_each_waits_for_a_wait_that_is_sent_after_its_write(pair: Pair) ->
 def test_the_api(pair: Pair) -> None:
     """A 503 that asks for another try; one line in the log for all of them."""
     with Service(
-        SESIONES_REDIS_URL=pair.url, SESIONES_WAIT_REPLICAS="1", SESIONES_REDIS_TIMEOUT="0.25"
+        SESIONES_REDIS_URL=pair.url, SESIONES_WAIT_REPLICAS="1", SESIONES_REDIS_TIMEOUT="5"
     ) as service:
         form = {"Content-Type": "application/x-www-form-urlencoded"}
 

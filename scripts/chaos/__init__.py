@@ -6,7 +6,9 @@ soon as it is measured. ``short``: in seconds, as the test suite does; what then
 busy machine is left out. Whatever keeps it from measuring at all is an exception.
 """
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -20,3 +22,10 @@ class Bar:
 
 class NotInstalledError(Exception):
     """A program that a scenario needs, and how to get it."""
+
+
+def resident(pid: int) -> int:
+    """The memory that the process has in use, in kB."""
+    found = re.search(r"VmRSS:\s*(\d+)", Path(f"/proc/{pid}/status").read_text())
+    assert found  # no zombie's
+    return int(found[1])

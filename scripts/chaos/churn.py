@@ -16,13 +16,12 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import redis.asyncio
 import uvloop
 
-from scripts.chaos import Bar
+from scripts.chaos import Bar, resident
 from scripts.progress import Progress
 from scripts.redis_server import RedisServer
 from sesiones import endings, tokens
@@ -314,7 +313,7 @@ class Watch:
                 info = await self.redis.info("memory")
                 buffers = info["mem_clients_normal"] + info["mem_aof_buffer"]
                 self.memory.append((now, info["used_memory"] - buffers))
-                self.rss.append((now, _rss()))
+                self.rss.append((now, 1024 * resident(os.getpid())))
             await asyncio.sleep(SAMPLE_SECONDS)
 
     async def counters(self) -> dict[int, int]:
@@ -338,11 +337,6 @@ class Watch:
     async def aclose(self) -> None:
         await self._events.aclose()  # type: ignore[no-untyped-call]
         await self.redis.aclose()
-
-
-def _rss() -> int:
-    """Of this process, in bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def rise(samples: Sequence[tuple[float, float]]) -> float:

@@ -5,10 +5,8 @@ and checked on the other, the other way round, and on a node whose clock is righ
 must be the same to the byte, but for its Date, its token and its numbers of user and session.
 """
 
-import os
 import re
 import socket
-import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -16,16 +14,15 @@ from email.utils import parsedate_to_datetime
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import orjson
 from redis import Redis
 
 from scripts.chaos import Bar, NotInstalledError
 from scripts.progress import Progress
-from scripts.redis_server import RedisServer, free_port
-from scripts.service import serve
+from scripts.redis_server import RedisServer
 from sesiones import tokens
+from tests.service import Service
 
 OFFSETS = 300, -300, 0
 """Of the nodes' clocks, in seconds."""
@@ -67,14 +64,9 @@ def play(short: bool) -> Iterator[Bar]:
         raise NotInstalledError("libfaketime: apt-get install libfaketime")
     with ExitStack() as stack:
         server = stack.enter_context(RedisServer())
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sesiones-clocks-")))
         redis = stack.enter_context(Redis(unix_socket_path=str(server.socket)))
-        ports = []
-        for offset in OFFSETS:
-            environment = _environment(server.url, faketime, offset)
-            url = stack.enter_context(serve(environment, folder / f"{offset}.log"))
-            ports.append(urlsplit(url).port or 0)
-        nodes = _Nodes(ports, redis)
+        services = [_service(server.url, faketime, offset) for offset in OFFSETS]
+        nodes = _Nodes([stack.enter_context(service).port for service in services], redis)
         rounds = SHORT_ROUNDS if short else ROUNDS
         progress = Progress("clocks: rounds", rounds)
         for _ in range(rounds):
@@ -100,14 +92,18 @@ def play(short: bool) -> Iterator[Bar]:
     )
 
 
-def _environment(redis_url: str, faketime: Path, offset: int) -> dict[str, str]:
-    ours = {"SESIONES_REDIS_URL": redis_url, "SESIONES_PORT": str(free_port())}
-    ours |= {"SESIONES_REDIS_TIMEOUT": "5", "SESIONES_IDLE_SECONDS": str(IDLE_SECONDS)}
-    ours |= {"SESIONES_MAX_SECONDS": str(MAX_SECONDS)}
-    # A clock that is wrong runs as any other: the monotonic one is right.
-    fake = {"FAKETIME": f"{offset:+}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    theirs = {k: v for k, v in os.environ.items() if not k.startswith("SESIONES_")}
-    return theirs | ours | fake | {"LD_PRELOAD": str(faketime)}
+def _service(redis_url: str, faketime: Path, offset: int) -> Service:
+    """A node whose clock is that many seconds off."""
+    return Service(
+        SESIONES_REDIS_URL=redis_url,
+        SESIONES_REDIS_TIMEOUT="5",
+        SESIONES_IDLE_SECONDS=str(IDLE_SECONDS),
+        SESIONES_MAX_SECONDS=str(MAX_SECONDS),
+        FAKETIME=f"{offset:+}s",
+        # A clock that is wrong runs as any other: the monotonic one is right.
+        FAKETIME_DONT_FAKE_MONOTONIC="1",
+        LD_PRELOAD=str(faketime),
+    )
 
 
 def _users() -> Iterator[int]:

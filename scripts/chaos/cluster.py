@@ -17,9 +17,9 @@ from redis.crc import key_slot
 from scripts.chaos import Bar
 from scripts.chaos.failover import MAY_STOP_SECONDS, answered, counted, losses, settings, slowest
 from scripts.chaos.traffic import WRITES, Event, Traffic, words
-from scripts.redis_server import RedisCluster
+from scripts.redis_server import RedisCluster, wait_until
 from sesiones import tokens
-from tests.service import Service, comes_true
+from tests.service import Service
 
 RATE, SHORT_RATE = 2000, 300
 SECONDS, SHORT_SECONDS = 15, 4
@@ -67,8 +67,7 @@ async def _kill(cluster: RedisCluster, traffic: Traffic, replicas: int, short: b
         def promoted() -> bool:
             return bool(cluster.clients[replica].info("replication")["role"] == "master")
 
-        if not await asyncio.to_thread(comes_true, promoted, 30):
-            raise RuntimeError("the replica does not take over")
+        await asyncio.to_thread(wait_until, promoted, "the replica to take over", 30)
         took_over = time.monotonic()
         await asyncio.to_thread(cluster.servers[victim].start)
         return killed, took_over

@@ -2,18 +2,18 @@
 sending side and wait. What they leave behind in the service, and what the others notice."""
 
 import asyncio
+import os
 import re
 import socket
 import struct
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import uvloop
 
-from scripts.chaos import Bar
+from scripts.chaos import Bar, resident
 from scripts.chaos.faults import client
 from scripts.chaos.outages import OUT, judge
 from scripts.chaos.traffic import Traffic, words
@@ -44,14 +44,11 @@ class Held(NamedTuple):
 
 def held(service: Service) -> Held:
     assert service.process is not None
-    process = Path(f"/proc/{service.process.pid}")
-    descriptors = len(list((process / "fd").iterdir()))
-    resident = re.search(r"VmRSS:\s+(\d+) kB", (process / "status").read_text())
+    descriptors = len(os.listdir(f"/proc/{service.process.pid}/fd"))
     shown = service.request("GET", "/metrics").body.decode()
     gauges = re.findall(r"^sesiones_operations_in_flight\{.*\} (\S+)$", shown, re.MULTILINE)
     assert gauges
-    assert resident
-    return Held(sum(map(float, gauges)), descriptors, int(resident[1]))
+    return Held(sum(map(float, gauges)), descriptors, resident(service.process.pid))
 
 
 def play(short: bool) -> Iterator[Bar]:

@@ -3,14 +3,13 @@ answers as before."""
 
 import signal
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from redis import Redis
 
-from scripts.redis_server import RedisServer, free_port
+from scripts.redis_server import RedisServer, free_port, wait_until
 
 
 def client(server: RedisServer) -> "Redis":
@@ -65,8 +64,8 @@ def misconf(server: RedisServer) -> Iterator[None]:
         redis.config_set("stop-writes-on-bgsave-error", "yes")
         try:
             redis.bgsave()
-            _wait(lambda: redis.info("persistence")["rdb_last_bgsave_status"] == "err")
-            _wait(lambda: redis.info("persistence")["rdb_bgsave_in_progress"] == 0)
+            _wait(redis, "persistence", "rdb_last_bgsave_status", "err")
+            _wait(redis, "persistence", "rdb_bgsave_in_progress", 0)
             yield
         finally:
             in_the_way.rmdir()
@@ -104,15 +103,14 @@ def demoted(server: RedisServer) -> Iterator[None]:
 
 
 def _hand_over(master: "Redis", replica: "Redis") -> None:
-    _wait(lambda: master.info("replication").get("slave0", {}).get("state") == "online")
+    wait_until(
+        lambda: master.info("replication").get("slave0", {}).get("state") == "online",
+        "the replica to be online",
+    )
     master.execute_command("FAILOVER")  # type: ignore[no-untyped-call]
-    _wait(lambda: replica.info("replication")["role"] == "master")
-    _wait(lambda: master.info("replication").get("master_link_status") == "up")
+    _wait(replica, "replication", "role", "master")
+    _wait(master, "replication", "master_link_status", "up")
 
 
-def _wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        if time.monotonic() > deadline:
-            raise RuntimeError("the Redis server does not do as it was told")
-        time.sleep(0.01)
+def _wait(redis: "Redis", section: str, field: str, value: str | int) -> None:
+    wait_until(lambda: redis.info(section).get(field) == value, f"{field} to be {value}")

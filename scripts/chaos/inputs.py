@@ -25,7 +25,7 @@ import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
-from scripts.chaos import Bar
+from scripts.chaos import Bar, resident
 from scripts.chaos.mutations import Mutations
 from scripts.chaos.oracle import Oracle, Violation
 from scripts.progress import Progress
@@ -356,12 +356,6 @@ def in_processes(seed: str, inputs: int) -> Soak:
 
 def _serve(seed: str, inputs: int, reports: Connection) -> None:
     reports.send(uvloop.run(in_process(seed, inputs, reports)))
-
-
-def resident(pid: int) -> int:
-    """The memory that the process has in use, in kilobytes."""
-    with open(f"/proc/{pid}/status") as status:
-        return int(re.search(r"VmRSS:\s*(\d+)", status.read())[1])  # type: ignore[index]
 
 
 # Over sockets

@@ -24,8 +24,8 @@ from scripts.chaos.failover import (
     slowest,
 )
 from scripts.chaos.traffic import LOST, OVERWRITTEN, WRITES, Client, Traffic, words
-from scripts.redis_server import RedisSentinels
-from tests.service import Service, comes_true
+from scripts.redis_server import RedisSentinels, wait_until
+from tests.service import Service
 
 KILLS = {0: 2, 1: 5}
 """By SESIONES_WAIT_REPLICAS."""
@@ -122,8 +122,10 @@ class Deployment:
         await asyncio.to_thread(self.redis.servers[master].stop, signal.SIGKILL)
         killed = time.monotonic()
 
-        if not await asyncio.to_thread(comes_true, lambda: master not in self.redis.named(), 30):
-            raise RuntimeError("the Sentinels name no other master")
+        def replaced() -> bool:
+            return master not in self.redis.named()
+
+        await asyncio.to_thread(wait_until, replaced, "the Sentinels to name another master", 30)
         named = time.monotonic()
         await asyncio.to_thread(self.redis.servers[master].start)
         return Failover(killed, named)
@@ -134,8 +136,7 @@ class Deployment:
         def replicated() -> bool:
             return self.redis.replicated(*self.redis.named())
 
-        if not await asyncio.to_thread(comes_true, replicated, RETURN_SECONDS):
-            raise RuntimeError("the replicas do not follow the master")
+        await asyncio.to_thread(wait_until, replicated, "the replicas", RETURN_SECONDS)
 
 
 @asynccontextmanager

@@ -272,14 +272,6 @@ class Traffic:
         bounds = [since, *within, until]
         return max(after - before for before, after in itertools.pairwise(bounds))
 
-    def statuses(self, since: float = 0, operations: Sequence[str] = ()) -> dict[str, Counter[int]]:
-        """How many answers of each status each operation got."""
-        found: dict[str, Counter[int]] = defaultdict(Counter)
-        for event in self.events:
-            if event.at >= since and (not operations or event.operation in operations):
-                found[event.operation][event.status] += 1
-        return found
-
     async def _ask(
         self,
         operation: str,
