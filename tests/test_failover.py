@@ -254,7 +254,7 @@ def is_master(redis: "Redis") -> bool:
 @pytest.mark.parametrize("replicas", [0, 1])
 async def test_sentinel(replicas: int) -> None:
     with RedisSentinels(replicas=1, sentinels=1) as redis:
-        async with stores_at(redis.url, wait_replicas=replicas) as stores:
+        async with stores_at(redis.url, timeout_seconds=1, wait_replicas=replicas) as stores:
             master, replica = redis.servers.values()
             await end_and_fail_over(stores, 7, master, replica, replicas)
 
