@@ -51,9 +51,9 @@ class FakeServer:
                 delay, response = self._answer(number, token)
                 if delay:
                     await asyncio.sleep(delay)
-                writer.write(response)
-                if not response:
+                if writer.is_closing() or not response:
                     break
+                writer.write(response)
         except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
             pass
         finally:
