@@ -175,24 +175,24 @@ async def test_a_late_reply_drops_the_connection_with_all_that_wait() -> None:
         connections += 1
         if connections == 1:
             await reader.read(1000)
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.7)
             if not writer.transport.is_closing():
                 writer.write(b"+LATE\r\n")
         while data := await reader.read(1000):
             writer.write(b"+PONG\r\n" * data.count(b"PING"))
 
-    async with fake_redis(first_is_late) as commands:
+    async with fake_redis(first_is_late, timeout_seconds=0.5) as commands:
         begun = time.monotonic()
         first = asyncio.create_task(commands.execute("PING"))
-        await asyncio.sleep(0.15)
+        await asyncio.sleep(0.4)
         second = asyncio.create_task(commands.execute("PING"))
         for task in first, second:
             with pytest.raises(RedisConnectionError):
                 await task
-            # The second did not wait for its own 0.2 s: its reply comes after the first's.
-            assert time.monotonic() - begun < 0.3
+            # The second did not wait for its own 0.5 s: its reply comes after the first's.
+            assert time.monotonic() - begun < 0.8
         assert await commands.execute("PING") == b"PONG"
-        await asyncio.sleep(0.2)  # the first connection's reply comes to nobody
+        await asyncio.sleep(0.3)  # the first connection's reply comes to nobody
         assert await asyncio.gather(*(commands.execute("PING") for _ in range(9))) == [b"PONG"] * 9
         assert connections == 2
 
@@ -292,7 +292,7 @@ async def test_a_failed_opening_that_nobody_waited_for_is_forgotten() -> None:
         begun = time.monotonic()
         with pytest.raises(RedisError):
             await commands.execute("PING")
-        assert time.monotonic() - begun < 0.2
+        assert time.monotonic() - begun < 1
         await commands.aclose()
 
 
@@ -590,7 +590,7 @@ async def test_sentinel_and_two_failovers() -> None:
             wait_until(lambda: redis.replicated(first))
 
             # The master is demoted, but its connections stay open. (Sentinel would wait 8 s.)
-            wait_until(lambda: fails_over(watch))
+            wait_until(lambda: failed_over(watch, first))
             wait_until(lambda: two.info("replication")["role"] == "master")
             one.replicaof("127.0.0.1", str(second))
             assert (await until(lambda: store.find(token))).ID_Sesion == session.ID_Sesion
@@ -618,7 +618,7 @@ async def test_a_master_that_is_replaced_while_it_answers() -> None:
             assert (await until(lambda: other.find(token))).ID_Usuario == 7
             wait_until(lambda: redis.replicated(old))
             watch = next(iter(redis.sentinels.values()))
-            await asyncio.to_thread(wait_until, lambda: fails_over(watch))
+            await asyncio.to_thread(wait_until, lambda: failed_over(watch, old))
             await asyncio.to_thread(wait_until, lambda: not redis.named() & {old})
             await asyncio.sleep(1)
             assert redis.clients[old].info("replication")["role"] == "master"
@@ -671,11 +671,11 @@ async def test_a_master_that_refuses_writes() -> None:
             master.config_set("min-replicas-to-write", 0)
 
 
-def fails_over(watch: "Redis") -> bool:
-    """Once Sentinel knows its replica well enough."""
-    try:
-        return bool(run(watch, "SENTINEL", "FAILOVER", "mymaster"))
-    except ResponseError as error:
-        if "NOGOODSLAVE" in str(error):
-            return False
-        raise
+def failed_over(watch: "Redis", master: int) -> bool:
+    """Whether Sentinel names another. Else it is asked for one: until it knows its replicas well
+    enough it has none, and a failover that is slow is given up."""
+    if int(run(watch, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster")[1]) != master:
+        return True
+    with contextlib.suppress(ResponseError):  # NOGOODSLAVE, INPROG
+        run(watch, "SENTINEL", "FAILOVER", "mymaster")
+    return False
