@@ -70,11 +70,10 @@ bench: .venv/test
 wheel: .venv/wheel
 	$(BIN)/python -m scripts.wheel
 
+# For every Python that pyproject.toml names, not only the one at hand.
 lock: .venv/wheel
-	echo '# The versions that the tests ran with, and the SHA-256 of their files: make lock' >requirements.lock
-	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --no-header \
-	    --no-annotate --no-emit-find-links --no-emit-index-url --no-emit-trusted-host \
-	    --output-file - pyproject.toml >>requirements.lock
+	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-annotate \
+	    --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
 
 clean:
 	rm -rf .venv dist var .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .schemathesis
