@@ -25,7 +25,15 @@ from sesiones.batching import Batcher
 from sesiones.cluster import SlotMovedError
 from sesiones.connection import Commands, connect
 from sesiones.endings import Endings
-from sesiones.link import Argument, Concerned, Execute, Heard, SingleFlight, UnconfirmedError
+from sesiones.link import (
+    MISFITS,
+    Argument,
+    Concerned,
+    Execute,
+    Heard,
+    SingleFlight,
+    UnconfirmedError,
+)
 from sesiones.metrics import CREATED, ENDED, REDIS_ERRORS, Metrics
 from sesiones.sesion import Sesion
 
@@ -490,7 +498,7 @@ class SessionStore:
     def _hear_ended(self, reason: str, base: str, reply: Any) -> None:
         """Sessions have ended for the reason, whether it is confirmed or not, and whether the
         caller is still there or not."""
-        with contextlib.suppress(*_MISFITS):  # of which the caller complains, or a refusal
+        with contextlib.suppress(*MISFITS):  # of which the caller complains, or a refusal
             for digest, ID_Sesion, ID_Usuario in _ended(reply[1] if reason == "limit" else reply):
                 self._endings.remember(f"{base}s:{digest}")
                 self.metrics.add(ENDED, reason)
@@ -688,10 +696,6 @@ def _log(
     )
 
 
-_MISFITS = AttributeError, LookupError, TypeError, ValueError
-"""What replies raise that are not of our scripts."""
-
-
 @contextlib.contextmanager
 def _unavailable() -> Iterator[None]:
     """What Redis and the way to it raise, as the one error that callers know."""
@@ -706,7 +710,7 @@ def _understood() -> Iterator[None]:
     """Whatever answers there is no Redis with our scripts, when its replies do not fit them."""
     try:
         yield
-    except _MISFITS as error:
+    except MISFITS as error:
         raise StoreUnavailable("a reply that no script of ours gives") from error
 
 
