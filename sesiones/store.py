@@ -229,7 +229,7 @@ class SessionStore:
                 self._idle_seconds,
                 self._max_seconds,
                 self._max_per_user,
-                heard=partial(self._hear_ended, "limit", base),
+                heard=partial(self._hear_created, key, base),
             )
         with _understood():
             made, ended = reply
@@ -494,6 +494,11 @@ class SessionStore:
         )
         with _understood():
             return Refusal(ended) if isinstance(ended, int) else len(_ended(ended))
+
+    def _hear_created(self, key: str, base: str, reply: Any) -> None:
+        # Where the session of a first try has ended meanwhile, the next one has made it anew.
+        self._endings.forget(key)
+        self._hear_ended("limit", base, reply)
 
     def _hear_ended(self, reason: str, base: str, reply: Any) -> None:
         """Sessions have ended for the reason, whether it is confirmed or not, and whether the
