@@ -52,6 +52,11 @@ class Endings:
         self._recent.move_to_end(key)
         self._forget()
 
+    def forget(self, key: str) -> None:
+        """It has begun anew."""
+        self._recent.pop(key, None)
+        self._owed.pop(key, None)
+
     def owe(self, concerned: Callable[[str], bool]) -> bool:
         """Keys of the hash tags concerned have come into other hands: whether anything is owed."""
         self._forget()

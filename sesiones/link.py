@@ -37,6 +37,9 @@ Changed = Callable[[Concerned], None]
 
 Result = TypeVar("Result")
 
+MISFITS = AttributeError, LookupError, TypeError, ValueError
+"""What replies raise that are not of the server that was meant."""
+
 CONFIRMED_SECONDS = 0.1
 """What replicas have to acknowledge a write; two fifths of a timeout that has no room for it."""
 FOLLOW_SECONDS = 0.5
@@ -163,8 +166,9 @@ class Link(asyncio.Protocol):
     def fail(self, reason: str) -> None:
         """Drop the connection, with everything in flight."""
         if not self.transport.is_closing():
-            # With a reset: what lies in the kernel's buffers must not be carried out after all,
-            # when its caller has been told that it failed, or has had it done on another one.
+            # With a reset: what has not left this machine must not be carried out after all, when
+            # its caller has been told that it failed, or has had it done on another one. (What a
+            # server that hangs has received, it does carry out.)
             sock = self.transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
@@ -235,7 +239,7 @@ async def majority(asked: Sequence[Awaitable[bool]], yes: int = 0) -> bool:
         while yes < needed <= yes + len(waiting):
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                with contextlib.suppress(RedisError, OSError, ValueError):
+                with contextlib.suppress(RedisError, OSError, *MISFITS):
                     yes += task.result()
         return yes >= needed
     finally:
@@ -278,7 +282,7 @@ class Server:
             reply, count = await sent, await confirmed
         finally:
             confirmed.cancel()
-        if count < replicas:
+        if not isinstance(count, int) or count < replicas:
             raise UnconfirmedError(f"confirmed by {count} of {replicas} replicas in time")
         return reply
 
@@ -374,10 +378,12 @@ class SentinelMaster(Server):
             link = await super()._open()
         except MasterNotFoundError:  # whose text has every Sentinel's every setting
             raise RedisConnectionError(f"no Sentinel names the master {self._name}") from None
-        except RedisError:
+        except (RedisError, *MISFITS) as error:
             # Whoever named it knows no better: redis-py would believe the same one for ever.
             self._sentinel.sentinels.append(self._sentinel.sentinels.pop(0))
-            raise
+            if isinstance(error, RedisError):
+                raise
+            raise RedisConnectionError("what answers is no Sentinel") from error
         self._unfollow()
         self._following = asyncio.create_task(self._follow(link))
         return link

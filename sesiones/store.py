@@ -25,7 +25,15 @@ from sesiones.batching import Batcher
 from sesiones.cluster import SlotMovedError
 from sesiones.connection import Commands, connect
 from sesiones.endings import Endings
-from sesiones.link import Argument, Concerned, Execute, Heard, SingleFlight, UnconfirmedError
+from sesiones.link import (
+    MISFITS,
+    Argument,
+    Concerned,
+    Execute,
+    Heard,
+    SingleFlight,
+    UnconfirmedError,
+)
 from sesiones.metrics import CREATED, ENDED, REDIS_ERRORS, Metrics
 from sesiones.sesion import Sesion
 
@@ -221,7 +229,7 @@ class SessionStore:
                 self._idle_seconds,
                 self._max_seconds,
                 self._max_per_user,
-                heard=partial(self._hear_ended, "limit", base),
+                heard=partial(self._hear_created, key, base),
             )
         with _understood():
             made, ended = reply
@@ -487,10 +495,15 @@ class SessionStore:
         with _understood():
             return Refusal(ended) if isinstance(ended, int) else len(_ended(ended))
 
+    def _hear_created(self, key: str, base: str, reply: Any) -> None:
+        # Where the session of a first try has ended meanwhile, the next one has made it anew.
+        self._endings.forget(key)
+        self._hear_ended("limit", base, reply)
+
     def _hear_ended(self, reason: str, base: str, reply: Any) -> None:
         """Sessions have ended for the reason, whether it is confirmed or not, and whether the
         caller is still there or not."""
-        with contextlib.suppress(*_MISFITS):  # of which the caller complains, or a refusal
+        with contextlib.suppress(*MISFITS):  # of which the caller complains, or a refusal
             for digest, ID_Sesion, ID_Usuario in _ended(reply[1] if reason == "limit" else reply):
                 self._endings.remember(f"{base}s:{digest}")
                 self.metrics.add(ENDED, reason)
@@ -688,10 +701,6 @@ def _log(
     )
 
 
-_MISFITS = AttributeError, LookupError, TypeError, ValueError
-"""What replies raise that are not of our scripts."""
-
-
 @contextlib.contextmanager
 def _unavailable() -> Iterator[None]:
     """What Redis and the way to it raise, as the one error that callers know."""
@@ -706,7 +715,7 @@ def _understood() -> Iterator[None]:
     """Whatever answers there is no Redis with our scripts, when its replies do not fit them."""
     try:
         yield
-    except _MISFITS as error:
+    except MISFITS as error:
         raise StoreUnavailable("a reply that no script of ours gives") from error
 
 

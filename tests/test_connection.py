@@ -22,7 +22,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from scripts.redis_server import RedisSentinels, RedisServer, free_port
-from sesiones import tokens
+from sesiones import link, tokens
 from sesiones.connection import Commands, connect
 from sesiones.link import SingleFlight
 from sesiones.store import SessionStore, StoreUnavailable
@@ -625,6 +625,32 @@ async def test_a_master_that_is_replaced_while_it_answers() -> None:
             assert await until(lambda: store.end(token, token)) == 1
             assert await until(lambda: other.find(token)) is None
             assert redis.clients[old].exists(f"sesiones:{{{token[4:6]}}}:s:{tokens.digest(token)}")
+
+
+async def test_what_answers_is_no_sentinel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of three, the first or the last to be asked: a majority is there."""
+    monkeypatch.setattr(link, "FOLLOW_SECONDS", 0.05)
+    reply = b""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while await reader.read(1000):
+                writer.write(reply)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    stranger = server.sockets[0].getsockname()[1]
+    with RedisSentinels(replicas=0, sentinels=2) as redis:
+        async with server:
+            for reply in b"+OK\r\n", b":1\r\n", b"*0\r\n", b"*1\r\n*2\r\n$4\r\nname\r\n$1\r\nx\r\n":
+                for ports in (stranger, *redis.sentinels), (*redis.sentinels, stranger):
+                    hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+                    async with store_at(f"redis+sentinel://{hosts}/mymaster", 5) as store:
+                        token = (await until(partial(store.create, 7, "laptop"))).Token_Sesion
+                        tasks = asyncio.all_tasks()
+                        await asyncio.sleep(0.2)  # it has looked who is the master
+                        assert await store.find(token) is not None
+                        assert asyncio.all_tasks() >= tasks, reply
 
 
 async def test_a_master_that_refuses_writes() -> None:

@@ -133,6 +133,21 @@ async def test_every_way_to_end(own: "Redis", caplog: pytest.LogCaptureFixture) 
         assert "7 sessions that had ended were back, and have been ended" in caplog.messages
 
 
+async def test_what_is_made_anew_lives(own: "Redis") -> None:
+    """By a create's second try, when the session of the first one has ended in between."""
+    async with stores_at(url_of(own)) as (node, other):
+        token = tokens.make(7)
+        await node.create(7, "laptop", token)
+        assert await node.end(token, token) == 1
+        await node.create(7, "laptop", token)
+        for store in node, other:
+            assert await store.find(token) is not None
+        Past(own).disconnect()
+        await asyncio.sleep(0.3)
+        for store in node, other:
+            assert await until(partial(store.find, token)) is not None
+
+
 async def test_what_takes_over_is_told_each_time(own: "Redis") -> None:
     """Of what ended meanwhile too; of hundreds, of many users. What else lies there costs none."""
     async with stores_at(url_of(own), timeout_seconds=2) as (node, other):
