@@ -58,7 +58,7 @@ class ReplacedError(RedisConnectionError):
 
 
 class Link(asyncio.Protocol):
-    """One open connection, until it is lost: that is told."""
+    """One open connection, until it is lost: that is told, if it has ever answered."""
 
     def __init__(self, connection: AbstractConnection, timeout_seconds: float) -> None:
         assert connection._writer is not None
@@ -68,6 +68,7 @@ class Link(asyncio.Protocol):
         self.address = getattr(connection, "host", None), getattr(connection, "port", None)
         self._timeout_seconds = timeout_seconds
         self.lost: Callable[[], None] = lambda: None
+        self._answered = False
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(
             protocolError=RedisConnectionError,
@@ -143,6 +144,7 @@ class Link(asyncio.Protocol):
             self.fail("no reply in time")
 
     def data_received(self, data: bytes) -> None:
+        self._answered = True
         try:
             self._reader.feed(data)
             while (reply := self._reader.gets()) is not False:
@@ -161,7 +163,8 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.fail("connection lost")
-        self.lost()
+        if self._answered:
+            self.lost()
 
     def fail(self, reason: str) -> None:
         """Drop the connection, with everything in flight."""

@@ -453,9 +453,9 @@ async def test_writes_that_are_refused(cluster: RedisCluster) -> None:
                     refused = str(error)
                     break
             assert refused == "the node is not known to be the slot's master"
-            for other in others:
-                cluster.run(other, "CLUSTER", "SETSLOT", slot, "NODE", cluster.id(port))
-            assert await store.find(made[0].Token_Sesion) is not None
+            for each in cluster.servers:
+                cluster.run(each, "CLUSTER", "SETSLOT", slot, "NODE", cluster.id(port))
+            assert await until(partial(store.find, made[0].Token_Sesion)) is not None
 
             # Or they say nothing.
             for other in others:

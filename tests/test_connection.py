@@ -24,7 +24,7 @@ from redis.exceptions import RedisError, ResponseError
 from scripts.redis_server import RedisSentinels, RedisServer, free_port
 from sesiones import link, tokens
 from sesiones.connection import Commands, connect
-from sesiones.link import SingleFlight
+from sesiones.link import Concerned, SingleFlight
 from sesiones.store import SessionStore, StoreUnavailable
 from tests.conftest import available, open_store
 
@@ -195,6 +195,28 @@ async def test_a_late_reply_drops_the_connection_with_all_that_wait() -> None:
         await asyncio.sleep(0.3)  # the first connection's reply comes to nobody
         assert await asyncio.gather(*(commands.execute("PING") for _ in range(9))) == [b"PONG"] * 9
         assert connections == 2
+
+
+async def test_a_loss_is_told_of_what_has_answered_alone() -> None:
+    """Else whatever accepts and hangs up would have all endings looked through each time."""
+    answers = False
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        if answers:
+            writer.write(b"+PONG\r\n")
+
+    async with fake_redis(hang_up) as commands:
+        told: list[Concerned] = []
+        commands.watch(told.append)
+        for _ in range(3):
+            with pytest.raises(RedisConnectionError):
+                await commands.execute("PING")
+        assert told == []
+        answers = True
+        assert await commands.execute("PING") == b"PONG"
+        await asyncio.to_thread(wait_until, lambda: bool(told))
+        assert [concerned("eQ") for concerned in told] == [True]
 
 
 async def test_a_late_reply_drops_the_connection_though_its_caller_left() -> None:
