@@ -14,6 +14,7 @@ first; ``flow``, which pauses reading when one begins to wait; and ``timeout_kee
 """
 
 import asyncio
+import functools
 import re
 import select
 from collections.abc import Sized
@@ -374,6 +375,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._deadline = self.loop.call_later(SEND_SECONDS, self.transport.abort)
 
 
+@functools.cache  # there are the three above, and a flood of slow clients wants them at once
 def _closing(problem: Problem) -> Response:
     response = problem.response()
     response.headers["Connection"] = "close"
