@@ -13,9 +13,9 @@ import orjson
 import sesiones
 from sesiones import doctor
 from sesiones.app import open_store
-from sesiones.connection import connect
 from sesiones.doctor import Finding
 from sesiones.logs import escaped
+from sesiones.redis_client import connect
 from sesiones.server import ListenError, listen, serve
 from sesiones.sesion import INT_MAX, Sesion
 from sesiones.settings import Settings, SettingsError

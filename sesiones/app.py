@@ -56,7 +56,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
-        yield {"check": store.check}  # for the fast lane (lane.py)
+        yield {"check": store.checker()}  # for the fast lane (lane.py)
         await store.aclose()
 
     return Service(

@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 from redis.exceptions import NoPermissionError, RedisError
 
-from sesiones.connection import Commands
-from sesiones.link import Execute
 from sesiones.logs import escaped
+from sesiones.redis_client import Commands, Execute
 from sesiones.settings import Settings
 from sesiones.store import SessionStore, StoreUnavailable
 

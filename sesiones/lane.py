@@ -50,7 +50,7 @@ KNOWN_MAX_BYTES = 2048
 """Messages to remember, and of what length."""
 
 Check = Callable[[str, Callable[[Sesion | Exception | None], None]], None]
-"""SessionStore.check"""
+"""SessionStore.checker()"""
 
 
 class _Turn:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from sesiones.connection import connect
+from sesiones.redis_client import connect
 
 SECONDS_MAX = 2**31 - 1
 

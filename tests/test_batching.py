@@ -7,8 +7,8 @@ import pytest
 
 from scripts.redis_server import RedisServer
 from sesiones import tokens
-from sesiones.batching import Batcher
 from sesiones.store import SessionStore, StoreUnavailable
+from sesiones.store.batching import Batcher
 from tests.conftest import open_store
 
 pytestmark = pytest.mark.anyio

@@ -7,13 +7,13 @@ import random
 import pytest
 
 from scripts.chaos import churn
-from sesiones import store
-from sesiones.store import SessionStore
+from sesiones.store import scripts
+from sesiones.store.events import SessionEvents
 
 
 def test_every_promise_can_be_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """By sessions that never expire, a counter that skips numbers and ends that nobody counts."""
-    create = store._Script("create")
+    create = scripts.Script("create")
     for text, other in (
         ("redis.call('EXPIREAT', key,", "redis.call('EXISTS', key,"),
         ("redis.call('INCR', KEYS[3])", "redis.call('INCRBY', KEYS[3], 2)"),
@@ -21,8 +21,8 @@ def test_every_promise_can_be_broken(monkeypatch: pytest.MonkeyPatch) -> None:
         assert text in create.source
         create.source = create.source.replace(text, other)
     create.sha = hashlib.sha1(create.source.encode()).hexdigest()
-    monkeypatch.setattr(store, "_CREATE", create)
-    monkeypatch.setattr(SessionStore, "_hear_ended", lambda *_: None)
+    monkeypatch.setattr(scripts, "CREATE", create)
+    monkeypatch.setattr(SessionEvents, "ended", lambda *_: None)
     monkeypatch.setattr(churn, "GONE_SECONDS", 0)
     bars = {bar.promise: bar.measured for bar in churn.play(True) if not bar.met}
     assert len(bars) == 5

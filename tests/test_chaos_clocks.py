@@ -10,9 +10,9 @@ needs_faketime = pytest.mark.skipif(clocks.library() is None, reason="libfaketim
 
 NAIVE = """
 import hashlib, os
-from sesiones import store
+from sesiones.store import scripts
 
-create = store._CREATE
+create = scripts.CREATE
 now = "redis.call('TIME')[1])"
 create.source = create.source.replace(now, f"{now} + ({int(os.environ['FAKETIME'][:-1])})", 1)
 create.sha = hashlib.sha1(create.source.encode()).hexdigest()

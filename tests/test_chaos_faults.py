@@ -60,7 +60,7 @@ def test_what_is_allowed_and_how_long_it_takes() -> None:
     assert found.recovery == pytest.approx(0.4)
 
 
-TWIN_OFF = "store._PEEK = store._CHECK"
+TWIN_OFF = "from sesiones.store import checks\nchecks.PEEK = checks.CHECK"
 FALSE_SUCCESS = """
 really = store.SessionStore.end
 async def end(self, *tokens):

@@ -6,19 +6,19 @@ import pytest
 
 from scripts import seed
 from scripts.chaos import million
-from sesiones import store
+from sesiones.store import scripts
 
 LOOP = "for _, digest in ipairs(digests) do\n"
 
 
 def break_end_all(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """Before the first loop of end_all.lua."""
-    end_all = store._Script("end_all")
+    end_all = scripts.Script("end_all")
     assert LOOP in end_all.source
     end_all.source = end_all.source.replace(LOOP, text + LOOP, 1)
     end_all.sha = hashlib.sha1(end_all.source.encode()).hexdigest()
-    monkeypatch.setattr(store, "_END_ALL", end_all)
-    monkeypatch.setattr(store, "_SCRIPTS", (*store._SCRIPTS, end_all))
+    monkeypatch.setattr(scripts, "END_ALL", end_all)
+    monkeypatch.setattr(scripts, "SERVICE_SCRIPTS", (*scripts.SERVICE_SCRIPTS, end_all))
 
 
 def met() -> list[bool]:

@@ -8,7 +8,7 @@ import fakeredis
 import pytest
 
 from sesiones import tokens
-from sesiones.link import Argument, Changed, Execute, Heard
+from sesiones.redis_client import Argument, Execute, Listener, OnReply
 from sesiones.sesion import Sesion
 from sesiones.store import BadDates, Refusal, SessionStore
 
@@ -52,11 +52,12 @@ class Fake:
         keys: Sequence[str] = (),
         reads: bool = False,
         replicas: int = 0,
-        heard: Heard | None = None,
+        repeatable: bool = False,
+        on_reply: OnReply | None = None,
     ) -> Any:
         reply = await self._execute(*arguments)
-        if heard is not None:
-            heard(reply)
+        if on_reply is not None:
+            on_reply(reply)
         return reply
 
     async def _execute(self, *arguments: Argument) -> Any:
@@ -72,7 +73,13 @@ class Fake:
     async def masters(self) -> dict[str, Execute]:
         return {"redis": self.execute}
 
-    def watch(self, changed: Changed) -> None:
+    async def sentinels(self) -> dict[str, Execute]:
+        return {}
+
+    def answered_at(self, tag: str) -> float:
+        return time.monotonic()
+
+    def on_owner_change(self, listener: Listener) -> None:
         """There is no connection that could be lost."""
 
     def reset(self) -> None:
@@ -91,7 +98,7 @@ def fake_store(
     max_per_user: int = 1000,
 ) -> SessionStore:
     return SessionStore(
-        fake,
+        lambda: fake,
         key_prefix="sesiones",
         idle_seconds=idle_seconds,
         max_seconds=max_seconds,

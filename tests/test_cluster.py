@@ -19,7 +19,7 @@ from redis.crc import key_slot
 
 from scripts.redis_server import RedisCluster, RedisServer, free_port
 from sesiones import tokens
-from sesiones.cluster import masters_of
+from sesiones.redis_client.cluster import masters_of
 from sesiones.sesion import Sesion
 from sesiones.store import Refusal, SessionStore, StoreUnavailable
 from tests.conftest import available, open_store

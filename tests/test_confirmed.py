@@ -16,9 +16,9 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from scripts.redis_server import RedisServer, free_port
-from sesiones import link, tokens
-from sesiones.connection import connect
-from sesiones.link import UnconfirmedError
+from sesiones import tokens
+from sesiones.redis_client import connect, connection
+from sesiones.redis_client.single import UnconfirmedError
 from sesiones.sesion import Sesion
 from sesiones.store import SessionStore, StoreUnavailable
 from tests.conftest import available, open_store, replica_of
@@ -73,7 +73,7 @@ def pair() -> Iterator[Pair]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine has its replica confirm within a second."""
-    monkeypatch.setattr(link, "CONFIRMED_SECONDS", 1.0)
+    monkeypatch.setattr(connection, "CONFIRMED_SECONDS", 1.0)
 
 
 until = partial(available, seconds=20)

@@ -22,9 +22,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from scripts.redis_server import RedisSentinels, RedisServer, free_port
-from sesiones import link, tokens
-from sesiones.connection import Commands, connect
-from sesiones.link import Concerned, SingleFlight
+from sesiones import tokens
+from sesiones.redis_client import Commands, connect, single
+from sesiones.redis_client.connection import SilentError
+from sesiones.redis_client.single import Affects
+from sesiones.redis_client.tasks import SingleFlight
 from sesiones.store import SessionStore, StoreUnavailable
 from tests.conftest import available, open_store
 
@@ -184,17 +186,83 @@ async def test_a_late_reply_drops_the_connection_with_all_that_wait() -> None:
     async with fake_redis(first_is_late, timeout_seconds=0.5) as commands:
         begun = time.monotonic()
         first = asyncio.create_task(commands.execute("PING"))
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.2)
         second = asyncio.create_task(commands.execute("PING"))
         for task in first, second:
             with pytest.raises(RedisConnectionError):
                 await task
             # The second did not wait for its own 0.5 s: its reply comes after the first's.
-            assert time.monotonic() - begun < 0.8
+            assert time.monotonic() - begun < 0.65
         assert await commands.execute("PING") == b"PONG"
-        await asyncio.sleep(0.3)  # the first connection's reply comes to nobody
+        await asyncio.sleep(0.3)  # the first connection's reply is no caller's
         assert await asyncio.gather(*(commands.execute("PING") for _ in range(9))) == [b"PONG"] * 9
         assert connections == 2
+
+
+@contextlib.asynccontextmanager
+async def first_connection_is_silent(
+    timeout_seconds: float,
+) -> AsyncIterator[tuple[Commands, list[bytes]]]:
+    """Commands on a server whose first connection answers one PING, and then nothing: as if it had
+    been lost without a sign. What is sent on that one is in the list."""
+    received: list[bytes] = []
+    connections = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        if connections == 1:
+            await reader.read(1000)
+            writer.write(b"+PONG\r\n")
+            while data := await reader.read(1000):
+                received.append(data)
+        while data := await reader.read(1000):
+            writer.write(b"+PONG\r\n" * data.count(b"PING"))
+
+    async with fake_redis(handle, timeout_seconds) as commands:
+        assert await commands.execute("PING") == b"PONG"
+        yield commands, received
+
+
+async def test_silence_leaves_half_of_the_time_for_a_second_try() -> None:
+    async with first_connection_is_silent(1.0) as (commands, received):
+        begun = time.monotonic()
+        kept = asyncio.create_task(commands.execute("PING"))
+        with pytest.raises(SilentError):
+            await commands.execute("PING", repeatable=True)
+        assert time.monotonic() - begun < 0.8
+        # New commands go to another connection, and what may not be repeated keeps its time.
+        assert await commands.execute("PING", repeatable=True) == b"PONG"
+        assert not kept.done()
+        with pytest.raises(RedisConnectionError, match="no reply in time"):
+            await kept
+        assert time.monotonic() - begun > 0.9
+        assert b"".join(received).count(b"PING") == 2
+
+
+async def test_an_idle_connection_that_is_silent_is_noticed_without_traffic() -> None:
+    async with first_connection_is_silent(0.2) as (commands, received):
+        told: list[Affects] = []
+        commands.on_owner_change(told.append)
+        await asyncio.to_thread(wait_until, lambda: bool(told), 5)
+        assert b"TIME" in b"".join(received)
+
+
+async def test_answered_at_is_when_the_answered_command_was_sent() -> None:
+    """Not when its reply was read: a paused process may read it long after."""
+    async with first_connection_is_silent(0.5) as (commands, _):
+        answered_at = commands.answered_at("eQ")
+        await asyncio.sleep(0.1)
+        assert commands.answered_at("eQ") == answered_at
+        silent = asyncio.create_task(commands.execute("PING"))
+        await asyncio.sleep(0.3)
+        # The connection that took over answers later, but the first one's owner may be another.
+        assert await commands.execute("PING") == b"PONG"
+        assert commands.answered_at("eQ") == answered_at
+        with pytest.raises(RedisConnectionError):
+            await silent
+        await asyncio.sleep(0.02)
+        assert commands.answered_at("eQ") > answered_at
 
 
 async def test_a_loss_is_told_of_what_has_answered_alone() -> None:
@@ -207,8 +275,8 @@ async def test_a_loss_is_told_of_what_has_answered_alone() -> None:
             writer.write(b"+PONG\r\n")
 
     async with fake_redis(hang_up) as commands:
-        told: list[Concerned] = []
-        commands.watch(told.append)
+        told: list[Affects] = []
+        commands.on_owner_change(told.append)
         for _ in range(3):
             with pytest.raises(RedisConnectionError):
                 await commands.execute("PING")
@@ -216,7 +284,7 @@ async def test_a_loss_is_told_of_what_has_answered_alone() -> None:
         answers = True
         assert await commands.execute("PING") == b"PONG"
         await asyncio.to_thread(wait_until, lambda: bool(told))
-        assert [concerned("eQ") for concerned in told] == [True]
+        assert [affects("eQ") for affects in told] == [True]
 
 
 async def test_a_late_reply_drops_the_connection_though_its_caller_left() -> None:
@@ -326,14 +394,14 @@ async def test_work_that_is_asked_for_as_it_ends_is_done_again() -> None:
         runs.append(1)
         if len(runs) == 1:
             # Comes after its end, and before anyone is told of that.
-            asyncio.get_running_loop().call_soon(single.start)
+            asyncio.get_running_loop().call_soon(flight.start)
 
-    single = SingleFlight(work)
-    single.start()
+    flight = SingleFlight(work)
+    flight.start()
     for _ in range(5):
         await asyncio.sleep(0)
-    assert (len(runs), single.running) == (2, False)
-    await single.aclose()
+    assert (len(runs), flight.running) == (2, False)
+    await flight.aclose()
 
 
 async def test_closing_while_it_opens() -> None:
@@ -651,7 +719,7 @@ async def test_a_master_that_is_replaced_while_it_answers() -> None:
 
 async def test_what_answers_is_no_sentinel(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of three, the first or the last to be asked: a majority is there."""
-    monkeypatch.setattr(link, "FOLLOW_SECONDS", 0.05)
+    monkeypatch.setattr(single, "FOLLOW_SECONDS", 0.05)
     reply = b""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -686,7 +754,7 @@ async def test_a_master_that_refuses_writes() -> None:
         # All that docs/acl.conf gives the service at a Sentinel.
         run(watch, "ACL", "SETUSER", "admin", "on", "nopass", "~*", "&*", "+@all")
         run(watch, "AUTH", "admin", "x")
-        allowed = "+sentinel|masters", "+sentinel|get-master-addr-by-name"
+        allowed = ("+sentinel|get-master-addr-by-name",)
         run(watch, "ACL", "SETUSER", "default", "reset", "on", "nopass", *allowed)
         at = f"127.0.0.1:{sentinel_port}"
         silent = f"127.0.0.1:{deaf.getsockname()[1]}"

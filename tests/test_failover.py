@@ -17,10 +17,10 @@ import pytest
 from redis import Redis
 
 from scripts.redis_server import RedisCluster, RedisSentinels, RedisServer
-from sesiones import endings, tokens
-from sesiones.endings import Endings
+from sesiones import tokens
 from sesiones.sesion import Sesion
-from sesiones.store import Refusal, SessionStore, StoreUnavailable
+from sesiones.store import Refusal, SessionStore, StoreUnavailable, tombstones
+from sesiones.store.tombstones import Tombstones
 from tests.conftest import available, open_store
 from tests.service import comes_true
 from tests.test_cluster import index_key, session_key, slot_of
@@ -329,7 +329,7 @@ async def test_a_slot_that_is_being_moved() -> None:
                 assert cluster.clients[target].zcard(index_key(user)) == 1
 
 
-# What is remembered.
+# Tombstones.
 
 
 class Clock:
@@ -342,8 +342,14 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(endings, "time", clock)
+    monkeypatch.setattr(tombstones, "time", clock)
     return clock
+
+
+@pytest.fixture
+def remembered(clock: Clock) -> Tombstones:
+    """Of a node whose Redis answers at every moment."""
+    return Tombstones(lambda _: clock.now)
 
 
 def key(number: int, tag: str = "eQ") -> str:
@@ -354,75 +360,84 @@ def everything(_: str) -> bool:
     return True
 
 
-def owed(remembered: Endings) -> set[str]:
-    return {key for keys in remembered.owed() for key in keys}
+def pending(remembered: Tombstones) -> set[str]:
+    return {key for keys in remembered.batches() for key in keys}
 
 
-def test_a_minute(clock: Clock) -> None:
-    remembered = Endings()
-    remembered.remember(key(1))
+def test_tombstones_last_a_minute(clock: Clock, remembered: Tombstones) -> None:
+    remembered.add([key(1)])
     clock.now += 30
-    remembered.remember(key(2))
+    remembered.add([key(2)])
     clock.now += 30
-    assert remembered.owe(everything)
-    assert owed(remembered) == {key(1), key(2)}
-    remembered.settle([key(1), key(2)], remembered.changes)
-    assert owed(remembered) == set()
+    remembered.queue_replay(everything)
+    assert pending(remembered) == {key(1), key(2)}
+    remembered.acknowledge([key(1), key(2)], remembered.generation)
+    assert not remembered.pending
     clock.now += 29
-    remembered.remember(key(2))  # it was back
+    remembered.add([key(2)])  # it was back
     assert key(1) not in remembered
     clock.now += 59
-    assert remembered.owe(everything)
-    assert owed(remembered) == {key(2)}
+    remembered.queue_replay(everything)
+    assert pending(remembered) == {key(2)}
     clock.now += 2
-    remembered.settle([key(2)], remembered.changes)
-    assert not remembered.owe(everything)
+    remembered.acknowledge([key(2)], remembered.generation)
+    remembered.queue_replay(everything)
+    assert not remembered.pending
     assert not remembered.any_of([key(1), key(2)])
 
 
-def test_what_is_owed_is_not_forgotten(clock: Clock) -> None:
-    remembered = Endings()
-    remembered.remember(key(1))
-    remembered.owe(everything)
+def test_a_minute_counts_back_from_the_last_answer_of_the_owner(clock: Clock) -> None:
+    """However late the loss of the connection is noticed."""
+    answered = {"eQ": clock.now, "ab": clock.now}
+    remembered = Tombstones(answered.__getitem__)
+    remembered.add([key(1), key(2, "ab")])
     clock.now += 3600
-    remembered.remember(key(2))
+    answered["ab"] = clock.now
+    remembered.add([key(3)])
+    remembered.queue_replay(lambda tag: tag == "eQ")
+    assert pending(remembered) == {key(1), key(3)}
+
+
+def test_pending_tombstones_do_not_expire(clock: Clock, remembered: Tombstones) -> None:
+    remembered.add([key(1)])
+    remembered.queue_replay(everything)
+    clock.now += 3600
+    remembered.add([key(2)])
     assert key(1) in remembered
     assert remembered.any_of([key(3), key(1)])
-    assert owed(remembered) == {key(1)}
+    assert pending(remembered) == {key(1)}
 
 
-def test_what_was_told_to_the_one_before_is_owed_to_the_next(clock: Clock) -> None:
-    """A second failover, while the first is being made good."""
-    remembered = Endings()
-    remembered.remember(key(1))
-    remembered.owe(everything)
-    before = remembered.changes
-    remembered.owe(everything)
-    remembered.settle([key(1)], before)
-    assert owed(remembered) == {key(1)}
-    remembered.settle([key(1)], remembered.changes)
-    assert owed(remembered) == set()
-
-
-def test_only_the_slots_concerned() -> None:
-    remembered = Endings()
-    for number in range(300):
-        remembered.remember(key(number, "ab" if number % 3 else "cd"))
-    assert not remembered.owe(lambda tag: tag == "ef")
-    assert remembered.owe(lambda tag: tag == "ab")
-    lists = remembered.owed()
-    assert sorted(map(len, lists)) == [8, 64, 64, 64]
-    assert all("{ab}" in key for keys in lists for key in keys)
-
-
-def test_no_more_than_so_many(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_second_owner_change_during_a_replay_keeps_tombstones_pending(
+    remembered: Tombstones,
 ) -> None:
-    monkeypatch.setattr(endings, "SESSIONS_MAX", 10)
-    remembered = Endings()
+    remembered.add([key(1)])
+    remembered.queue_replay(everything)
+    before = remembered.generation
+    remembered.queue_replay(everything)
+    remembered.acknowledge([key(1)], before)
+    assert pending(remembered) == {key(1)}
+    remembered.acknowledge([key(1)], remembered.generation)
+    assert pending(remembered) == set()
+
+
+def test_only_the_affected_slots_are_replayed(remembered: Tombstones) -> None:
+    remembered.add(key(number, "ab" if number % 3 else "cd") for number in range(300))
+    remembered.queue_replay(lambda tag: tag == "ef")
+    assert not remembered.pending
+    remembered.queue_replay(lambda tag: tag == "ab")
+    batches = remembered.batches()
+    assert sorted(map(len, batches)) == [8, 64, 64, 64]
+    assert all("{ab}" in key for keys in batches for key in keys)
+
+
+def test_the_number_of_tombstones_is_bounded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, remembered: Tombstones
+) -> None:
+    monkeypatch.setattr(tombstones, "TOMBSTONES_MAX", 10)
     for number in range(30):
-        remembered.remember(key(number))
-        remembered.owe(everything)
-    assert owed(remembered) == {key(number) for number in range(20, 30)}
+        remembered.add([key(number)])
+        remembered.queue_replay(everything)
+    assert pending(remembered) == {key(number) for number in range(20, 30)}
     assert key(19) not in remembered
     assert caplog.messages == ["more than 10 sessions ended: the oldest are forgotten"]

@@ -24,8 +24,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from scripts.redis_server import RedisServer
 from sesiones import tokens
-from sesiones.connection import Commands, connect
-from sesiones.link import Argument, Changed, Execute
+from sesiones.redis_client import Argument, Commands, Execute, Listener, connect
 from sesiones.sesion import Sesion
 from sesiones.store import BadDates, Immutable, Refusal, SessionStore, StoreUnavailable
 from tests.test_store import base, counter_key, digest, index_key, lua, session_key
@@ -90,7 +89,7 @@ session by half a second."""
 
 def open_node(commands: Commands, kind: type[SessionStore]) -> SessionStore:
     store = kind(
-        commands,
+        lambda: commands,
         key_prefix="sesiones",
         idle_seconds=1800,
         max_seconds=MAX,
@@ -557,8 +556,14 @@ class _Wrapped:
     async def masters(self) -> dict[str, Execute]:
         return {"redis": self.execute}
 
-    def watch(self, changed: Changed) -> None:
-        self.commands.watch(changed)
+    async def sentinels(self) -> dict[str, Execute]:
+        return {}
+
+    def answered_at(self, tag: str) -> float:
+        return self.commands.answered_at(tag)
+
+    def on_owner_change(self, listener: Listener) -> None:
+        self.commands.on_owner_change(listener)
 
     def reset(self) -> None:
         self.commands.reset()

@@ -11,9 +11,10 @@ from redis.exceptions import ResponseError
 from scripts.chaos.faults import client, cut_off, full, misconf, noreplicas
 from scripts.redis_server import RedisServer
 from sesiones.health import Health
-from sesiones.link import Argument
 from sesiones.problems import Problem
-from sesiones.store import _SCRIPTS, SessionStore
+from sesiones.redis_client import Argument
+from sesiones.store import SessionStore
+from sesiones.store.scripts import SERVICE_SCRIPTS
 from tests.conftest import KEY
 from tests.service import Service
 from tests.test_clock import Fake
@@ -76,7 +77,7 @@ def test_a_probe_loads_the_scripts(probed: Deployment) -> None:
         redis.script_flush()
         assert probed.service.request("GET", "/readyz").status == 200
         loaded = redis.info("memory")["number_of_cached_scripts"]
-        assert loaded == len(_SCRIPTS)
+        assert loaded == len(SERVICE_SCRIPTS)
 
 
 def test_probes_are_not_logged(probed: Deployment) -> None:
@@ -162,7 +163,7 @@ class Old(Fake):
 @pytest.mark.anyio
 async def test_redis_is_too_old() -> None:
     store = SessionStore(
-        Old(),
+        Old,
         key_prefix="sesiones",
         idle_seconds=1800,
         max_seconds=43200,

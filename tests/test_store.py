@@ -24,6 +24,7 @@ from scripts.redis_server import RedisServer
 from sesiones import tokens
 from sesiones.sesion import INT_MAX, Sesion
 from sesiones.store import BadDates, Immutable, Refusal, SessionStore, StoreUnavailable
+from sesiones.store.checks import CheckQueue
 from tests.conftest import open_store
 
 pytestmark = pytest.mark.anyio
@@ -346,7 +347,7 @@ class TestFind:
         async def bug(*_: Any) -> None:
             raise RuntimeError("a bug")
 
-        monkeypatch.setattr(store, "_read", bug)
+        monkeypatch.setattr(CheckQueue, "_read", bug)
         with pytest.raises(StoreUnavailable):
             await store.find(tokens.make(7))
         assert caplog.records[0].exc_info

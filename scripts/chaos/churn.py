@@ -24,10 +24,11 @@ import uvloop
 from scripts.chaos import Bar, resident
 from scripts.progress import Progress
 from scripts.redis_server import RedisServer
-from sesiones import endings, tokens
+from sesiones import tokens
 from sesiones.metrics import CREATED, ENDED
 from sesiones.sesion import Sesion
 from sesiones.store import SessionStore, StoreUnavailable
+from sesiones.store.tombstones import TOMBSTONE_TTL_SECONDS
 
 NODES = 3
 IDLE_SECONDS, MAX_SECONDS = 2, 50  # 1,800 and 43,200 s, 864 times as fast
@@ -36,7 +37,7 @@ MAX_PER_USER = 5
 RATE, SECONDS = 250, 300
 """Visits a second, and for how long after the warm-up: 72 hours, 864 times as fast."""
 SHORT_RATE, SHORT_SECONDS = 200, 0.5
-WARM_UP_SECONDS = max(MAX_SECONDS, endings.SECONDS) + 10
+WARM_UP_SECONDS = max(MAX_SECONDS, TOMBSTONE_TTL_SECONDS) + 10
 """Until those who stay for the longest life come and go evenly, and so does what nodes remember."""
 STAYING = 0.01
 """The share of visits that last for the longest life."""

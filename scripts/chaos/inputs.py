@@ -34,7 +34,7 @@ from sesiones import tokens
 from sesiones.app import create_app
 from sesiones.lane import FastLane
 from sesiones.settings import Settings
-from sesiones.store import _CREATE, _END, _END_ALL, _UPDATE
+from sesiones.store.scripts import CREATE, END, END_ALL, UPDATE
 from tests.service import Service
 
 IN_PROCESS, SHORT_IN_PROCESS = 10_000_000, 4_000
@@ -126,15 +126,18 @@ class Store:
                 self.live[number] = token.encode(), user
 
     async def execute(self, *arguments: Any, keys: Sequence[str] = (), **_: Any) -> Any:
+        return [arguments[-1], self._reply(arguments, keys)]
+
+    def _reply(self, arguments: tuple[Any, ...], keys: Sequence[str]) -> Any:
         found = [self.records.get(key) for key in keys]
         match arguments[1]:
-            case _CREATE.sha:
+            case CREATE.sha:
                 user, device = arguments[7:9]
                 made = [b"4096", b"%d" % user, b"%d" % NOW, b"1", b"%d" % NOW, b"1800"]
                 return [[*made, device.encode(), NOW + 1800], []]
-            case _UPDATE.sha:
+            case UPDATE.sha:
                 return self._update(found[0], arguments[4:])
-            case _END.sha | _END_ALL.sha:
+            case END.sha | END_ALL.sha:
                 caller, designated = found
                 if caller is None or caller[3] != b"1":
                     return -1
@@ -143,7 +146,7 @@ class Store:
                 return [] if designated is None else [[b"A" * 43, *designated[:2]]]
         return [*found, 0]
 
-    def watch(self, _: object) -> None:
+    def on_owner_change(self, _: object) -> None:
         """Nothing ever changes."""
 
     def _update(self, record: list[Any] | None, given: Sequence[Any]) -> list[Any]:

@@ -9,6 +9,7 @@ touches keys that it does not declare, and must not do half its work on either s
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -27,28 +28,32 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from sesiones.link import (
+from sesiones.redis_client.connection import (
     Argument,
-    Changed,
+    OnReply,
+    PipelinedConnection,
+    SilentError,
+)
+from sesiones.redis_client.single import (
+    Address,
     Execute,
-    Heard,
-    Link,
+    Listener,
     ReplacedError,
     Server,
-    SingleFlight,
     UnconfirmedError,
-    majority,
 )
-
-Address = tuple[str, int]
+from sesiones.redis_client.tasks import SingleFlight, majority
 
 REFRESH_SECONDS = 0.1
 """Between two looks at the map at the least: a failover takes longer."""
+REFRESH_SECONDS_MAX = 5.0
+"""Between two looks at the map at the most: a master that was replaced and still answers would
+otherwise be found out by the next request for one of its slots alone."""
 REDIRECTED_SECONDS = 0.01
 """Before a call that is sent to and fro is sent again: the nodes tell each other in less."""
 
 
-ELSEWHERE = AskError, TryAgainError, ReadOnlyError
+SLOT_ERRORS = AskError, TryAgainError, ReadOnlyError
 """A replica says READONLY to a call that declares no key; else it says MOVED. The same call at a
 node that has not all of its keys ends in an error of its script."""
 
@@ -63,32 +68,33 @@ def _slot(tag: str) -> int:
 
 
 class _Node(Server):
-    """One node. ``names``: those of the Cluster's nodes, as far as they are known. Somebody else's
-    Redis at the address of one that is gone would answer, and have nobody's session."""
+    """One node. ``node_ids``: those of the Cluster's nodes, as far as they are known. Another Redis
+    at the address of a node that is gone would answer, and have no session."""
 
     def __init__(
         self,
         address: Address,
-        names: Callable[[], dict[Address, str]],
+        node_ids: Callable[[], dict[Address, str]],
         options: dict[str, Any],
         timeout_seconds: float,
     ) -> None:
         host, port = address
         super().__init__(ConnectionPool(host=host, port=port, **options), timeout_seconds)
         self._address = address
-        self._names = names
+        self._node_ids = node_ids
 
-    async def _replaced(self, link: Link) -> bool:
-        known = self._names()
+    async def _verify(self, connection: PipelinedConnection) -> None:
+        known = self._node_ids()
         if self._address not in known:
-            return False
-        reply = await link.send(("CLUSTER", "SLOTS"))
+            return
+        reply = await connection.send(("CLUSTER", "SLOTS"))
         try:
-            _, names = masters_of(reply, self._address[0])
+            _, node_ids = masters_of(reply, self._address[0])
         except ValueError:  # it has no slots: it was made anew, or has left
-            return True
+            raise ReplacedError from None
         # Some are the same: what is at the address by now may be another of them.
-        return set(names.values()).isdisjoint(known.values())
+        if set(node_ids.values()).isdisjoint(known.values()):
+            raise ReplacedError
 
 
 class Cluster:
@@ -108,11 +114,14 @@ class Cluster:
         """The master of each slot, as it was read."""
         self._masters = self._map.copy()
         """The same, and what MOVED has said since."""
-        self._names: dict[Address, str] = {}
+        self._node_ids: dict[Address, str] = {}
         """Of replicas too: one of them may be all that is left to ask for the map."""
         self._refreshing = SingleFlight(self._refresh)
         self._refreshed_at = -REFRESH_SECONDS
-        self._changed: Changed = lambda _: None
+        self._map_read_at = time.monotonic()
+        """When the map that is in use was asked for: its owners were the owners then."""
+        self._reread: asyncio.TimerHandle | None = None
+        self._listener: Listener = lambda _: None
         for seed in seeds:
             self._server(seed)
 
@@ -125,7 +134,8 @@ class Cluster:
         keys: Sequence[str] = (),
         reads: bool = False,
         replicas: int = 0,
-        heard: Heard | None = None,
+        repeatable: bool = False,
+        on_reply: OnReply | None = None,
     ) -> Any:
         slot = key_slot(keys[0].encode()) if keys else 0
         asked: Address | None = None
@@ -136,11 +146,14 @@ class Cluster:
             try:
                 if asked:
                     return await server.execute_asking(*arguments)
-                return await server.execute(*arguments, replicas=replicas, heard=heard)
+                return await server.execute(
+                    *arguments, replicas=replicas, repeatable=repeatable, on_reply=on_reply
+                )
             except (NoScriptError, UnconfirmedError):
                 raise
             except (RedisError, OSError, asyncio.CancelledError) as error:
-                # Whatever it is, the map may be why: a caller that leaves has waited in vain.
+                # Any failure, including a cancelled caller, can mean that the slot map is stale.
+                # Refresh it in the background.
                 self._refreshing.start()
                 if isinstance(error, MovedError):
                     asked = None
@@ -148,10 +161,12 @@ class Cluster:
                         self._masters[slot] = error.host or address[0], error.port
                 elif isinstance(error, AskError) and reads:
                     asked = error.host or address[0], error.port
-                elif isinstance(error, ELSEWHERE) or "non local key" in str(error):
+                elif isinstance(error, SLOT_ERRORS) or "non local key" in str(error):
                     raise SlotMovedError(str(error)) from error
                 else:
-                    if isinstance(error, (RedisConnectionError, OSError)):
+                    if isinstance(error, (RedisConnectionError, OSError)) and not isinstance(
+                        error, SilentError
+                    ):
                         with contextlib.suppress(RedisError, OSError):
                             await self._refreshing()  # for the caller's next try
                     raise
@@ -188,9 +203,12 @@ class Cluster:
         server = self._servers.get(address)
         if server is None:
             server = self._servers[address] = _Node(
-                address, lambda: self._names, self._options, self._timeout_seconds
+                address, lambda: self._node_ids, self._options, self._timeout_seconds
             )
-            server.watch(lambda _: self._changed(lambda tag: self.node_of(tag) == address))
+            # A connection was lost: of the slots that are its node's.
+            server.on_owner_change(
+                lambda _: self._listener(lambda tag: self.node_of(tag) == address)
+            )
         return server
 
     async def _master(self, slot: int) -> Address:
@@ -206,29 +224,34 @@ class Cluster:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(self._refreshed_at + REFRESH_SECONDS - loop.time())
         self._refreshed_at = loop.time()
-        # The seeds may be anybody's by now.
-        asked = [*random.sample([*self._names], len(self._names)), *self._seeds]
-        strangers = 0
+        if self._reread is not None:
+            self._reread.cancel()
+        self._reread = loop.call_later(REFRESH_SECONDS_MAX, self._refreshing.start)
+        # The seeds last: another Redis may be at their addresses by now.
+        asked = [*random.sample([*self._node_ids], len(self._node_ids)), *self._seeds]
+        replaced = 0
         for address in dict.fromkeys(asked):
+            read_at = time.monotonic()
             try:
                 reply = await self._server(address).execute("CLUSTER", "SLOTS")
-                masters, self._names = masters_of(reply, address[0])
+                masters, self._node_ids = masters_of(reply, address[0])
             except (RedisError, OSError, ValueError) as error:
                 failure = error
-                strangers += isinstance(error, ReplacedError)
+                replaced += isinstance(error, ReplacedError)
             else:
                 self._take(masters)
+                self._map_read_at = read_at
                 self._forget()
                 return
-        if 2 * strangers > len(self._names):
+        if 2 * replaced > len(self._node_ids):
             # Most are there, by other names: the Cluster was made anew. The seeds are it, then.
-            self._names = {}
+            self._node_ids = {}
         raise RedisConnectionError(f"no node knows the Cluster: {failure}")
 
     def _take(self, masters: list[Address | None]) -> None:
         before, self._map, self._masters = self._map, masters, masters.copy()
         if masters != before:
-            self._changed(lambda tag: masters[_slot(tag)] != before[_slot(tag)])
+            self._listener(lambda tag: masters[_slot(tag)] != before[_slot(tag)])
 
     def _forget(self) -> None:
         """Close what leads to no master, once nobody waits for it."""
@@ -237,14 +260,26 @@ class Cluster:
             if self._servers[address].idle:
                 self._servers.pop(address).reset()
 
-    def watch(self, changed: Changed) -> None:
-        self._changed = changed
+    def on_owner_change(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def answered_at(self, tag: str) -> float:
+        server = self._servers.get(self.node_of(tag) or ("", 0))
+        if server is None:
+            return self._map_read_at
+        return min(self._map_read_at, server.answered_at(tag))
+
+    async def sentinels(self) -> dict[str, Execute]:
+        return {}
 
     def reset(self) -> None:
-        """A node that is no master says so by MOVED, and the map is put right by that."""
+        for server in self._servers.values():
+            server.reset()
 
     async def aclose(self) -> None:
         self._refreshing.close()
+        if self._reread is not None:
+            self._reread.cancel()
         for server in self._servers.values():
             await server.aclose()
 

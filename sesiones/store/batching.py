@@ -16,7 +16,7 @@ Answer = TypeVar("Answer")
 _Waiting = tuple[Question, Callable[[Answer | Exception], None], float]
 """A question, who is told the answer, and when it was asked."""
 
-logger = logging.getLogger("sesiones.batching")
+logger = logging.getLogger("sesiones.store")
 
 
 def _asked(waiting: _Waiting[Any, Any]) -> float:

@@ -1,0 +1,108 @@
+"""Commands on Redis, by URL: one server, the master that Sentinel names, or a Cluster. This layer
+knows no session."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
+
+from redis.asyncio import ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from sesiones.redis_client import url as urls
+from sesiones.redis_client.cluster import Cluster
+from sesiones.redis_client.connection import Argument, OnReply
+from sesiones.redis_client.single import Execute, Listener, SentinelMaster, Server
+
+
+class Commands(Protocol):
+    """What the store needs of Redis. Its connections belong to one event loop."""
+
+    batch_max: int
+    """Checks that one call may carry."""
+    in_flight_max: int
+    """Calls with checks that may be out at once, for each node."""
+
+    @property
+    def node_of(self) -> Callable[[str], Hashable] | None:
+        """The node that has the keys of a hash tag, as far as known. None: one has them all."""
+
+    async def execute(
+        self,
+        *arguments: Argument,
+        keys: Sequence[str] = (),
+        reads: bool = False,
+        replicas: int = 0,
+        repeatable: bool = False,
+        on_reply: OnReply | None = None,
+    ) -> Any:
+        """One command's reply. Raises redis.exceptions.RedisError or OSError; TypeError or
+        UnicodeEncodeError for an argument that cannot be sent.
+
+        ``keys``: what it is about, whether the command declares it or not; the first one's node
+        gets it. ``reads``: it writes nothing. On a Cluster, it raises SlotMovedError when the
+        keys are not, or not all, on that node: nothing was written then. ``replicas``: raises
+        UnconfirmedError unless so many have what it wrote; that keeps later commands waiting.
+        ``repeatable``: raises SilentError after half of the time, when the server has been silent
+        since: then the command may be repeated. ``on_reply`` is called with the reply as soon as it
+        comes, even if the caller was cancelled; it must not raise.
+        """
+
+    async def execute_on_master(self, *arguments: Argument, keys: Sequence[str]) -> Any:
+        """The same of a command that a replica, or a master that has been replaced, would answer
+        too: it raises if that is not ruled out."""
+
+    async def masters(self) -> dict[str, Execute]:
+        """execute() on each server that takes writes, by its name: one, or those of a Cluster."""
+
+    async def sentinels(self) -> dict[str, Execute]:
+        """execute() on each Sentinel of the URL, by its address; none where the URL names none."""
+
+    def on_owner_change(self, listener: Listener) -> None:
+        """Call the listener whenever keys may have another owner: a connection was lost, so the
+        server behind the next one may lack recent writes; or a Cluster has given slots to another
+        master."""
+
+    def answered_at(self, tag: str) -> float:
+        """When the last command that has been answered was sent to the owner of the hash tag's
+        keys, in time.monotonic()'s time: it was the owner then. Now, when no connection is open."""
+
+    def reset(self) -> None:
+        """Drop the connections: the next command opens, and where Sentinel knows it finds, anew."""
+
+    async def aclose(self) -> None:
+        """Close for good; what is out fails."""
+
+
+def connect(url: str, timeout_seconds: float) -> Commands:
+    """Commands on the server that the URL names; no I/O until the first one.
+
+    URLs are redis-py's, and ``redis+sentinel://host:port,.../master/db`` and
+    ``redis+cluster://host:port,...``. Raises ValueError or whatever redis-py
+    raises for any other.
+    """
+    options: dict[str, Any] = {
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": timeout_seconds,
+        # Retries are the store's affair: it knows what may be repeated, and until when.
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+        "driver_info": None,
+    }
+    scheme = url.partition("://")[0]
+    if scheme == "redis+cluster":
+        nodes = urls.parse_cluster(url)
+        return Cluster(nodes.addresses, options | dict(nodes.credentials), timeout_seconds)
+    if scheme == "redis+sentinel":
+        nodes = urls.parse_sentinel(url)
+        return SentinelMaster(
+            nodes.addresses,
+            nodes.master,
+            options | {"db": nodes.database} | dict(nodes.credentials),
+            options | dict(nodes.sentinel_credentials),
+            timeout_seconds,
+        )
+    urls.check_single(url)
+    return Server(ConnectionPool.from_url(url, **options), timeout_seconds)
+
+
+__all__ = ["Argument", "Commands", "Execute", "Listener", "OnReply", "connect"]

@@ -1,0 +1,279 @@
+"""One pipelined connection to a server: one socket, any number of commands in flight.
+
+redis-py opens it (the URL, TLS, AUTH, SELECT); from then on its transport is ours, and replies go
+from hiredis's reader straight to their callers. That is a fifth of the cost of redis-py's command
+cycle, and it is safe to cancel.
+
+Theory of operation. RESP2 replies carry no number: the n-th reply belongs to the n-th command that
+was written. So one queue has an entry for each command whose bytes have been given to the
+transport, in that order, and these rules keep the two in step:
+
+1. A command is packed before it gets its entry: one that cannot be packed leaves neither.
+2. Nothing that can fail stands between the entry and the write. Should the write itself raise, the
+   connection is dropped, because nobody knows how much of the command is out.
+3. An entry leaves the queue when its reply has been read, and in no other way: a cancelled caller
+   keeps its place. Its reply is discarded.
+4. Whatever raises while replies are read drops the connection, with everything in flight.
+
+Time. Each entry has the time at which its command was sent, and one watchdog looks at the oldest
+entry. A reply that is late drops the connection. One that is late by half, on a connection that has
+been silent since, fails the commands that may be repeated: their callers have half of their time
+for a second try, on another connection. An idle connection is asked for the TIME once a second, so
+that a server that went silently is noticed without traffic.
+
+Relies on redis-py 8: ``AbstractConnection._writer`` (the ``asyncio.StreamWriter``) and
+``AbstractConnection._parser.parse_error`` (the reply's text to an exception).
+"""
+
+import asyncio
+import logging
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from sesiones.redis_client.tasks import ReadFirstTimer, retrieve_exception
+
+Argument = str | bytes | int
+OnReply = Callable[[Any], None]
+
+IDLE_PING_SECONDS = 1.0
+"""How long a connection may be idle before the server is asked whether it is still there."""
+WATCHDOG_SECONDS_MIN = 0.05
+"""Between two looks of the watchdog at a connection that is idle."""
+
+CONFIRMED_SECONDS = 0.1
+"""What replicas have to acknowledge a write; two fifths of a timeout that has no room for it."""
+
+logger = logging.getLogger("sesiones.redis")
+
+
+class SilentError(RedisConnectionError, RedisTimeoutError):
+    """No reply in half of the time, nor anything else: another connection may do better."""
+
+
+class _InFlight(NamedTuple):
+    """A command that was written and has not been answered."""
+
+    future: "asyncio.Future[Any]"
+    sent_at: float
+    """Of time.monotonic()."""
+    repeatable: bool
+    on_reply: OnReply | None
+
+
+class PipelinedConnection(asyncio.Protocol):
+    """One open connection, until it is lost. ``on_lost`` is called then, if it has ever answered.
+
+    Raises nothing: what goes wrong is in the futures of the commands.
+    """
+
+    def __init__(
+        self,
+        connection: AbstractConnection,
+        timeout_seconds: float,
+        idle_ping: tuple[str, ...] | None = ("TIME",),
+    ) -> None:
+        """``idle_ping``: a command for an idle connection. TIME, as the scripts call it, too: so
+        an ACL user needs no further permission."""
+        assert connection._writer is not None
+        self._writer = connection._writer  # kept: it closes the transport when collected
+        connection._reader = connection._writer = None
+        self.transport: asyncio.WriteTransport = self._writer.transport
+        self.address = getattr(connection, "host", None), getattr(connection, "port", None)
+        self.on_lost: Callable[[], None] = lambda: None
+        self.silent = False
+        """Whether commands have waited for half of their time without a byte from the server."""
+        self.retired = False
+        """Whether another connection has taken its place: it closes once it owes no reply."""
+        self.answered_at = self._received_at = time.monotonic()
+        """When the last command that has been answered was sent: the server was well then."""
+        self._answered = False
+        self._timeout_seconds = timeout_seconds
+        self._idle_ping = idle_ping
+        self._loop = asyncio.get_running_loop()
+        self._reader = hiredis.Reader(
+            protocolError=RedisConnectionError,
+            replyError=connection._parser.parse_error,
+        )
+        self._in_flight: deque[_InFlight] = deque()
+        seconds = min(CONFIRMED_SECONDS, 0.4 * timeout_seconds)
+        self._confirmed_ms = max(1, int(1000 * seconds))  # WAIT takes 0 for without end
+        self._unconfirmed: list[asyncio.Future[int]] = []
+        """Those whom the next WAIT serves."""
+        self._confirming = False
+        self.transport.set_protocol(self)
+        self._watchdog: ReadFirstTimer | asyncio.TimerHandle | None = None
+        self._watch()
+
+    @property
+    def idle(self) -> bool:
+        return not self._in_flight
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is the place for a new command."""
+        return not self.silent and not self.transport.is_closing()
+
+    def send(
+        self,
+        arguments: tuple[Argument, ...],
+        on_reply: OnReply | None = None,
+        *,
+        repeatable: bool = False,
+    ) -> "asyncio.Future[Any]":
+        """The reply. ``on_reply`` is called with it even if the caller was cancelled.
+        ``repeatable``: the future may fail with SilentError after half of the time.
+
+        Raises what arguments raise that cannot be packed (TypeError, UnicodeEncodeError).
+        """
+        command = hiredis.pack_command(arguments)  # type: ignore[arg-type]
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if self.transport.is_closing():
+            future.set_exception(RedisConnectionError("connection lost"))
+            return future
+        self._in_flight.append(_InFlight(future, time.monotonic(), repeatable, on_reply))
+        try:
+            self.transport.write(command)
+        except BaseException as error:
+            self.fail(f"not written: {type(error).__name__}")
+            if not isinstance(error, Exception):
+                raise
+        return future
+
+    def confirmed(self, replicas: int) -> "asyncio.Future[int]":
+        """How many replicas have all that was written on this connection before; it is waited for
+        ``replicas`` of them.
+
+        WAIT (https://valkey.io/commands/wait/) keeps what is sent after it waiting. So one is out
+        at a time, and the next one serves all that were asked for meanwhile (group commit): no
+        caller waits for more than two.
+        """
+        future: asyncio.Future[int] = self._loop.create_future()
+        self._unconfirmed.append(future)
+        if not self._confirming:
+            self._confirming = True
+            self._loop.call_soon(self._confirm, replicas)
+        return future
+
+    def _confirm(self, replicas: int) -> None:
+        asked, self._unconfirmed = self._unconfirmed, []
+        reply = self.send(("WAIT", replicas, self._confirmed_ms))
+        reply.add_done_callback(partial(self._confirm_done, replicas, asked))
+
+    def _confirm_done(
+        self, replicas: int, asked: "list[asyncio.Future[int]]", reply: "asyncio.Future[int]"
+    ) -> None:
+        self._confirming = bool(self._unconfirmed)
+        if self._confirming:
+            self._confirm(replicas)
+        error = reply.exception()
+        for future in asked:
+            if future.done():  # its caller was cancelled
+                continue
+            if error is None:
+                future.set_result(reply.result())
+            else:
+                future.set_exception(error)
+                future.exception()  # retrieved, even where its caller has failed already
+
+    def data_received(self, data: bytes) -> None:
+        self._received_at = time.monotonic()
+        self.silent = False
+        try:
+            self._reader.feed(data)
+            while (reply := self._reader.gets()) is not False:
+                self._deliver(reply)
+        except (RedisConnectionError, IndexError):
+            self.fail("not Redis's protocol")
+        except Exception:
+            logger.exception("a reply could not be read")
+            self.fail("a reply could not be read")
+        if self.retired and not self._in_flight:
+            self.fail("replaced by another connection")
+
+    def _deliver(self, reply: Any) -> None:
+        """Raises IndexError for a reply that no command is waiting for."""
+        future, self.answered_at, _, on_reply = self._in_flight.popleft()
+        self._answered = True
+        if isinstance(reply, Exception):
+            if not future.done():
+                future.set_exception(reply)
+            return
+        if on_reply is not None:
+            try:
+                on_reply(reply)
+            except Exception:
+                logger.exception("a callback failed")
+        if not future.done():
+            future.set_result(reply)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.fail("connection lost")
+        if self._answered:
+            self.on_lost()
+
+    def fail(self, reason: str) -> None:
+        """Drop the connection, with everything in flight."""
+        if not self.transport.is_closing():
+            # With a reset: what has not left this machine must not be carried out after all, when
+            # its caller has been told that it failed, or has had it done on another one. (What a
+            # server that hangs has received, it does carry out.)
+            sock = self.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        failed = list(self._in_flight)
+        self._in_flight.clear()
+        for future, *_ in failed:
+            if not future.done():
+                future.set_exception(RedisConnectionError(reason))
+
+    def _watch(self) -> None:
+        """Look when the oldest command in flight is late; meanwhile, and when there is none, look
+        again before a new one could be late by half."""
+        seconds = max(self._timeout_seconds / 2, WATCHDOG_SECONDS_MIN)
+        if self._in_flight:
+            left = self._seconds_left()
+            if left <= 0:
+                self._watchdog = ReadFirstTimer(self._loop, self._loop.time(), self._late)
+                return
+            seconds = min(seconds, left)
+        elif (
+            self._idle_ping is not None
+            and time.monotonic() - self._received_at >= IDLE_PING_SECONDS
+        ):
+            self.send(self._idle_ping).add_done_callback(retrieve_exception)
+        self._watchdog = self._loop.call_later(seconds, self._watch)
+
+    def _seconds_left(self) -> float:
+        """Until the oldest command is late; or late by half, where that matters."""
+        now, sent_at = time.monotonic(), self._in_flight[0].sent_at
+        left = sent_at + self._timeout_seconds - now
+        # WAIT is silent for as long as it was told to be.
+        if not self.silent and not self._confirming:
+            left = min(left, max(sent_at, self._received_at) + self._timeout_seconds / 2 - now)
+        return left
+
+    def _late(self) -> None:
+        """What has arrived has been read: is the oldest command still late?"""
+        if self._in_flight and self._seconds_left() <= 0:
+            if time.monotonic() - self._in_flight[0].sent_at >= self._timeout_seconds:
+                # Replies come in order: when the first in the queue is late, no other comes either.
+                self.fail("no reply in time")
+                return
+            self.silent = True
+            for future, _, repeatable, _ in self._in_flight:
+                if repeatable and not future.done():
+                    future.set_exception(SilentError("no reply in time"))
+        if not self.transport.is_closing():
+            self._watch()

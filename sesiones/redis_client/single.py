@@ -1,0 +1,317 @@
+"""One server, and the master that Sentinel names."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from redis.asyncio import ConnectionPool
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+
+from sesiones.redis_client.connection import Argument, OnReply, PipelinedConnection
+from sesiones.redis_client.tasks import (
+    MALFORMED_REPLY_ERRORS,
+    SingleFlight,
+    cancel,
+    majority,
+    retrieve_exception,
+)
+
+Address = tuple[str, int]
+Execute = Callable[..., Awaitable[Any]]
+
+Affects = Callable[[str], bool]
+"""Whether a change of owner affects the keys of a hash tag."""
+Listener = Callable[[Affects], None]
+
+FOLLOW_SECONDS = 0.5
+"""Between two looks at which master Sentinel names."""
+
+
+class UnconfirmedError(RedisError):
+    """Done, as far as the master goes; too few replicas are known to have it."""
+
+
+class ReplacedError(RedisConnectionError):
+    """Another server is the master."""
+
+    def __str__(self) -> str:
+        return "replaced as the master"
+
+
+class Server:
+    """One server, on a connection that is opened when it is needed."""
+
+    batch_max = 64  # the server works on one while its caller works on another
+    in_flight_max = 2  # one is on the wire while the server works on another
+    node_of = None
+    idle_ping: tuple[str, ...] | None = ("TIME",)
+
+    def __init__(self, pool: ConnectionPool, timeout_seconds: float) -> None:
+        # Raises for options that no connection has.
+        pool.make_connection()  # type: ignore[no-untyped-call]
+        self._pool = pool
+        self._timeout_seconds = timeout_seconds
+        self._connection: PipelinedConnection | None = None
+        self._open_connections: set[PipelinedConnection] = set()
+        """The newest one, and those that it has replaced and that still owe replies."""
+        self._listener: Listener = lambda _: None
+        self._opening = SingleFlight(self._open)
+
+    async def execute(
+        self,
+        *arguments: Argument,
+        keys: Sequence[str] = (),
+        reads: bool = False,
+        replicas: int = 0,
+        repeatable: bool = False,
+        on_reply: OnReply | None = None,
+    ) -> Any:
+        connection = await self._connected()
+        sent = connection.send(arguments, on_reply, repeatable=repeatable)
+        if not replicas:
+            return await sent
+        confirmed = connection.confirmed(replicas)
+        try:
+            reply, count = await sent, await confirmed
+        finally:
+            confirmed.cancel()
+        if not isinstance(count, int) or count < replicas:
+            raise UnconfirmedError(f"confirmed by {count} of {replicas} replicas in time")
+        return reply
+
+    async def execute_on_master(self, *arguments: Argument, keys: Sequence[str] = ()) -> Any:
+        # Asked on the same connection, behind the answer: it was the master's.
+        connection, reply, role = await self._execute_twice(arguments, ("ROLE",))
+        is_master = isinstance(role, list) and role[:1] == [b"master"]
+        if not is_master or not await self._is_named(connection):
+            connection.fail("not the master's")
+            raise RedisConnectionError("the server is not known to be the master")
+        return reply
+
+    async def masters(self) -> dict[str, Execute]:
+        return {"redis": self.execute}
+
+    async def sentinels(self) -> dict[str, Execute]:
+        return {}
+
+    def answered_at(self, tag: str) -> float:
+        moments = [connection.answered_at for connection in self._open_connections]
+        return min(moments, default=time.monotonic())
+
+    async def execute_asking(self, *arguments: Argument) -> Any:
+        """A command on a key that is being moved to this server."""
+        return (await self._execute_twice(("ASKING",), arguments))[2]
+
+    async def _execute_twice(
+        self, first: tuple[Argument, ...], second: tuple[Argument, ...]
+    ) -> tuple[PipelinedConnection, Any, Any]:
+        """One right after the other, on one connection."""
+        connection = await self._connected()
+        replies = await asyncio.gather(connection.send(first), connection.send(second))
+        return connection, *replies
+
+    async def _connected(self) -> PipelinedConnection:
+        connection = self._connection
+        if connection is None or not connection.usable:
+            connection = await self._opening()
+        return connection
+
+    async def _is_named(self, connection: PipelinedConnection) -> bool:
+        """Whether a third party, too, says that the connection's server is the master."""
+        return True
+
+    async def _verify(self, connection: PipelinedConnection) -> None:
+        """Raises RedisError when the connection does not lead to the server that is meant."""
+
+    async def _open(self) -> PipelinedConnection:
+        return await self._open_from(self._pool)
+
+    async def _open_from(self, pool: ConnectionPool) -> PipelinedConnection:
+        opened = pool.make_connection()  # type: ignore[no-untyped-call]
+        if host := getattr(opened, "host", None):
+            await _resolve(host, opened.port)
+        await opened.connect()
+        if opened._writer is None or opened._writer.transport.is_closing():
+            raise RedisConnectionError("closed as soon as it was open")
+        connection = PipelinedConnection(opened, self._timeout_seconds, self.idle_ping)
+        try:
+            await self._verify(connection)
+        except BaseException:
+            connection.fail("refused")
+            raise
+        # From now on: a connection that was refused has ended no session.
+        connection.on_lost = lambda: self._lost(connection)
+        for replaced in self._open_connections:
+            replaced.retired = True
+            if replaced.idle:
+                replaced.fail("replaced by another connection")
+        self._open_connections.add(connection)
+        self._connection = connection
+        return connection
+
+    def on_owner_change(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def _lost(self, connection: PipelinedConnection) -> None:
+        self._open_connections.discard(connection)
+        self._listener(lambda _: True)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no caller waits for it."""
+        return not self._opening.running and all(each.idle for each in self._open_connections)
+
+    def reset(self) -> None:
+        for connection in [*self._open_connections]:
+            connection.fail("reset")
+
+    async def aclose(self) -> None:
+        self._opening.close()
+        self.reset()
+
+
+async def _resolve(host: str, port: int) -> None:
+    """Look the name up, for as long as that takes. Raises RedisConnectionError.
+
+    redis-py looks it up again, but within its timeout, and cancels what takes longer: of which
+    uvloop then complains in the log ("exception was never retrieved") when the lookup fails.
+    """
+    loop = asyncio.get_running_loop()
+    lookup = asyncio.ensure_future(loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    lookup.add_done_callback(retrieve_exception)
+    try:
+        await asyncio.shield(lookup)
+    except (OSError, UnicodeError) as error:
+        raise RedisConnectionError(f"{host} cannot be resolved: {error}") from None
+
+
+class Sentinel(Server):
+    """One Sentinel. It is asked often enough, and its users need no permission for TIME."""
+
+    idle_ping = None
+
+    def __init__(self, address: Address, options: Mapping[str, Any], timeout: float) -> None:
+        super().__init__(ConnectionPool(host=address[0], port=address[1], **options), timeout)
+        self.name = f"{address[0]}:{address[1]}"
+
+    async def master(self, name: str) -> Address:
+        """The address of the master of that name. Raises RedisError, OSError or
+        MALFORMED_REPLY_ERRORS."""
+        reply = await self.execute("SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)
+        if reply is None:
+            raise RedisConnectionError(f"knows no master {name}")
+        host, port = reply
+        return host.decode(), int(port)
+
+
+class SentinelMaster(Server):
+    """The master that Sentinel names.
+
+    Every Sentinel is asked, and the majority decides: a Sentinel on the wrong side of a partition
+    names a master that has been replaced. One that is replaced while it answers, because it was
+    slow or comes back, is told so by Sentinel after 8 s and more; until then it takes what will be
+    lost, and knows of no logout at the other. So a connection is left as soon as a majority names
+    another master.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        name: str,
+        options: Mapping[str, Any],
+        sentinel_options: Mapping[str, Any],
+        timeout_seconds: float,
+    ) -> None:
+        """``options`` and ``sentinel_options``: of redis-py's connections to the master and to the
+        Sentinels."""
+        super().__init__(ConnectionPool(**options), timeout_seconds)
+        self._options = options
+        self._name = name
+        self._sentinels = [
+            Sentinel(address, sentinel_options, timeout_seconds) for address in addresses
+        ]
+        self._following: asyncio.Task[None] | None = None
+
+    async def sentinels(self) -> dict[str, Execute]:
+        return {sentinel.name: sentinel.execute for sentinel in self._sentinels}
+
+    async def _open(self) -> PipelinedConnection:
+        host, port = await self._discover()
+        connection = await self._open_from(ConnectionPool(host=host, port=port, **self._options))
+        self._unfollow()
+        self._following = asyncio.create_task(self._follow(connection))
+        return connection
+
+    async def _verify(self, connection: PipelinedConnection) -> None:
+        if await self._most_name(lambda address: address != connection.address):
+            raise ReplacedError
+
+    async def _discover(self) -> Address:
+        """The address that a majority of the Sentinels names, as soon as one does; else the one
+        that most of those name that have answered soon after the first."""
+        named: Counter[Address] = Counter()
+        reasons: list[str] = []
+        asked: dict[asyncio.Future[Address], Sentinel] = {
+            asyncio.ensure_future(sentinel.master(self._name)): sentinel
+            for sentinel in self._sentinels
+        }
+        waiting = set(asked)
+        patience_seconds = None
+        try:
+            while waiting:
+                done, waiting = await asyncio.wait(
+                    waiting, timeout=patience_seconds, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    break
+                for vote in done:
+                    try:
+                        address = vote.result()
+                    except (RedisError, OSError) as error:
+                        reasons.append(f"{asked[vote].name}: {error or type(error).__name__}")
+                    except MALFORMED_REPLY_ERRORS:
+                        reasons.append(f"{asked[vote].name}: not a Sentinel")
+                    else:
+                        named[address] += 1
+                        if named[address] > len(self._sentinels) / 2:
+                            return address
+                        # One that hangs must not take the time that the caller has left.
+                        patience_seconds = self._timeout_seconds / 5
+        finally:
+            cancel(asked)
+        if not named:
+            raise RedisConnectionError(
+                f"no Sentinel names the master {self._name} ({'; '.join(sorted(reasons))})"
+            )
+        return named.most_common(1)[0][0]
+
+    async def _follow(self, connection: PipelinedConnection) -> None:
+        while not connection.transport.is_closing():
+            await asyncio.sleep(FOLLOW_SECONDS)
+            if await self._most_name(lambda address: address != connection.address):
+                connection.fail(str(ReplacedError()))
+
+    def _unfollow(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+
+    async def _is_named(self, connection: PipelinedConnection) -> bool:
+        return await self._most_name(lambda address: address == connection.address)
+
+    async def _most_name(self, such: Callable[[Address], bool]) -> bool:
+        async def names(sentinel: Sentinel) -> bool:
+            return such(await sentinel.master(self._name))
+
+        return await majority([names(sentinel) for sentinel in self._sentinels])
+
+    async def aclose(self) -> None:
+        self._unfollow()
+        await super().aclose()
+        for sentinel in self._sentinels:
+            with contextlib.suppress(RedisError):
+                await sentinel.aclose()

@@ -1,0 +1,200 @@
+"""Helpers for asyncio: a deadline that reads first, single flight, a vote, a value for each event
+loop. They know nothing of Redis but its errors."""
+
+import asyncio
+import contextlib
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Sequence,
+)
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+
+Result = TypeVar("Result")
+Value = TypeVar("Value")
+
+MALFORMED_REPLY_ERRORS = AttributeError, LookupError, TypeError, ValueError
+"""Raised while unpacking a reply of an unexpected shape, for example from a server that is not the
+configured Redis."""
+
+READ_FIRST_SECONDS = 0.001
+"""How long a timer that is due lets the event loop poll its sockets before it acts."""
+
+
+class ReadFirstTimer:
+    """Calls back at a time (of ``loop.time()``), after what has arrived by then has been read.
+
+    uvloop runs timers before it polls its sockets. So after a pause of the process (SIGSTOP, a
+    virtual machine that stalls) every timer would be due before the replies that have long arrived
+    are read. A second, short timer lets the loop poll; the callback then goes behind the tasks that
+    the input has woken.
+    """
+
+    __slots__ = ("_callback", "_handle", "_loop")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, when: float, callback: Callable[[], object]
+    ) -> None:
+        self._loop = loop
+        self._callback = callback
+        self._handle: asyncio.Handle = loop.call_at(when, self._due)
+
+    def _due(self) -> None:
+        self._handle = self._loop.call_later(READ_FIRST_SECONDS, self._polled)
+
+    def _polled(self) -> None:
+        self._handle = self._loop.call_soon(self._callback)
+
+    def cancel(self) -> None:
+        self._handle.cancel()
+
+
+class Deadline:
+    """Like ``asyncio.timeout_at(when)``, but with a ReadFirstTimer. Raises TimeoutError."""
+
+    def __init__(self, when: float) -> None:
+        self._when = when
+        self._timeout = asyncio.timeout(None)
+
+    async def __aenter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        await self._timeout.__aenter__()
+        self._timer = ReadFirstTimer(loop, self._when, lambda: self._timeout.reschedule(0))
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        await self._timeout.__aexit__(kind, error, traceback)
+
+
+class SingleFlight(Generic[Result]):
+    """Work of which one run serves all callers that wait for it. A cancelled caller does not end
+    the run."""
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, Result]]) -> None:
+        self._work = work
+        self._task: asyncio.Task[Result] | None = None
+        self._closed = False
+
+    @property
+    def running(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    def start(self) -> None:
+        """Begin a run, unless one is under way."""
+        if not self.running and not self._closed:
+            self._task = asyncio.create_task(self._work())
+            self._task.add_done_callback(self._done)
+
+    async def __call__(self) -> Result:
+        self.start()
+        task = self._task
+        if task is not None:
+            await asyncio.wait({task})
+        if task is None or task.cancelled():
+            raise RedisConnectionError("closed")
+        return task.result()
+
+    def _done(self, task: "asyncio.Task[Result]") -> None:
+        if task is self._task:  # the next one may have begun already
+            self._task = None
+        retrieve_exception(task)  # even where every caller was cancelled
+
+    def close(self) -> None:
+        """Cancel what runs, and start nothing any more."""
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def aclose(self) -> None:
+        """The same, and wait until it has ended."""
+        self.close()
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
+
+def retrieve_exception(future: "asyncio.Future[Any]") -> None:
+    """A done callback: asyncio does not complain of an exception that was never retrieved."""
+    if not future.cancelled():
+        future.exception()
+
+
+async def majority(votes: Sequence[Awaitable[bool]], yes: int = 0) -> bool:
+    """Whether more than half say yes, of the votes and ``yes`` that need not be asked. Returns as
+    soon as the outcome is decided and cancels the remaining votes. A failed vote counts as a no."""
+    waiting = {asyncio.ensure_future(vote) for vote in votes}
+    needed = (len(waiting) + yes) // 2 + 1
+    try:
+        while yes < needed <= yes + len(waiting):
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                with contextlib.suppress(RedisError, OSError, *MALFORMED_REPLY_ERRORS):
+                    yes += task.result()
+        return yes >= needed
+    finally:
+        cancel(waiting)
+
+
+def cancel(tasks: "Collection[asyncio.Future[Any]]") -> None:
+    """Cancel those tasks that run, without waiting for their end."""
+    for task in tasks:
+        task.add_done_callback(retrieve_exception)
+        task.cancel()
+
+
+class PerLoop(Generic[Value]):
+    """One value for each event loop: made when a loop first asks, closed when that loop ends.
+
+    Sockets, futures and tasks belong to the loop that made them; used in another one they fail, or
+    wait for ever. A program that calls ``asyncio.run()`` several times, or in several threads, has
+    several loops.
+    """
+
+    def __init__(
+        self, make: Callable[[], Value], close: Callable[[Value], Awaitable[None]]
+    ) -> None:
+        self._make = make
+        self._close = close
+        self._values: dict[asyncio.AbstractEventLoop, tuple[Value, object]] = {}
+
+    def get(self) -> Value:
+        """The running loop's value."""
+        loop = asyncio.get_running_loop()
+        known = self._values.get(loop)
+        if known is not None:
+            return known[0]
+        for other in list(self._values):
+            if other.is_closed():  # closed without loop.shutdown_asyncgens()
+                self._values.pop(other, None)
+        value = self._make()
+        closer = self._closer(loop, value)
+        with contextlib.suppress(StopIteration):
+            closer.asend(None).send(None)  # up to its yield, which waits for nothing
+        self._values[loop] = value, closer
+        return value
+
+    async def _closer(
+        self, loop: asyncio.AbstractEventLoop, value: Value
+    ) -> AsyncGenerator[None, None]:
+        # asyncio.run() closes the loop's unfinished asynchronous generators after it has cancelled
+        # every task: so this runs while the loop still works, and nothing else needs the value.
+        try:
+            yield
+        finally:
+            self._values.pop(loop, None)
+            await self._close(value)
+
+    def existing(self) -> list[Value]:
+        """The values of all loops, for reading."""
+        return [value for value, _ in list(self._values.values())]

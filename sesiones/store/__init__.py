@@ -1,0 +1,442 @@
+"""The session store on Redis: find, create, update, end, end_all.
+
+Each operation is one atomic script on one hash slot (lua/); lua/session.lua says what lies where.
+An absent session is a value; only Redis failing raises.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from typing import Any, Literal, Self
+
+from redis.exceptions import ReadOnlyError
+
+from sesiones import tokens
+from sesiones.metrics import Metrics
+from sesiones.redis_client import Commands, Execute, connect
+from sesiones.redis_client.tasks import Deadline, PerLoop
+from sesiones.sesion import Sesion
+from sesiones.store import scripts
+from sesiones.store.checks import Answer, CheckQueue, Submit
+from sesiones.store.errors import StoreUnavailable
+from sesiones.store.events import SessionEvents
+from sesiones.store.keys import Keys
+from sesiones.store.records import session_of
+from sesiones.store.replay import Replay
+from sesiones.store.scripts import Outages, Script, ScriptRunner, unavailable
+from sesiones.store.tombstones import Tombstones
+
+logger = logging.getLogger("sesiones.store")
+
+SLOW_SECONDS = 0.1
+"""What takes longer is logged."""
+
+
+class Refusal(Enum):
+    """Why a session was not ended."""
+
+    UNAUTHENTICATED = -1
+    """The caller's own session is not live and active."""
+    FORBIDDEN = -2
+    """The designated session is another user's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Immutable:
+    """An update was refused: it changes fields that never change."""
+
+    fields: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BadDates:
+    """An update was refused: its Fecha_Expiracion is not after its Ultima_Actividad (window),
+    beyond the absolute lifetime (lifetime), or would have passed already (past)."""
+
+    reason: Literal["window", "lifetime", "past"]
+
+
+class _LoopState:
+    """What belongs to one event loop: the connections, and all that waits for them."""
+
+    def __init__(
+        self, runner: ScriptRunner, events: SessionEvents, checks: CheckQueue, replay: Replay
+    ) -> None:
+        self.runner = runner
+        self.events = events
+        self.checks = checks
+        self.replay = replay
+        self._every_commands = {runner.commands, runner.writes}
+        for commands in self._every_commands:
+            commands.on_owner_change(replay.owner_changed)
+
+    def answered_at(self, tag: str) -> float:
+        return min(commands.answered_at(tag) for commands in self._every_commands)
+
+    async def aclose(self) -> None:
+        await self.replay.aclose()
+        for commands in self._every_commands:
+            await commands.aclose()
+        await asyncio.sleep(0)  # until the transports that were aborted are closed
+        self.events.flush()
+
+
+class SessionStore:
+    """Sessions in Redis.
+
+    Every method raises StoreUnavailable when Redis does not answer within ``timeout_seconds``
+    or refuses. ``idle_seconds``: a new session's window; ``max_seconds``: the longest life;
+    ``touch_seconds``: how old Ultima_Actividad must be before a check slides it;
+    ``max_per_user``: sessions a user may have. ``wait_replicas``: how many must have what a method
+    wrote before it returns, within 0.1 s (or two fifths of ``timeout_seconds``, if that is less);
+    else it raises StoreUnavailable.
+
+    A store may be used in any number of event loops and threads. Each loop has connections of its
+    own, which are closed when the loop ends (asyncio.run() does that) or by aclose() in it.
+    """
+
+    def __init__(
+        self,
+        connect_commands: Callable[[], Commands],
+        *,
+        key_prefix: str,
+        idle_seconds: int,
+        max_seconds: int,
+        touch_seconds: int,
+        max_per_user: int,
+        timeout_seconds: float,
+        wait_replicas: int = 0,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """``connect_commands``: makes the commands of an event loop, without I/O."""
+        self.metrics = metrics or Metrics()
+        self._connect = connect_commands
+        self._wait_replicas = wait_replicas
+        self._keys = Keys(key_prefix)
+        self._idle_seconds = idle_seconds
+        self._max_seconds = max_seconds
+        self._touch_seconds = touch_seconds
+        self._max_per_user = max_per_user
+        self._timeout_seconds = timeout_seconds
+        self._outages = Outages()
+        self._slow_at = 0.0
+        self._tombstones = Tombstones(self._answered_at)
+        self._loops = PerLoop(self._open_loop, self._close_loop)
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        *,
+        key_prefix: str = "sesiones",
+        idle_seconds: int = 1800,
+        max_seconds: int = 43200,
+        touch_seconds: int = 1,
+        max_per_user: int = 1000,
+        timeout_seconds: float = 0.25,
+        wait_replicas: int = 0,
+        metrics: Metrics | None = None,
+    ) -> Self:
+        """A store on the Redis of the URL, in any of the forms of SESIONES_REDIS_URL; no I/O until
+        it is asked. The defaults are the service's. Raises ValueError for a bad URL."""
+        connect_commands = partial(connect, url, timeout_seconds)
+        connect_commands()  # raises here, and not at the first use
+        return cls(
+            connect_commands,
+            key_prefix=key_prefix,
+            idle_seconds=idle_seconds,
+            max_seconds=max_seconds,
+            touch_seconds=touch_seconds,
+            max_per_user=max_per_user,
+            timeout_seconds=timeout_seconds,
+            wait_replicas=wait_replicas,
+            metrics=metrics,
+        )
+
+    def checker(self) -> Submit:
+        """find() without a task, for the running event loop alone: asks for a well-formed token's
+        session, and calls the second argument with what find() would return or raise."""
+        return self._loops.get().checks.submit
+
+    async def find(self, token: str) -> Sesion | None:
+        """The live and active session of a well-formed token, slid when due; else None."""
+        future: asyncio.Future[Sesion | None] = asyncio.get_running_loop().create_future()
+
+        def done(answer: Answer) -> None:
+            if future.done():  # the caller was cancelled
+                return
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+        self.checker()(token, done)
+        return await future
+
+    async def create(self, ID_Usuario: int, Dispositivo: str, token: str | None = None) -> Sesion:
+        """A new session. A user at the limit loses the one that expires first.
+
+        ``token``: one that tokens.make() gave for the user; made anew by default. Its session, if
+        it is there, is returned as it is.
+        """
+        if token is None:
+            token = tokens.make(ID_Usuario)  # before the first try: a second one finds its session
+        key, bucket = self._keys.session(token), tokens.bucket(token)
+        loop = self._loops.get()
+
+        def on_reply(reply: Any) -> None:
+            # Where the session of a first try has ended meanwhile, the second one has made it anew.
+            self._tombstones.discard(key)
+            loop.events.ended("limit", self._keys.base(bucket), reply[1])
+
+        with self._operation("create", ID_Usuario), unavailable():
+            made, _ = await loop.runner.write(
+                scripts.CREATE,
+                [key, self._keys.index(ID_Usuario), self._keys.counter(bucket)],
+                tokens.bucket_number(bucket),
+                ID_Usuario,
+                Dispositivo,
+                self._idle_seconds,
+                self._max_seconds,
+                self._max_per_user,
+                on_reply=on_reply,
+            )
+            sesion = session_of(token, made)
+        if sesion is None:
+            raise StoreUnavailable("the new session could not be read back")
+        loop.events.created(sesion.ID_Sesion, ID_Usuario, token)
+        return sesion
+
+    async def update(self, given: Sesion) -> Sesion | Immutable | BadDates | None:
+        """Update the live session of the given object's token, active or not, and return it as
+        it now stands; None when there is none."""
+        if not tokens.is_well_formed(given.Token_Sesion):
+            return None
+        key = self._keys.session(given.Token_Sesion)
+        if key in self._tombstones:
+            return None
+        with self._operation("update", given.ID_Usuario), unavailable():
+            outcome, *details = await self._loops.get().runner.write(
+                scripts.UPDATE,
+                [key],
+                given.ID_Sesion,
+                given.ID_Usuario,
+                given.Fecha_Inicio,
+                given.Fecha_Expiracion,
+                given.Estado_Sesion,
+                given.Ultima_Actividad,
+                given.Dispositivo,
+                self._max_seconds,
+            )
+            match outcome:
+                case b"immutable":
+                    return Immutable(tuple(field.decode() for field in details))
+                case b"dates":
+                    return BadDates(details[0].decode())
+                case b"ok" | b"absent":
+                    return session_of(given.Token_Sesion, details[0] if details else None)
+            raise ValueError(outcome)
+
+    async def end(self, caller: str, designated: str) -> int | Refusal:
+        """End the designated session, of the same user as the caller's: how many ended, 0 or 1.
+
+        Never tried twice: a caller that lost the reply asks again.
+        """
+        with self._operation("logout"):
+            return await self._end(scripts.END, "logout", caller, designated)
+
+    async def end_all(self, caller: str, designated: str) -> int | Refusal:
+        """End every live session of the caller's user: how many ended. Never tried twice."""
+        with self._operation("logout_all"):
+            return await self._end(scripts.END_ALL, "logout_all", caller, designated)
+
+    async def sessions(self, ID_Usuario: int) -> list[Sesion]:
+        """The user's live sessions, active or not. Redis has no tokens: Token_Sesion is the name
+        that the log gives it, which is of no use to anyone else."""
+        index = self._keys.index(ID_Usuario)
+        replies = await self._loops.get().runner.run(scripts.LIST, [index])
+        sesiones = []
+        with unavailable():
+            for digest, reply in replies:
+                fingerprint = tokens.fingerprint_of_digest(digest.decode())
+                if sesion := session_of(f"ses_#{fingerprint}", reply, fingerprint):
+                    sesiones.append(sesion)
+        return sesiones
+
+    async def end_user(self, ID_Usuario: int, ID_Sesion: int | None = None) -> int:
+        """End one session of the user, or all, for an operator: how many ended."""
+        which = "" if ID_Sesion is None else ID_Sesion
+        loop = self._loops.get()
+        base = self._keys.base(tokens.user_bucket(ID_Usuario))
+        with unavailable():
+            ended = await loop.runner.write(
+                scripts.END_USER,
+                [self._keys.index(ID_Usuario)],
+                which,
+                tries=1,
+                on_reply=lambda ended: loop.events.ended("operator", base, ended),
+            )
+            return len(ended)
+
+    async def audit(self) -> AsyncIterator[tuple[int, list[tuple[str, str]]]]:
+        """Look through every key of this prefix, some at a time: how many those were, and the
+        faults among them, as the key and what is wrong with it.
+
+        What is there all the while is seen; of what comes or goes, some.
+        """
+        with unavailable():
+            for execute in (await self._loops.get().runner.commands.masters()).values():
+                cursor = b"0"
+                while True:
+                    cursor, keys = await execute(
+                        *("SCAN", cursor, "MATCH", self._keys.pattern, "COUNT", 500)
+                    )
+                    faults = await scripts.call(execute, scripts.AUDIT, [], *keys) if keys else []
+                    yield (
+                        len(keys),
+                        [(key.decode(errors="replace"), what.decode()) for key, what in faults],
+                    )
+                    if int(cursor) == 0:
+                        break
+
+    async def probe(self, seconds: float) -> None:
+        """Whether Redis takes writes and has every script, within the time: raises
+        StoreUnavailable when it does not. Loads missing scripts, and writes nothing.
+
+        One master of a Cluster is enough: with it this node serves a part of the users.
+        """
+        deadline = asyncio.get_running_loop().time() + seconds
+        with unavailable():
+            async with Deadline(deadline):
+                masters = await self._loops.get().runner.commands.masters()
+        probes = (self._probe(execute, deadline) for execute in masters.values())
+        failures = await asyncio.gather(*probes, return_exceptions=True)
+        if None not in failures:
+            raise next((f for f in failures if f), StoreUnavailable("no master is known"))
+
+    async def aclose(self) -> None:
+        """Close the running event loop's connections to Redis, for good."""
+        await self._loops.get().aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def _probe(self, execute: Execute, deadline: float) -> None:
+        with unavailable():
+            async with Deadline(deadline):
+                shas = [script.sha for script in scripts.SERVICE_SCRIPTS]
+                for script, loaded in zip(
+                    scripts.SERVICE_SCRIPTS,
+                    await execute("SCRIPT", "EXISTS", *shas),
+                    strict=True,
+                ):
+                    if not loaded:
+                        await execute("SCRIPT", "LOAD", script.source)
+                try:
+                    await scripts.call(execute, scripts.PROBE, [], self._keys.index(0))
+                except ReadOnlyError:
+                    self._loops.get().runner.reset()  # demoted: the next one finds the master
+                    raise
+
+    def _open_loop(self) -> _LoopState:
+        commands = self._connect()
+        runner = ScriptRunner(
+            commands,
+            self._connect() if self._wait_replicas else commands,
+            wait_replicas=self._wait_replicas,
+            timeout_seconds=self._timeout_seconds,
+            outages=self._outages,
+            metrics=self.metrics,
+        )
+        events = SessionEvents(self._tombstones, self.metrics)
+        checks = CheckQueue(
+            runner,
+            self._keys,
+            self._tombstones,
+            self.metrics,
+            touch_seconds=self._touch_seconds,
+            max_seconds=self._max_seconds,
+            timeout_seconds=self._timeout_seconds,
+            observe=self._checked,
+        )
+        loop = _LoopState(runner, events, checks, Replay(runner, self._tombstones, events))
+        loop.replay.start()  # what another loop had no time for
+        return loop
+
+    async def _close_loop(self, loop: _LoopState) -> None:
+        await loop.aclose()
+        # The next loop connects anew, perhaps to a master that lacks recent deletions.
+        self._tombstones.queue_replay(lambda _: True)
+
+    def _answered_at(self, tag: str) -> float:
+        """Of the loop whose connections were answered least lately."""
+        moments = [loop.answered_at(tag) for loop in self._loops.existing()]
+        return min(moments, default=time.monotonic())
+
+    async def _end(
+        self, script: Script, reason: str, caller: str, designated: str
+    ) -> int | Refusal:
+        loop = self._loops.get()
+        caller_key, designated_key = self._keys.session(caller), None
+        if caller_key in self._tombstones:
+            return Refusal.UNAUTHENTICATED
+        if tokens.is_well_formed(designated):
+            if tokens.bucket(designated) == tokens.bucket(caller):
+                designated_key = self._keys.session(designated)
+            elif await loop.checks.peek(designated) is not None:
+                # A bucket is a function of the user: another bucket's session is another user's.
+                return Refusal.FORBIDDEN
+        if designated_key is None:
+            if script is scripts.END:
+                return 0
+            designated_key = caller_key
+        base = self._keys.base(tokens.bucket(caller))
+
+        def on_reply(ended: Any) -> None:
+            if not isinstance(ended, int):
+                loop.events.ended(reason, base, ended)
+
+        with unavailable():
+            ended = await loop.runner.write(
+                script, [caller_key, designated_key], tries=1, on_reply=on_reply
+            )
+            return Refusal(ended) if isinstance(ended, int) else len(ended)
+
+    def _checked(self, asked: list[float], answers: Sequence[Answer]) -> None:
+        seconds = self.metrics.checked(asked, answers)
+        first = answers[0]
+        if seconds > SLOW_SECONDS and not isinstance(first, Exception):
+            self._log_slow("check", seconds, first.ID_Usuario if first else None)
+
+    @contextlib.contextmanager
+    def _operation(self, name: str, ID_Usuario: int | None = None) -> Iterator[None]:
+        """Counts an operation that is no check, and logs it when it is slow."""
+        self.metrics.begun(name)
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - begun
+            self.metrics.over(name, seconds)
+            if seconds > SLOW_SECONDS:
+                self._log_slow(name, seconds, ID_Usuario)
+
+    def _log_slow(self, operation: str, seconds: float, ID_Usuario: int | None) -> None:
+        """One a second: under overload all are slow, and the metrics say how many."""
+        if time.monotonic() - self._slow_at > 1:
+            self._slow_at = time.monotonic()
+            extra: dict[str, object] = {"operation": operation, "seconds": seconds}
+            if ID_Usuario is not None:
+                extra["ID_Usuario"] = ID_Usuario
+            logger.warning("slow: %s took %.3f s", operation, seconds, extra=extra)
+
+
+__all__ = ["BadDates", "Immutable", "Refusal", "SessionStore", "StoreUnavailable"]

@@ -1,0 +1,87 @@
+"""What became of each session: its tombstone, the metric and a line in the log.
+
+A logoutAll can end thousands at once, and a line of log takes as long as a check. So tombstones and
+metrics are written at once, and of the lines all but the first few in slices, between which the
+event loop goes on with everything else.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from typing import Any
+
+from sesiones import tokens
+from sesiones.metrics import CREATED, ENDED, Metrics
+from sesiones.store.records import number
+from sesiones.store.tombstones import Tombstones
+
+logger = logging.getLogger("sesiones.store")
+
+LINES_AT_ONCE = 16
+"""Lines of log that are written before the event loop goes on."""
+
+
+class SessionEvents:
+    """Of one event loop."""
+
+    def __init__(self, tombstones: Tombstones, metrics: Metrics) -> None:
+        self._tombstones = tombstones
+        self._metrics = metrics
+        self._waiting: deque[tuple[str, list[Any]]] = deque()
+        """Endings whose line is still to be written: the reason, and the script's entry."""
+        self._scheduled = False
+
+    def created(self, ID_Sesion: int, ID_Usuario: int, token: str) -> None:
+        self._metrics.add(CREATED)
+        _log("created", ID_Sesion, ID_Usuario, tokens.fingerprint(token))
+
+    def ended(self, reason: str, base: str, ended: list[Any]) -> None:
+        """``ended``: the sessions that a script has ended, as delete() in lua/session.lua returns
+        them; ``base``: what their keys begin with. Raises MALFORMED_REPLY_ERRORS."""
+        if not ended:
+            return
+        self._tombstones.add([f"{base}s:{digest.decode()}" for digest, _, _ in ended])
+        self._metrics.add(ENDED, reason, len(ended))
+        self._waiting.extend((reason, entry) for entry in ended)
+        if not self._scheduled:
+            self._write_slice()
+
+    def flush(self) -> None:
+        """Write the lines that are left."""
+        while self._waiting:
+            self._write_line()
+
+    def _write_slice(self) -> None:
+        self._scheduled = False
+        for _ in range(min(LINES_AT_ONCE, len(self._waiting))):
+            self._write_line()
+        if self._waiting:
+            self._scheduled = True
+            # Not call_soon(): uvloop runs all that is ready before it polls its sockets again.
+            asyncio.get_running_loop().call_later(0, self._write_slice)
+
+    def _write_line(self) -> None:
+        reason, (digest, ID_Sesion, ID_Usuario) = self._waiting.popleft()
+        fingerprint = tokens.fingerprint_of_digest(digest.decode())
+        _log("ended", number(ID_Sesion), number(ID_Usuario), fingerprint, reason)
+
+
+def _log(
+    event: str,
+    ID_Sesion: int | None,
+    ID_Usuario: int | None,
+    fingerprint: str,
+    reason: str | None = None,
+) -> None:
+    why = f": {reason}" if reason else ""
+    logger.info(
+        "%s session %s of user %s, ses_#%s%s",
+        *(event, ID_Sesion, ID_Usuario, fingerprint, why),
+        extra={
+            "event": event,
+            "ID_Sesion": ID_Sesion,
+            "ID_Usuario": ID_Usuario,
+            "token": f"ses_#{fingerprint}",
+        }
+        | ({"reason": reason} if reason else {}),
+    )

@@ -1,0 +1,26 @@
+"""The only module that names a key in Redis; lua/session.lua says what lies where."""
+
+from sesiones import tokens
+
+
+class Keys:
+    """The keys of one prefix."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self.pattern = f"{prefix}:{{??}}:*"
+        """Of every key, for SCAN."""
+
+    def base(self, bucket: str) -> str:
+        """What every key of the bucket begins with."""
+        return f"{self._prefix}:{{{bucket}}}:"
+
+    def index(self, ID_Usuario: int) -> str:
+        return f"{self.base(tokens.user_bucket(ID_Usuario))}u:{ID_Usuario}"
+
+    def counter(self, bucket: str) -> str:
+        return f"{self.base(bucket)}n"
+
+    def session(self, token: str) -> str:
+        # base(), spelled out: every check comes here.
+        return f"{self._prefix}:{{{token[4:6]}}}:s:{tokens.digest(token)}"

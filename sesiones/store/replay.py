@@ -1,0 +1,72 @@
+"""After a failover: end again what the new master may not know to have ended."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from sesiones.redis_client.tasks import SingleFlight
+from sesiones.store.errors import StoreUnavailable
+from sesiones.store.events import SessionEvents
+from sesiones.store.scripts import END_AGAIN, ScriptRunner
+from sesiones.store.tombstones import Tombstones
+
+logger = logging.getLogger("sesiones.store")
+
+RETRY_SECONDS = 0.25
+"""Between two tries, while no owner answers."""
+CALLS_AT_ONCE = 16
+"""Calls of one try that are out at once; checks go on beside them."""
+
+
+class Replay:
+    """Ends the sessions of the pending tombstones again, on one event loop's connections."""
+
+    def __init__(self, runner: ScriptRunner, tombstones: Tombstones, events: SessionEvents) -> None:
+        self._runner = runner
+        self._tombstones = tombstones
+        self._events = events
+        self._running = SingleFlight(self._run)
+
+    def owner_changed(self, affects: Callable[[str], bool]) -> None:
+        """A connection was lost or slots changed owner, so the next master may lack recent
+        deletions. Queue the affected tombstones for replay."""
+        self._tombstones.queue_replay(affects)
+        self.start()
+
+    def start(self) -> None:
+        """Replay what is pending, if anything."""
+        if self._tombstones.pending:
+            self._running.start()
+
+    async def _run(self) -> None:
+        while batches := self._tombstones.batches():
+            back = 0
+            for start in range(0, len(batches), CALLS_AT_ONCE):
+                calls = map(self._end_again, batches[start : start + CALLS_AT_ONCE])
+                ended = [count for count in await asyncio.gather(*calls) if count is not None]
+                back += sum(ended)
+                if not ended:
+                    await asyncio.sleep(RETRY_SECONDS)
+            if back:
+                logger.warning("%d sessions that had ended were back, and have been ended", back)
+
+    async def _end_again(self, keys: list[str]) -> int | None:
+        """Delete these sessions again. Return how many still existed, or None if Redis gave no
+        answer and the batch must be retried."""
+        generation = self._tombstones.generation
+        base = keys[0].rpartition("s:")[0]
+        try:
+            ended = await self._runner.run(
+                END_AGAIN,
+                keys,
+                execute=self._runner.writes.execute,
+                on_reply=lambda reply: self._events.ended("failover", base, reply),
+            )
+        except StoreUnavailable:
+            return None
+        self._tombstones.acknowledge(keys, generation)
+        return len(ended)
+
+    async def aclose(self) -> None:
+        """Stop."""
+        await self._running.aclose()

@@ -1,0 +1,124 @@
+"""Tombstones: sessions that this process ended during the last minute.
+
+Redis replicates asynchronously, so a promoted master can still hold a session that was logged out.
+Checks reject a match whatever Redis says. After a failover the tombstones are replayed until the
+new master has deleted those sessions too.
+
+A tombstone stays until a command that was sent a minute after the ending has been answered by the
+keys' owner. So it does not matter how late the loss of a connection is noticed: counted back from
+the owner's last sign of life, a minute of tombstones is there to be replayed.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable
+
+logger = logging.getLogger("sesiones.tombstones")
+
+TOMBSTONE_TTL_SECONDS = 60
+"""Of the owner's time after the ending, at the least."""
+TOMBSTONES_MAX = 100_000
+"""More than that: the oldest are forgotten. They take about 25 MB."""
+REPLAY_BATCH_MAX = 64
+"""Sessions that are ended in one call, so that none keeps Redis long."""
+
+
+def _tag(key: str) -> str:
+    return key.partition("{")[2][:2]
+
+
+class Tombstones:
+    """Sessions by their keys; any thread may use them. ``answered_at``: when the last command that
+    was answered was sent to the owner of a hash tag's keys, in time.monotonic()'s time."""
+
+    def __init__(self, answered_at: Callable[[str], float]) -> None:
+        self._answered_at = answered_at
+        self._recent: OrderedDict[str, float] = OrderedDict()
+        """When each ended, the oldest first."""
+        self._pending: OrderedDict[str, int] = OrderedDict()
+        """Those to replay, and since which generation."""
+        self.generation = 0
+        """How often keys may have changed their owner."""
+        self._warned_at = -float(TOMBSTONE_TTL_SECONDS)
+        self._lock = threading.Lock()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._recent or key in self._pending
+
+    def any_of(self, keys: Iterable[str]) -> bool:
+        """Whether one of them has a tombstone. Every batch of checks asks."""
+        if self._pending and not self._pending.keys().isdisjoint(keys):
+            return True
+        return not self._recent.keys().isdisjoint(keys)
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is anything to replay."""
+        return bool(self._pending)
+
+    def add(self, keys: Iterable[str]) -> None:
+        """These sessions have just ended."""
+        with self._lock:
+            now = time.monotonic()
+            for key in keys:
+                self._recent[key] = now
+                self._recent.move_to_end(key)
+            self._expire()
+
+    def discard(self, key: str) -> None:
+        """The session was made anew."""
+        with self._lock:
+            self._recent.pop(key, None)
+            self._pending.pop(key, None)
+
+    def queue_replay(self, affects: Callable[[str], bool]) -> None:
+        """The keys of the hash tags affected may have another owner, which may lack recent
+        deletions."""
+        with self._lock:
+            self._expire()
+            self.generation += 1
+            for key in self._recent:
+                if affects(_tag(key)):
+                    self._pending[key] = self.generation
+            self._limit(self._pending)
+
+    def batches(self) -> list[list[str]]:
+        """What is pending, in batches of one hash tag each; shuffled, so that those of a node that
+        is gone do not keep the others from their turn for ever."""
+        by_tag = defaultdict(list)
+        with self._lock:
+            for key in self._pending:
+                by_tag[_tag(key)].append(key)
+        batches = [
+            keys[start : start + REPLAY_BATCH_MAX]
+            for keys in by_tag.values()
+            for start in range(0, len(keys), REPLAY_BATCH_MAX)
+        ]
+        random.shuffle(batches)
+        return batches
+
+    def acknowledge(self, keys: Iterable[str], generation: int) -> None:
+        """The sessions were ended again, by the owner that they had in that generation."""
+        with self._lock:
+            for key in keys:
+                if self._pending.get(key, generation + 1) <= generation:
+                    del self._pending[key]
+
+    def _expire(self) -> None:
+        while self._recent:
+            key, ended_at = next(iter(self._recent.items()))
+            if ended_at >= self._answered_at(_tag(key)) - TOMBSTONE_TTL_SECONDS:
+                break
+            del self._recent[key]
+        self._limit(self._recent)
+
+    def _limit(self, sessions: OrderedDict[str, float] | OrderedDict[str, int]) -> None:
+        now = time.monotonic()
+        if len(sessions) > TOMBSTONES_MAX and now - self._warned_at > TOMBSTONE_TTL_SECONDS:
+            self._warned_at = now
+            logger.warning("more than %d sessions ended: the oldest are forgotten", TOMBSTONES_MAX)
+        while len(sessions) > TOMBSTONES_MAX:
+            sessions.popitem(last=False)
