@@ -39,7 +39,8 @@ def check_single(url: str) -> None:
         if parts.hostname or not parts.path.startswith("/"):
             raise ValueError("unix:///path/of/the/socket has three slashes")
     elif parts.scheme in ("redis", "rediss"):
-        if not parts.hostname or not re.fullmatch(r"/?|/[0-9]{1,9}", parts.path):
+        database = re.fullmatch(r"/?|/[0-9]{1,9}", parts.path)
+        if not parts.hostname or " " in parts.netloc or not database:
             raise ValueError(
                 "redis://user:password@host:port/database, the password percent-encoded"
             )
