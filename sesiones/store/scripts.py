@@ -175,17 +175,18 @@ class ScriptRunner:
         on_reply: OnReply | None = None,
     ) -> Any:
         """The script's reply, by the deadline in the loop's time, or in ``timeout_seconds``. A
-        second try follows at once, for a connection that Redis closed, and after half of the time
-        for one that is silent.
+        second try follows at once, for a connection that Redis closed.
 
-        A check raises SlotMovedError, and WritesSilent instead of its second try after silence, for
-        it has a read-only twin; the others go on until the keys are on one node again.
+        A check raises SlotMovedError, and WritesSilent after half of the time on a connection that
+        is silent: it has a read-only twin, and may be carried out late. The others go on until the
+        keys are on one node again, and keep their connection: a create that is carried out late,
+        after its second try and a logout, would bring the session back.
         """
         loop = asyncio.get_running_loop()
         if deadline is None:
             deadline = loop.time() + self._timeout_seconds
         how: dict[str, Any] = {"on_reply": on_reply} if on_reply else {}
-        if tries > 1 and script is not PEEK:
+        if script is CHECK:
             how["repeatable"] = True
         try:
             async with Deadline(deadline):
@@ -203,11 +204,7 @@ class ScriptRunner:
                             raise
                         await asyncio.sleep(MOVING_SECONDS)
                     except SilentError:
-                        if script is CHECK:
-                            raise WritesSilent from None
-                        tries -= 1
-                        if tries < 1:
-                            raise
+                        raise WritesSilent from None
                     except (ReadOnlyError, RedisConnectionError) as error:
                         tries -= 1
                         if isinstance(error, ReadOnlyError):
