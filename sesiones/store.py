@@ -34,8 +34,9 @@ from sesiones.link import (
     SingleFlight,
     UnconfirmedError,
 )
-from sesiones.metrics import CREATED, ENDED, REDIS_ERRORS, Metrics
-from sesiones.sesion import Sesion
+from sesiones.metrics import CHECKS, CREATED, ENDED, REDIS_ERRORS, Metrics
+from sesiones.sesion import Sesion, valid_device, valid_integer
+from sesiones.settings import Settings
 
 logger = logging.getLogger("sesiones.store")
 
@@ -122,11 +123,14 @@ class SessionStore:
     """Sessions in Redis.
 
     Every method raises StoreUnavailable when Redis does not answer within ``timeout_seconds``
-    or refuses. ``idle_seconds``: a new session's window; ``max_seconds``: the longest life;
-    ``touch_seconds``: how old Ultima_Actividad must be before a check slides it;
-    ``max_per_user``: sessions a user may have. ``wait_replicas``: how many must have what a method
-    wrote before it returns, within 0.1 s (or two fifths of ``timeout_seconds``, if that is less);
-    else it raises StoreUnavailable.
+    or refuses; and before anything is sent, TypeError or ValueError for a field that the API would
+    refuse (sesion.py). Anything that is not a well-formed token is the token of no session, and
+    Redis is not asked for it.
+
+    ``idle_seconds``: a new session's window; ``max_seconds``: the longest life; ``touch_seconds``:
+    how old Ultima_Actividad must be before a check slides it; ``max_per_user``: sessions a user
+    may have. ``wait_replicas``: how many must have what a method wrote before it returns, within
+    0.1 s (or two fifths of ``timeout_seconds``, if that is less); else it raises StoreUnavailable.
     """
 
     def __init__(
@@ -157,7 +161,8 @@ class SessionStore:
         self._timeout_seconds = timeout_seconds
         self._batchers: dict[Hashable, Batcher[str, Sesion | None]] = {}
         self.check = self._batcher(None).submit if commands.node_of is None else self._submit
-        """find() without a task: calls the second argument with its answer, or what it raises."""
+        """find() without a task, of a well-formed token: calls the second argument with its answer,
+        or what it raises."""
         self._outage = _Outage("Redis is unavailable", "Redis is available again")
         self._unconfirmed = _Outage("writes are not confirmed", "writes are confirmed again")
         self._slow_at = 0.0
@@ -181,7 +186,18 @@ class SessionStore:
         metrics: Metrics | None = None,
     ) -> Self:
         """A store on the Redis of the URL, in any of the forms of SESIONES_REDIS_URL; no I/O until
-        it is asked. The defaults are the service's. Raises ValueError for a bad URL."""
+        it is asked. The defaults are the service's. Raises ValueError for what its settings
+        refuse."""
+        Settings.check(
+            redis_url=url,
+            key_prefix=key_prefix,
+            idle_seconds=idle_seconds,
+            max_seconds=max_seconds,
+            touch_seconds=touch_seconds,
+            max_per_user=max_per_user,
+            redis_timeout=timeout_seconds,
+            wait_replicas=wait_replicas,
+        )
         return cls(
             connect(url, timeout_seconds),
             key_prefix=key_prefix,
@@ -196,7 +212,11 @@ class SessionStore:
         )
 
     async def find(self, token: str) -> Sesion | None:
-        """The live and active session of a well-formed token, slid when due; else None."""
+        """The live and active session of the token, slid when due; else None."""
+        valid = tokens.parse(token)
+        if valid is None:
+            self.metrics.add(CHECKS, "missing")
+            return None
         future: asyncio.Future[Sesion | None] = asyncio.get_running_loop().create_future()
 
         def done(answer: Sesion | Exception | None) -> None:
@@ -207,17 +227,17 @@ class SessionStore:
             else:
                 future.set_result(answer)
 
-        self.check(token, done)
+        self.check(valid, done)
         return await future
 
-    async def create(self, ID_Usuario: int, Dispositivo: str, token: str | None = None) -> Sesion:
-        """A new session. A user at the limit loses the one that expires first.
+    async def create(self, ID_Usuario: int, Dispositivo: str) -> Sesion:
+        """A new session. A user at the limit loses the one that expires first."""
+        ID_Usuario = valid_integer("ID_Usuario", ID_Usuario)
+        # The token is made before the first try: a second one finds its session.
+        return await self._create(ID_Usuario, valid_device(Dispositivo), tokens.make(ID_Usuario))
 
-        ``token``: one that tokens.make() gave for the user; made anew by default. Its session, if
-        it is there, is returned as it is.
-        """
-        if token is None:
-            token = tokens.make(ID_Usuario)  # before the first try: a second one finds its session
+    async def _create(self, ID_Usuario: int, Dispositivo: str, token: str) -> Sesion:
+        """The session of a token of the user; where there is one already, as it is."""
         key, base = self._key(token), self._base(tokens.bucket(token))
         with self._operation("create", ID_Usuario):
             reply = await self._write(
@@ -244,6 +264,9 @@ class SessionStore:
     async def update(self, given: Sesion) -> Sesion | Immutable | BadDates | None:
         """Update the live session of the given object's token, active or not, and return it as
         it now stands; None when there is none."""
+        if not isinstance(given, Sesion):
+            raise TypeError("the session must be a Sesion")
+        given = given.validated()
         if not tokens.is_well_formed(given.Token_Sesion):
             return None
         key = self._key(given.Token_Sesion)
@@ -289,6 +312,7 @@ class SessionStore:
     async def sessions(self, ID_Usuario: int) -> list[Sesion]:
         """The user's live sessions, active or not. Redis has no tokens: Token_Sesion is the name
         that the log gives it, which is of no use to anyone else."""
+        ID_Usuario = valid_integer("ID_Usuario", ID_Usuario)
         replies = await self._run(_LIST, [self._index(ID_Usuario)])
         sesiones = []
         with _understood():
@@ -300,7 +324,8 @@ class SessionStore:
 
     async def end_user(self, ID_Usuario: int, ID_Sesion: int | None = None) -> int:
         """End one session of the user, or all, for an operator: how many ended."""
-        which = "" if ID_Sesion is None else ID_Sesion
+        ID_Usuario = valid_integer("ID_Usuario", ID_Usuario)
+        which = "" if ID_Sesion is None else valid_integer("ID_Sesion", ID_Sesion)
         ended = await self._write(
             _END_USER,
             [self._index(ID_Usuario)],
@@ -473,10 +498,15 @@ class SessionStore:
     async def _end(
         self, script: _Script, reason: str, caller: str, designated: str
     ) -> int | Refusal:
+        valid_caller, valid_designated = tokens.parse(caller), tokens.parse(designated)
+        if valid_caller is None:
+            return Refusal.UNAUTHENTICATED
+        caller = valid_caller
         caller_key, designated_key = self._key(caller), None
         if caller_key in self._endings:
             return Refusal.UNAUTHENTICATED
-        if tokens.is_well_formed(designated):
+        if valid_designated is not None:
+            designated = valid_designated
             if tokens.bucket(designated) == tokens.bucket(caller):
                 designated_key = self._key(designated)
             elif (await self._read(_PEEK, [designated]))[0] != [None]:
