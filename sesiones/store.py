@@ -284,6 +284,7 @@ class SessionStore:
                 given.Ultima_Actividad,
                 given.Dispositivo,
                 self._max_seconds,
+                heard=partial(self._hear_updated, self._base(tokens.bucket(given.Token_Sesion))),
             )
         with _understood():
             outcome, *details = reply
@@ -292,6 +293,8 @@ class SessionStore:
                     return Immutable(tuple(field.decode() for field in details))
                 case b"dates":
                     return BadDates(details[0].decode())
+                case b"unindexed":
+                    return None
                 case b"ok" | b"absent":
                     return _session(given.Token_Sesion, details[0] if details else None)
             raise ValueError(outcome)
@@ -487,8 +490,13 @@ class SessionStore:
             deadline=deadline,
         )
         with _understood():
+            ended = replies.pop()
             slides: int = replies.pop()
             sesiones = [_session(token, reply) for token, reply in zip(batch, replies, strict=True)]
+            for session in ended:
+                name = session[0].decode()
+                key = next(key for key in keys if key.endswith(name))
+                self._hear_ended("unindexed", key.removesuffix(f"s:{name}"), [session])
         if self._endings.any_of(keys):
             for index, key in enumerate(keys):
                 if key in self._endings:
@@ -529,6 +537,11 @@ class SessionStore:
         # Where the session of a first try has ended meanwhile, the next one has made it anew.
         self._endings.forget(key)
         self._hear_ended("limit", base, reply)
+
+    def _hear_updated(self, base: str, reply: Any) -> None:
+        with contextlib.suppress(*MISFITS):
+            if reply[0] == b"unindexed":
+                self._hear_ended("unindexed", base, reply[1])
 
     def _hear_ended(self, reason: str, base: str, reply: Any) -> None:
         """Sessions have ended for the reason, whether it is confirmed or not, and whether the
