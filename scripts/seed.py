@@ -140,7 +140,7 @@ def seed(settings: Settings, path: Path, users: int, sessions: int) -> list[Sess
 
         async def create(store: SessionStore, session: Session) -> None:
             user, token = session
-            await store.create(user, DEVICE, token)
+            await store._create(user, DEVICE, token)
 
         uvloop.run(_each(settings, create, made, Progress("seeding", len(made))))
         file.replace(path)

@@ -5,6 +5,7 @@ import asyncio
 
 import httpx
 
+from sesiones import tokens
 from sesiones.sesion import Sesion
 from sesiones.store import StoreUnavailable
 
@@ -17,11 +18,15 @@ class SessionClient:
         self._http = httpx.AsyncClient(base_url=url, timeout=timeout_seconds, trust_env=False)
 
     async def find(self, token: str) -> Sesion | None:
-        """The live and active session of a well-formed token, slid when due; else None. Raises
-        StoreUnavailable when the service does not answer within ``timeout_seconds`` or cannot."""
+        """The live and active session of the token, slid when due; else None. Anything that is not
+        a well-formed token is None too, and the service is not asked. Raises StoreUnavailable
+        when the service does not answer within ``timeout_seconds`` or cannot."""
+        valid = tokens.parse(token)
+        if valid is None:
+            return None
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                response = await self._http.get("/sesiones/self", headers={"x-auth-token": token})
+                response = await self._http.get("/sesiones/self", headers={"x-auth-token": valid})
             # Not a proxy's: what others answer ends nobody's session, and begins none.
             challenge = response.headers.get("www-authenticate", "")
             if response.status_code == 401 and 'realm="sesiones"' in challenge:
@@ -29,7 +34,7 @@ class SessionClient:
             if response.status_code != 200:
                 raise StoreUnavailable(f"the service answers {response.status_code}")
             sesion = Sesion(**response.json())
-            if (sesion.Token_Sesion, sesion.Estado_Sesion) != (token, 1):
+            if (sesion.Token_Sesion, sesion.Estado_Sesion) != (valid, 1):
                 raise ValueError("another session")
             return sesion
         except (httpx.HTTPError, RuntimeError, TimeoutError, TypeError, ValueError) as error:

@@ -36,9 +36,8 @@ def caller_token(headers: Headers) -> tuple[str | None, bool]:
         sent += bearers
         if bearers and len(authorizations) > 1:
             return None, True
-    if len(sent) == 1 and tokens.is_well_formed(token := sent[0].decode("latin-1")):
-        return token, True
-    return None, bool(sent)
+    token = tokens.parse(sent[0].decode("latin-1")) if len(sent) == 1 else None
+    return token, bool(sent)
 
 
 class ServiceKeys:

@@ -111,9 +111,10 @@ FAMILIES = (
         CounterMetricFamily,
         "sesiones_sessions_ended",
         "Sessions ended before they expired; limit: by a new one of a user who had the most; "
-        "failover: once more, for they had come back.",
+        "failover: once more, for they had come back; unindexed: a use found that their index had "
+        "lost them.",
         "reason",
-        ("logout", "logout_all", "limit", "operator", "failover"),
+        ("logout", "logout_all", "limit", "operator", "failover", "unindexed"),
     ),
 )
 

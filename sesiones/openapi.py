@@ -19,7 +19,7 @@ METHODS = ("get", "head", "post", "put", "patch", "delete", "options", "trace")
 
 _TOKEN = "ses_c7Yw21LQk2fK84siKt9UNomQuqDFaDZQ0uxdWW2HTyanw"  # noqa: S105 - it was one
 _CREATED = Sesion(
-    ID_Sesion=5947,
+    ID_Sesion=29579227305787,
     ID_Usuario=48213,
     Token_Sesion=_TOKEN,
     Fecha_Inicio=1795434549,

@@ -7,12 +7,19 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from sesiones.problems import Problem
-from sesiones.sesion import INT_MAX, Sesion
+from sesiones.sesion import (
+    BOUNDS,
+    DEVICE_MAX_CHARACTERS,
+    INT_MAX,
+    Sesion,
+    valid_device,
+    valid_integer,
+    valid_text,
+)
 
 BODY_MAX_BYTES = 16 * 1024
 
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,15}")
-_FORBIDDEN_IN_DEVICE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # Cc and surrogates
 
 Members = Mapping[str, Any]
 
@@ -74,52 +81,50 @@ PARSERS: dict[bytes, Callable[[bytes], Members]] = {
 
 
 class _Reader:
-    """Reads members and collects every bad one."""
+    """Reads members, by the rules of sesion.py, and collects every bad one."""
 
     def __init__(self, members: Members, *, form: bool) -> None:
         self._members = members
         self._form = form
-        self._errores: list[tuple[str, str]] = []
+        self._errores: dict[str, str] = {}
 
     def _get(self, campo: str) -> Any:
         if campo not in self._members:
-            self._errores.append((campo, "es obligatorio"))
-            return None
-        return self._members[campo]
+            self._errores[campo] = "es obligatorio"
+        return self._members.get(campo)
 
-    def integer(self, campo: str, low: int = 0, high: int = INT_MAX) -> int:
+    def integer(self, campo: str) -> int:
+        low, high = BOUNDS[campo]
         value = self._get(campo)
-        if value is None and campo not in self._members:
-            return low
         if self._form and isinstance(value, str) and _DECIMAL.fullmatch(value):
             value = int(value)
-        if type(value) is int and low <= value <= high:
-            return value
-        self._errores.append((campo, f"debe ser un entero entre {low} y {high}"))
-        return low
+        try:
+            return valid_integer(campo, value)
+        except (TypeError, ValueError):
+            self._errores.setdefault(campo, f"debe ser un entero entre {low} y {high}")
+            return low
 
     def string(self, campo: str) -> str:
-        value = self._get(campo)
-        if isinstance(value, str):
-            return value
-        if campo in self._members:
-            self._errores.append((campo, "debe ser una cadena"))
-        return ""
+        try:
+            return valid_text(campo, self._get(campo))
+        except TypeError:
+            self._errores.setdefault(campo, "debe ser una cadena")
+            return ""
 
     def device(self) -> str:
-        value = self._members.get("Dispositivo")
         text = self.string("Dispositivo")
-        if isinstance(value, str) and (
-            not 1 <= len(value) <= 512 or _FORBIDDEN_IN_DEVICE.search(value)
-        ):
-            self._errores.append(
-                ("Dispositivo", "debe tener de 1 a 512 caracteres, ninguno de control")
+        try:
+            return valid_device(text)
+        except ValueError:
+            self._errores.setdefault(
+                "Dispositivo",
+                f"debe tener de 1 a {DEVICE_MAX_CHARACTERS} caracteres, ninguno de control",
             )
-        return text
+            return text
 
     def finish(self) -> None:
         if self._errores:
-            raise unprocessable(*self._errores)
+            raise unprocessable(*self._errores.items())
 
 
 def unprocessable(*errores: tuple[str, str]) -> Problem:
@@ -139,12 +144,12 @@ def update(members: Members, *, form: bool) -> Sesion:
     """The session object of a PUT. Raises Problem 422."""
     reader = _Reader(members, form=form)
     sesion = Sesion(
-        ID_Sesion=reader.integer("ID_Sesion", low=1),
+        ID_Sesion=reader.integer("ID_Sesion"),
         ID_Usuario=reader.integer("ID_Usuario"),
         Token_Sesion=reader.string("Token_Sesion"),
         Fecha_Inicio=reader.integer("Fecha_Inicio"),
         Fecha_Expiracion=reader.integer("Fecha_Expiracion"),
-        Estado_Sesion=reader.integer("Estado_Sesion", high=1),
+        Estado_Sesion=reader.integer("Estado_Sesion"),
         Ultima_Actividad=reader.integer("Ultima_Actividad"),
         Dispositivo=reader.device(),
     )

@@ -1,17 +1,63 @@
-"""The session object."""
+"""The session object, and the rules of its fields: for the API's bodies and SessionStore alike."""
 
+import re
 from typing import NamedTuple
 
 import orjson
 
+from sesiones import tokens
+
 INT_MAX = 2**53 - 1
 """The largest integer that every JSON implementation keeps exact (RFC 7493, 2.2)."""
+
+BOUNDS = {
+    "ID_Sesion": (1, INT_MAX),
+    "ID_Usuario": (0, INT_MAX),
+    "Fecha_Inicio": (0, INT_MAX),
+    "Fecha_Expiracion": (0, INT_MAX),
+    "Estado_Sesion": (0, 1),
+    "Ultima_Actividad": (0, INT_MAX),
+}
+"""The least and the greatest value of each integer field."""
+DEVICE_MAX_CHARACTERS = 512
+_FORBIDDEN_IN_DEVICE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # Cc and surrogates
+
+
+def valid_integer(field: str, value: object) -> int:
+    """The value as a plain int, which formats as its digits, when it is one that the field may
+    have. Raises TypeError for anything but an int (a bool is none), ValueError out of bounds."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{field} must be an int")
+    number = int.__index__(value)  # not what a subclass such as an Enum makes of itself
+    low, high = BOUNDS[field]
+    if not low <= number <= high:
+        raise ValueError(f"{field} must be from {low} to {high}")
+    return number
+
+
+def valid_text(field: str, value: object) -> str:
+    """The value as a plain str. Raises TypeError for anything but a str."""
+    if not isinstance(value, str):
+        raise TypeError(f"{field} must be a str")
+    return str.__str__(value)
+
+
+def valid_device(value: object) -> str:
+    """The value as a plain str, when it is a Dispositivo. Raises TypeError or ValueError."""
+    text = valid_text("Dispositivo", value)
+    if not 1 <= len(text) <= DEVICE_MAX_CHARACTERS or _FORBIDDEN_IN_DEVICE.search(text):
+        raise ValueError(
+            f"Dispositivo must have 1 to {DEVICE_MAX_CHARACTERS} characters, none of them a "
+            "control character or a lone surrogate"
+        )
+    return text
 
 
 class Sesion(NamedTuple):
     """A live session as Redis holds it. All times are Redis's, in epoch seconds.
 
     A tuple, because one is made for every check: a frozen dataclass takes three times as long.
+    Its repr() and str() show the token's name in the log instead of the token.
     """
 
     ID_Sesion: int
@@ -22,6 +68,21 @@ class Sesion(NamedTuple):
     Estado_Sesion: int
     Ultima_Actividad: int
     Dispositivo: str
+
+    def __repr__(self) -> str:
+        shown = self._asdict() | {"Token_Sesion": tokens.masked(self.Token_Sesion)}
+        fields = ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        return f"{type(self).__name__}({fields})"
+
+    def validated(self) -> "Sesion":
+        """The session with its fields as plain ints and strs. Raises TypeError or ValueError for
+        a field that the API would refuse; any str may be a Token_Sesion."""
+        integers = {field: valid_integer(field, getattr(self, field)) for field in BOUNDS}
+        return Sesion(
+            **integers,
+            Token_Sesion=valid_text("Token_Sesion", self.Token_Sesion),
+            Dispositivo=valid_device(self.Dispositivo),
+        )
 
     def to_json(self) -> bytes:
         """The object of the API, its eight members in the order of the fields above."""

@@ -129,6 +129,13 @@ class Settings:
         "text", _choice("text", "json"), "text for people, or json: an object a line"
     )
 
+    def __post_init__(self) -> None:
+        if self.idle_seconds > self.max_seconds:
+            raise SettingsError(
+                f"SESIONES_IDLE_SECONDS ({self.idle_seconds}) must not be above "
+                f"SESIONES_MAX_SECONDS ({self.max_seconds})"
+            )
+
     @classmethod
     def read(cls, environ: Mapping[str, str], flags: Mapping[str, str | None]) -> "Settings":
         """The settings of the environment, with flags (by setting name) over it.
@@ -147,13 +154,21 @@ class Settings:
                 values[setting.name] = setting.metadata["parse"](text)
             except ValueError as error:
                 raise SettingsError(f"{name} {error}") from None
-        settings = cls(**values)
-        if settings.idle_seconds > settings.max_seconds:
-            raise SettingsError(
-                f"SESIONES_IDLE_SECONDS ({settings.idle_seconds}) must not be above "
-                f"SESIONES_MAX_SECONDS ({settings.max_seconds})"
-            )
-        return settings
+        return cls(**values)
+
+    @classmethod
+    def check(cls, **values: Any) -> None:
+        """Raises SettingsError for values that read() would not give."""
+        for name, value in values.items():
+            setting = cls.__dataclass_fields__[name]
+            kinds = (int, float) if type(setting.default) is float else (type(setting.default),)
+            if type(value) not in kinds:
+                raise SettingsError(f"{name} must be of type {kinds[-1].__name__}")
+            try:
+                setting.metadata["parse"](f"{value:f}" if type(value) is float else str(value))
+            except ValueError as error:
+                raise SettingsError(f"{name} {error}") from None
+        cls(**values)
 
     @classmethod
     def add_flags(cls, parser: ArgumentParser, *names: str) -> None:

@@ -13,6 +13,7 @@ import secrets
 
 LENGTH = 49
 _WELL_FORMED = re.compile(r"ses_[A-Za-z0-9_-]{45}")
+_NAME = re.compile(r"ses_#[0-9a-f]{8}")
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"  # RFC 4648, 5
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
@@ -22,9 +23,17 @@ def make(ID_Usuario: int) -> str:
     return f"ses_{user_bucket(ID_Usuario)}{secrets.token_urlsafe(32)}"
 
 
-def is_well_formed(value: str) -> bool:
-    """Whether the value has the shape of a token; says nothing of whether it is one."""
-    return _WELL_FORMED.fullmatch(value) is not None
+def parse(value: object) -> str | None:
+    """The value as a plain str when it has the shape of a token, which says nothing of whether it
+    is one; None for anything else, of any type."""
+    if isinstance(value, str) and _WELL_FORMED.fullmatch(value):
+        return str.__str__(value)  # a subclass may read or print as something else
+    return None
+
+
+def is_well_formed(value: object) -> bool:
+    """Whether the value has the shape of a token."""
+    return parse(value) is not None
 
 
 def user_bucket(ID_Usuario: int) -> str:
@@ -52,6 +61,13 @@ def digest(token: str) -> str:
 def fingerprint(token: str) -> str:
     """The token's name in a log: the first 8 hex digits of its SHA-256."""
     return hashlib.sha256(token.encode()).hexdigest()[:8]
+
+
+def masked(value: object) -> str:
+    """What may be shown of a Token_Sesion: the token's name in a log. A name stays as it is."""
+    if (token := parse(value)) is not None:
+        return f"ses_#{fingerprint(token)}"
+    return value if isinstance(value, str) and _NAME.fullmatch(value) else "..."
 
 
 def fingerprint_of_digest(digest: str) -> str:

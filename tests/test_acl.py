@@ -100,7 +100,7 @@ async def test_without_any_of_them_it_fails(
                 await use(store, admin)
 
 
-@pytest.mark.parametrize("command", ["hset", "zadd", "incr", "del", "zremrangebyrank"])
+@pytest.mark.parametrize("command", ["hset", "zadd", "incrby", "del", "zremrangebyscore"])
 async def test_without_any_of_them_it_is_not_ready(
     server: RedisServer, admin: "Redis", command: str
 ) -> None:

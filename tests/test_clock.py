@@ -310,6 +310,50 @@ async def test_clock_that_went_back(clock: Clock, store: SessionStore) -> None:
     assert await store.update(given(sesion, IDLE + 100, 50)) == sesion
 
 
+async def test_window_of_a_new_session_is_not_beyond_max(clock: Clock, fake: Fake) -> None:
+    store = fake_store(fake, idle_seconds=100, max_seconds=60)
+    assert (await store.create(7, "portátil")).Fecha_Expiracion == START + 60
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "create", "logout", "logout_all", "index read"])
+async def test_clock_that_jumps_ahead_and_back_leaves_nothing_that_logout_all_misses(
+    clock: Clock, fake: Fake, store: SessionStore, meanwhile: str
+) -> None:
+    """Two hours ahead everything has expired. Whatever happens there and goes through an index may
+    not leave a session that lives on, after the clock is back, where nothing finds it."""
+    before = [await store.create(7, name) for name in ("uno", "dos", "tres")]
+    clock.now = START + 7200
+    if meanwhile == "index read":  # Redis drops it then, and not the sessions
+        assert fake.redis.zcard("sesiones:{eQ}:u:7") == 0
+    elif meanwhile != "nothing":
+        ahead = [(await store.create(7, name)).Token_Sesion for name in ("cuatro", "cinco")]
+        if meanwhile == "logout":
+            assert await store.end(ahead[0], ahead[1]) == 1
+        if meanwhile == "logout_all":
+            assert await store.end_all(ahead[0], ahead[0]) == 2
+    clock.now = START + 10
+    if meanwhile == "nothing":
+        assert await store.find(before[0].Token_Sesion) is not None
+    caller = (await store.create(7, "seis")).Token_Sesion
+    assert isinstance(await store.end_all(caller, caller), int)
+    for sesion in before:
+        assert await store.find(sesion.Token_Sesion) is None
+    assert sessions(fake) == []
+
+
+async def test_id_counts_from_the_time_and_never_goes_back(
+    clock: Clock, fake: Fake, store: SessionStore
+) -> None:
+    """n is the time since 2026 in 256ths of a second, or one more than the last."""
+    numbers = []
+    begun = 1_767_225_600
+    for seconds in (-1, -1, 0, 1 / 256, 1.5, 1.5, 7200, 2, 7200, 7200 + 1 / 128):
+        clock.now = begun + seconds
+        numbers.append((await store.create(7, "portátil")).ID_Sesion // 4096)
+    ahead = 256 * 7200
+    assert numbers == [1, 2, 3, 4, 384, 385, ahead, ahead + 1, ahead + 2, ahead + 3]
+
+
 async def test_window_comes_from_the_put(clock: Clock, store: SessionStore) -> None:
     sesion = await store.create(7, "portátil")
     clock.now += 10

@@ -145,7 +145,7 @@ async def test_no_success_without_a_write_of_its_own(pair: Pair) -> None:
         caller, gone = sessions[0], sessions[1]
         token = tokens.make(7)
         with pair.stalled():
-            made = await writer.create(7, "laptop", token)
+            made = await writer._create(7, "laptop", token)
             assert await writer.end(gone.Token_Sesion, gone.Token_Sesion) == 1
             changed = await writer.update(caller._replace(Dispositivo="phone"))
             later = caller._replace(Fecha_Expiracion=caller.Fecha_Expiracion + 60)
@@ -153,7 +153,7 @@ async def test_no_success_without_a_write_of_its_own(pair: Pair) -> None:
             assert isinstance(changed, Sesion)
             assert isinstance(moved, Sesion)
             again: list[Callable[[SessionStore], Awaitable[Any]]] = [
-                lambda store: store.create(7, "laptop", token),
+                lambda store: store._create(7, "laptop", token),
                 lambda store: store.end(caller.Token_Sesion, gone.Token_Sesion),
                 lambda store: store.update(changed),
                 lambda store: store.update(moved),
@@ -168,12 +168,12 @@ async def test_what_is_tried_again_changes_nothing(pair: Pair) -> None:
     """Of the writes for WAIT alone."""
     async with store_on(pair) as store:
         token = tokens.make(8)
-        made = await store.create(8, "laptop", token)
+        made = await store._create(8, "laptop", token)
         gone = await store.create(8, "laptop")
         assert await store.end(token, gone.Token_Sesion) == 1
         key = f"sesiones:{{{tokens.bucket(token)}}}:s:{tokens.digest(token)}"
         before = pair.redis.hgetall(key), pair.redis.expiretime(key)
-        assert await store.create(8, "phone", token) == made
+        assert await store._create(8, "phone", token) == made
         assert await store.end(token, gone.Token_Sesion) == 0
         assert (pair.redis.hgetall(key), pair.redis.expiretime(key)) == before
 

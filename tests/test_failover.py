@@ -137,9 +137,9 @@ async def test_what_is_made_anew_lives(own: "Redis") -> None:
     """By a create's second try, when the session of the first one has ended in between."""
     async with stores_at(url_of(own)) as (node, other):
         token = tokens.make(7)
-        await node.create(7, "laptop", token)
+        await node._create(7, "laptop", token)
         assert await node.end(token, token) == 1
-        await node.create(7, "laptop", token)
+        await node._create(7, "laptop", token)
         for store in node, other:
             assert await store.find(token) is not None
         Past(own).disconnect()

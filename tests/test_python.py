@@ -3,8 +3,12 @@ over HTTP, and two nodes that share their sessions."""
 
 import ast
 import asyncio
+import copy
 import inspect
+import logging
 import os
+import pickle
+import pprint
 import re
 import subprocess
 import sys
@@ -13,8 +17,10 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import orjson
@@ -31,9 +37,10 @@ from starlette.websockets import WebSocket
 
 import sesiones
 from scripts.redis_server import RedisServer
-from sesiones import Sesion, SessionStore, StoreUnavailable, tokens
+from sesiones import Refusal, Sesion, SessionStore, StoreUnavailable, tokens
 from sesiones.authentication import SessionBackend, Sessions, on_error
 from sesiones.client import SessionClient
+from sesiones.sesion import INT_MAX
 from sesiones.settings import Settings
 from tests import asgi
 from tests.service import Service, comes_true
@@ -95,6 +102,300 @@ def test_the_defaults_are_the_services() -> None:
 
 def test_it_is_typed() -> None:
     assert (Path(sesiones.__file__).parent / "py.typed").exists()
+
+
+# What the methods take
+
+
+class Text(str):
+    """Reads as another text wherever it is asked itself."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "other"
+
+    __repr__ = __str__
+
+    def __format__(self, _: str) -> str:
+        return "other"
+
+    def encode(self, *_: str) -> bytes:
+        return b"other"
+
+
+class Number(int, Enum):
+    """Formats as its name."""
+
+    SEVEN = 7
+
+
+class Index:
+    """As numpy's integers: no int, though it could be one."""
+
+    def __index__(self) -> int:
+        return 7
+
+
+BAD_INTEGERS: list[Any] = [
+    None,
+    True,
+    False,
+    "7",
+    b"7",
+    7.0,
+    Index(),
+    [],
+    -1,
+    INT_MAX + 1,
+    2**64,
+    -(2**63),
+]
+BAD_DEVICES: list[Any] = [
+    *(None, 7, b"laptop", ["laptop"], "", "x" * 513, "a\nb", "\0", "\x7f", "\x85", "\x9f"),
+    *("\ud800", "a\udfff", "\ud83d\udd11"),
+]
+BAD_TOKENS: list[Any] = [
+    *(None, True, 7, 7.5, b"ses_" + b"A" * 45, bytearray(49), [], {}, object(), Index()),
+    *("", " ", "ses_", "ses_" + "A" * 44, "ses_" + "A" * 46, "ses_" + "A" * 45 + "\n"),
+    *("ses_" + "A" * 44 + "é", "\ud800", "x" * 10_000, "*", "ses_#1a2b3c4d", Text("ses_"), ("a",)),
+]
+
+
+@contextmanager
+def nothing_is_sent(redis: Redis, but: int = 0) -> Iterator[None]:
+    """Redis runs no script meanwhile, or just so many."""
+    redis.config_resetstat()
+    yield
+    stats = redis.info("commandstats")
+    calls = (stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("evalsha", "eval"))
+    assert sum(calls) == but
+
+
+@pytest.mark.parametrize("value", BAD_INTEGERS)
+async def test_methods_refuse_a_user_that_the_api_refuses(
+    store: SessionStore, redis: Redis, value: Any
+) -> None:
+    other = await store.create(8, "laptop")
+    with nothing_is_sent(redis, but=1):
+        refused = (
+            store.create(value, "laptop"),
+            store.sessions(value),
+            store.end_user(value),
+            store.end_user(value, 1),
+            store.end_user(8, 0 if value is None else value),
+            store.update(other._replace(ID_Usuario=value)),
+            store.find(other.Token_Sesion),
+        )
+        *outcomes, found = await asyncio.gather(*refused, return_exceptions=True)
+    wanted = ValueError if type(value) is int else TypeError
+    assert [type(o) for o in outcomes] == [wanted] * 4 + [
+        ValueError if value is None else wanted,
+        wanted,
+    ]
+    assert found == other
+
+
+@pytest.mark.parametrize("value", BAD_DEVICES)
+async def test_methods_refuse_a_device_that_the_api_refuses(
+    store: SessionStore, redis: Redis, value: Any
+) -> None:
+    other = await store.create(8, "laptop")
+    with nothing_is_sent(redis, but=1):
+        *outcomes, found = await asyncio.gather(
+            store.create(7, value),
+            store.update(other._replace(Dispositivo=value)),
+            store.find(other.Token_Sesion),
+            return_exceptions=True,
+        )
+    wanted = ValueError if isinstance(value, str) else TypeError
+    assert [type(outcome) for outcome in outcomes] == [wanted] * 2
+    assert found == other
+
+
+@pytest.mark.parametrize(
+    "field", ["ID_Sesion", "Fecha_Inicio", "Fecha_Expiracion", "Estado_Sesion", "Ultima_Actividad"]
+)
+async def test_update_refuses_what_put_refuses(
+    store: SessionStore, redis: Redis, field: str
+) -> None:
+    sesion = await store.create(7, "laptop")
+    bounds = {"ID_Sesion": [0], "Estado_Sesion": [2]}.get(field, [])
+    with nothing_is_sent(redis):
+        for value in BAD_INTEGERS + bounds:
+            wanted = ValueError if type(value) is int else TypeError
+            with pytest.raises(wanted, match=field):
+                await store.update(Sesion(**sesion._asdict() | {field: value}))
+        bad: Any = None
+        for bad in (None, 7, b"x"):
+            with pytest.raises(TypeError, match="Token_Sesion"):
+                await store.update(sesion._replace(Token_Sesion=bad))
+            with pytest.raises(TypeError):
+                await store.update(bad)
+        for text in ("", "x", sesion.Token_Sesion + "\n", "\ud800"):
+            assert await store.update(sesion._replace(Token_Sesion=text)) is None
+
+
+@pytest.mark.parametrize("value", BAD_TOKENS)
+async def test_no_well_formed_token_is_no_session(
+    store: SessionStore, redis: Redis, value: Any
+) -> None:
+    """Nor does it cost the other checks of its batch anything."""
+    made = await store.create(7, "laptop")
+    token = made.Token_Sesion
+    with nothing_is_sent(redis, but=1):
+        answers: tuple[Any, ...] = await asyncio.gather(
+            store.find(value),
+            store.find(token),
+            store.end(value, token),
+            store.end_all(value, token),
+            store.end(token, value),
+        )
+    assert [*answers] == [None, made, Refusal.UNAUTHENTICATED, Refusal.UNAUTHENTICATED, 0]
+    assert await store.end_all(token, value) == 1
+
+
+async def test_subclasses_of_int_and_str_count_by_their_value(
+    store: SessionStore, redis: Redis
+) -> None:
+    made = await store.create(Number.SEVEN, Text("laptop"))
+    assert (made.ID_Usuario, made.Dispositivo) == (7, "laptop")
+    assert redis.exists("sesiones:{eQ}:u:7")
+    assert len(await store.sessions(Number.SEVEN)) == 1
+    given = made._replace(Dispositivo=Text("phone"), Token_Sesion=Text(made.Token_Sesion))
+    assert await store.update(given._replace(ID_Usuario=Number.SEVEN)) == made._replace(
+        Dispositivo="phone"
+    )
+    found = await store.find(Text(made.Token_Sesion))
+    assert found is not None
+    assert (type(found.Token_Sesion), type(found.Dispositivo)) == (str, str)
+    other = await store.create(7, "laptop")
+    assert await store.end(Text(made.Token_Sesion), Text(other.Token_Sesion)) == 1
+    assert await store.end_all(Text(made.Token_Sesion), Text(made.Token_Sesion)) == 1
+
+
+def test_no_token_can_be_chosen() -> None:
+    """A tombstone would refuse the session of a token that had one before."""
+    assert list(inspect.signature(SessionStore.create).parameters) == [
+        "self",
+        "ID_Usuario",
+        "Dispositivo",
+    ]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"idle_seconds": -5},
+        {"idle_seconds": 0},
+        {"idle_seconds": True},
+        {"idle_seconds": 60.0},
+        {"idle_seconds": "60"},
+        {"idle_seconds": None},
+        {"idle_seconds": 43_201},
+        {"idle_seconds": 61, "max_seconds": 60},
+        {"max_seconds": 2**31},
+        {"max_seconds": 0},
+        {"touch_seconds": -1},
+        {"touch_seconds": False},
+        {"max_per_user": 0},
+        {"max_per_user": 1_000_001},
+        {"timeout_seconds": 0},
+        {"timeout_seconds": -1},
+        {"timeout_seconds": 0.0009},
+        {"timeout_seconds": 61},
+        {"timeout_seconds": True},
+        {"timeout_seconds": float("nan")},
+        {"timeout_seconds": float("inf")},
+        {"timeout_seconds": None},
+        {"wait_replicas": -1},
+        {"wait_replicas": True},
+        {"wait_replicas": 101},
+        {"key_prefix": "a b"},
+        {"key_prefix": ""},
+        {"key_prefix": "x" * 33},
+        {"key_prefix": "{a}"},
+        {"key_prefix": "a\n"},
+        {"key_prefix": None},
+        {"key_prefix": b"a"},
+    ],
+    ids=str,
+)
+def test_from_url_refuses_what_the_settings_refuse(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"must (not )?be"):
+        SessionStore.from_url("redis://127.0.0.1", **settings)
+
+
+@pytest.mark.parametrize("url", ["", "redis", "http://h", "redis://:secret@[x", None, 7, b"redis"])
+def test_from_url_refuses_a_bad_url_without_repeating_it(url: Any) -> None:
+    with pytest.raises(ValueError, match=r"must be|is not") as raised:
+        SessionStore.from_url(url)
+    assert "secret" not in str(raised.value)
+
+
+async def test_from_url_takes_the_bounds_of_the_settings() -> None:
+    for settings in (
+        {"idle_seconds": 1, "max_seconds": 1, "touch_seconds": 0, "max_per_user": 1},
+        {"timeout_seconds": 0.001, "wait_replicas": 100, "key_prefix": "x" * 32},
+        {"timeout_seconds": 60, "max_per_user": 10_000, "key_prefix": "a.b:c-d_e"},
+        {"timeout_seconds": 1 / 3, "max_seconds": 2**31 - 1, "idle_seconds": 2**31 - 1},
+    ):
+        given: Any = settings
+        await SessionStore.from_url("redis://127.0.0.1", **given).aclose()
+
+
+# What a session shows
+
+
+class Held(NamedTuple):
+    sesion: Sesion
+
+
+@dataclass
+class Kept:
+    sesion: Sesion
+
+
+def test_no_text_of_a_session_shows_its_token(caplog: pytest.LogCaptureFixture) -> None:
+    token = tokens.make(7)
+    sesion = Sesion(1, 7, token, 1, 2, 1, 1, "laptop")
+    logging.getLogger("application").error("%s %r", sesion, [sesion])
+    texts = [
+        *(repr(sesion), str(sesion), f"{sesion} {sesion!s} {sesion!r}"),
+        *(str([sesion]), str({"a": sesion}), repr(Held(sesion)), repr(Kept(sesion))),
+        *(pprint.pformat(sesion, width=1), caplog.text, repr(sesion._replace(ID_Usuario=8))),
+    ]
+    for text in texts:
+        assert token[6:] not in text
+        assert f"Token_Sesion='ses_#{tokens.fingerprint(token)}'" in text
+    assert repr(sesion) == (
+        f"Sesion(ID_Sesion=1, ID_Usuario=7, Token_Sesion='ses_#{tokens.fingerprint(token)}', "
+        "Fecha_Inicio=1, Fecha_Expiracion=2, Estado_Sesion=1, Ultima_Actividad=1, "
+        "Dispositivo='laptop')"
+    )
+
+
+@pytest.mark.parametrize("value", [None, 7, "", "secret", "\ud800", "ses_#1a2b3c4", b"secret"])
+def test_no_text_of_a_session_shows_what_stands_for_a_token(value: Any) -> None:
+    shown = repr(Sesion(1, 7, value, 1, 2, 1, 1, "laptop"))
+    assert "Token_Sesion='...'" in shown
+
+
+def test_a_listed_session_shows_its_name_in_the_log() -> None:
+    assert "'ses_#1a2b3c4d'" in repr(Sesion(1, 7, "ses_#1a2b3c4d", 1, 2, 1, 1, "laptop"))
+
+
+def test_copies_of_a_session_keep_its_token() -> None:
+    token = tokens.make(7)
+    sesion = Sesion(1, 7, token, 1, 2, 1, 1, "laptop")
+    for same in (
+        *(pickle.loads(pickle.dumps(sesion, protocol)) for protocol in range(6)),
+        *(copy.copy(sesion), copy.deepcopy(sesion), Sesion(*sesion), Sesion(**sesion._asdict())),
+        Sesion(**orjson.loads(sesion.to_json())),
+    ):
+        assert same == sesion
+        assert type(same) is Sesion
+        assert same.Token_Sesion == token
 
 
 # Starlette
@@ -272,6 +573,14 @@ async def test_no_service_is_there(answer: bytes | None) -> None:
     async with SessionClient("http://127.0.0.1:1") as client:
         with pytest.raises(StoreUnavailable):
             await client.find(token)
+
+
+async def test_client_sends_nothing_but_a_token() -> None:
+    """No service is there to ask."""
+    value: Any
+    async with SessionClient("http://127.0.0.1:1") as client:
+        for value in BAD_TOKENS:
+            assert await client.find(value) is None
 
 
 async def test_a_service_that_trickles() -> None:

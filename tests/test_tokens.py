@@ -95,6 +95,27 @@ def test_nearly_well_formed(value: str) -> None:
     assert not tokens.is_well_formed(value)
 
 
+class Text(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "other"
+
+
+@given(WELL_FORMED)
+def test_parse_returns_a_plain_str(token: str) -> None:
+    for value in (token, Text(token)):
+        parsed = tokens.parse(value)
+        assert parsed == token
+        assert type(parsed) is str
+
+
+@pytest.mark.parametrize("value", [None, 7, True, b"ses_" + b"A" * 45, [], Text("ses_"), object()])
+def test_anything_else_is_not_well_formed(value: object) -> None:
+    assert tokens.parse(value) is None
+    assert not tokens.is_well_formed(value)
+
+
 @given(WELL_FORMED)
 def test_names(token: str) -> None:
     digest = hashlib.sha256(token.encode())

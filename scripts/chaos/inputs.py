@@ -144,7 +144,7 @@ class Store:
                 if designated is not None and designated[1] != caller[1]:
                     return -2
                 return [] if designated is None else [[b"A" * 43, *designated[:2]]]
-        return [*found, 0]
+        return [*found, 0, []]
 
     def on_owner_change(self, _: object) -> None:
         """Nothing ever changes."""

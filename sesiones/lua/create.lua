@@ -10,6 +10,8 @@
 -- Return value: the session as read() in session.lua gives it, and those that ended for it as
 -- delete() does: when the user has as many as allowed, the ones that expire first.
 
+local EPOCH = 1767225600 -- 2026-01-01, in Redis's time
+
 local bucket, usuario, dispositivo = ARGV[1], ARGV[2], ARGV[3]
 local idle, max, allowed = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local base, digest = split(KEYS[1])
@@ -22,21 +24,35 @@ if existing then
   return {existing, {}}
 end
 
--- The two keys that could be of a wrong type come first: an error leaves nothing half done.
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', int(now))
-local id = int(redis.call('INCR', KEYS[3]) * 4096 + bucket)
+-- What can fail comes first, so that an error leaves nothing half done: an index or a counter of
+-- another type, and keys that a Cluster has moved away already.
+prune(KEYS[2])
+local surplus = redis.call('ZCARD', KEYS[2]) + 1 - allowed
+local first = surplus > 0 and redis.call('ZRANGE', KEYS[2], 0, surplus - 1) or {}
+for _, one in ipairs(first) do
+  redis.call('EXPIRETIME', base .. 's:' .. one)
+end
+local n = redis.call('INCRBY', KEYS[3], 1)
+
+-- Lost writes can take the counter back, but not behind the time: no number is given twice as long
+-- as the bucket had made fewer than 256 sessions for each second that has passed.
+local time = redis.call('TIME')
+local floor = math.floor((time[1] - EPOCH + time[2] / 1e6) * 256)
+if n < floor then
+  n = redis.call('INCRBY', KEYS[3], int(floor - n))
+end
+local id = int(n * 4096 + bucket)
 
 local ended = {}
-local surplus = redis.call('ZCARD', KEYS[2]) + 1 - allowed
-if surplus > 0 then
-  for _, first in ipairs(redis.call('ZRANGE', KEYS[2], 0, surplus - 1)) do
-    ended[#ended + 1] = delete(base, first)
-  end
-  redis.call('ZREMRANGEBYRANK', KEYS[2], 0, surplus - 1)
+for _, one in ipairs(first) do
+  ended[#ended + 1] = delete(base, one)
+  redis.call('ZREM', KEYS[2], one)
 end
 
 local session = {id, usuario, int(now), '1', int(now), int(idle), dispositivo}
-write(KEYS[1], session, now + math.min(idle, max), 'id', id, 'usuario', usuario,
+local expiracion = now + math.min(idle, max)
+redis.call('ZADD', KEYS[2], int(expiracion), digest)
+write(KEYS[1], session, expiracion, 'id', id, 'usuario', usuario,
   'inicio', int(now), 'estado', '1', 'actividad', int(now), 'ventana', int(idle),
   'dispositivo', dispositivo)
 return {session, ended}

@@ -20,6 +20,7 @@ local digests = redis.call('ZRANGEBYSCORE', index, '(' .. int(now), '+inf')
 for _, digest in ipairs(digests) do
   redis.call('EXPIRETIME', base .. 's:' .. digest)
 end
+prune(index)
 local ended = {}
 for _, digest in ipairs(digests) do
   ended[#ended + 1] = delete(base, digest)
@@ -27,7 +28,8 @@ for _, digest in ipairs(digests) do
     own = nil
   end
 end
-redis.call('DEL', index)
+-- It may be gone with its last member.
+redis.pcall('ZREMRANGEBYSCORE', index, '(' .. int(now), '+inf')
 -- Were the index ever incomplete, the caller's own session still ends.
 if own then
   ended[#ended + 1] = delete(base, own)

@@ -6,5 +6,5 @@ local reply = {}
 for i = 3, #ARGV do
   reply[i - 2] = read(ARGV[i]) or false
 end
-reply[#ARGV - 1] = 0
+reply[#ARGV - 1], reply[#ARGV] = 0, {}
 return reply

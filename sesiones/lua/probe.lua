@@ -6,9 +6,9 @@
 -- ARGV[1]  a key of ours, which is not touched
 
 local commands = {
-  DEL = {}, EXPIREAT = {'1'}, EXPIRETIME = {}, HMGET = {'f'}, HSET = {'f', 'v'}, INCR = {},
+  DEL = {}, EXPIREAT = {'1'}, EXPIRETIME = {}, HMGET = {'f'}, HSET = {'f', 'v'}, INCRBY = {'1'},
   ZADD = {'1', 'm'}, ZCARD = {}, ZRANGE = {'0', '1'}, ZRANGEBYSCORE = {'0', '1'}, ZREM = {'m'},
-  ZREMRANGEBYRANK = {'0', '1'}, ZREMRANGEBYSCORE = {'0', '1'},
+  ZREMRANGEBYSCORE = {'0', '1'},
 }
 for command, arguments in pairs(commands) do
   if not redis.acl_check_cmd(command, ARGV[1], unpack(arguments)) then

@@ -95,12 +95,27 @@ local function delete(base, digest)
   end
 end
 
--- Drops the index's dead members and lets it expire with its latest one. An index of another
--- type stays as it is: ending a session must not fail for it. Nor must it fail when the index is
--- gone with its last member: in a slot that is being moved, Redis takes what is not there for
--- being elsewhere.
+-- Drops the index's expired members, each with the session key that it names: were the key still
+-- there, a clock that steps back would bring the session back to life outside its index. A member
+-- stays when its key may be on another node of a Cluster: in a slot that is being moved, Redis
+-- takes what is not there for being elsewhere. An index of another type stays as it is.
+local function prune(index)
+  local expired = redis.pcall('ZRANGEBYSCORE', index, '-inf', int(now))
+  if expired.err then
+    return
+  end
+  local base = string.match(index, '^[^}]*}:')
+  for _, digest in ipairs(expired) do
+    if type(redis.pcall('DEL', base .. 's:' .. digest)) == 'number' then
+      redis.call('ZREM', index, digest)
+    end
+  end
+end
+
+-- Prunes the index and lets it expire with its latest member. Ending a session must fail neither
+-- for an index of another type nor for one that is gone with its last member.
 local function settle(index)
-  redis.pcall('ZREMRANGEBYSCORE', index, '-inf', int(now))
+  prune(index)
   local latest = redis.pcall('ZRANGE', index, -1, -1, 'WITHSCORES')
   if latest[2] then
     -- Rounded and bounded: a score that no script of ours gives must not fail the others' checks.
@@ -114,17 +129,24 @@ local function rewrite(key, session)
   redis.call('EXPIREAT', key, int(session[EXPIRACION]))
 end
 
--- Writes fields of a session, named and valued in turn, and its expiry in the key and the index.
--- The index goes first: it alone can refuse (a key of another type), and then nothing has been
--- written. The expiry goes last: should its second end while the script runs, Redis 7.0 deletes
--- the key at once, and a field written after that would make a key that never expires.
--- Return value: nil, or a string that says why nothing was written.
+-- Writes fields of an indexed session, named and valued in turn, and its expiry in the key and the
+-- index. The index goes first: it alone can refuse (a key of another type), and then nothing has
+-- been written. The expiry goes last: should its second end while the script runs, Redis 7.0
+-- deletes the key at once, and a field written after that would make a key that never expires.
+-- A session that its index has lost (evicted, or expired while the clock was ahead) ends instead:
+-- a logoutAll that has been acknowledged meanwhile cannot have found it.
+-- Return value: nil; a string that says why nothing was written; or the session that ended, as
+-- delete() gives it.
 local function write(key, session, expiracion, ...)
   local base, digest = split(key)
   local index = base .. 'u:' .. session[USUARIO]
-  local refused = wrong_type(redis.pcall('ZADD', index, int(expiracion), digest))
+  local added = redis.pcall('ZADD', index, int(expiracion), digest)
+  local refused = wrong_type(added)
   if refused then
     return 'index: ' .. refused
+  elseif added == 1 then
+    redis.call('ZREM', index, digest)
+    return delete(base, digest)
   end
   settle(index)
   redis.call('HSET', key, ...)

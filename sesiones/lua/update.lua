@@ -7,6 +7,7 @@
 --
 -- Return value: {'ok', session as read() in session.lua gives it};
 -- {'absent'} when no session lives at the key;
+-- {'unindexed', sessions as delete() gives them} when it ended because its index had lost it;
 -- {'immutable', field, ...} when fields differ that never change;
 -- {'dates', reason} with reason 'window' (Fecha_Expiracion is not after Ultima_Actividad),
 -- 'lifetime' (beyond Fecha_Inicio + max) or 'past' (it would have expired already).
@@ -34,27 +35,26 @@ local given_window = expiracion - actividad
 actividad = math.max(session[ACTIVIDAD], math.min(actividad, now))
 session[ESTADO], session[ACTIVIDAD], session[DISPOSITIVO] = ARGV[5], int(actividad), ARGV[7]
 
-if expiracion == session[EXPIRACION] then
-  redis.call('HSET', KEYS[1], 'estado', session[ESTADO], 'actividad', session[ACTIVIDAD],
-    'dispositivo', session[DISPOSITIVO])
-  return {'ok', session}
+if expiracion ~= session[EXPIRACION] then
+  local last = session[INICIO] + max
+  if given_window < 1 then
+    return {'dates', 'window'}
+  elseif expiracion > last then
+    return {'dates', 'lifetime'}
+  end
+  expiracion = math.min(actividad + given_window, last)
+  if expiracion <= now then
+    return {'dates', 'past'}
+  end
+  session[VENTANA] = int(given_window)
 end
 
-local last = session[INICIO] + max
-if given_window < 1 then
-  return {'dates', 'window'}
-elseif expiracion > last then
-  return {'dates', 'lifetime'}
-end
-expiracion = math.min(actividad + given_window, last)
-if expiracion <= now then
-  return {'dates', 'past'}
-end
-session[VENTANA] = int(given_window)
-local refused = write(KEYS[1], session, expiracion, 'estado', session[ESTADO],
+local outcome = write(KEYS[1], session, expiracion, 'estado', session[ESTADO],
   'actividad', session[ACTIVIDAD], 'ventana', session[VENTANA],
   'dispositivo', session[DISPOSITIVO])
-if refused then
-  return redis.error_reply(refused)
+if type(outcome) == 'string' then
+  return redis.error_reply(outcome)
+elseif outcome then
+  return {'unindexed', {outcome}}
 end
 return {'ok', session}

@@ -17,10 +17,11 @@ from typing import Any, Literal, Self
 from redis.exceptions import ReadOnlyError
 
 from sesiones import tokens
-from sesiones.metrics import Metrics
+from sesiones.metrics import CHECKS, Metrics
 from sesiones.redis_client import Commands, Execute, connect
 from sesiones.redis_client.tasks import Deadline, PerLoop
-from sesiones.sesion import Sesion
+from sesiones.sesion import Sesion, valid_device, valid_integer
+from sesiones.settings import Settings
 from sesiones.store import scripts
 from sesiones.store.checks import Answer, CheckQueue, Submit
 from sesiones.store.errors import StoreUnavailable
@@ -90,11 +91,14 @@ class SessionStore:
     """Sessions in Redis.
 
     Every method raises StoreUnavailable when Redis does not answer within ``timeout_seconds``
-    or refuses. ``idle_seconds``: a new session's window; ``max_seconds``: the longest life;
-    ``touch_seconds``: how old Ultima_Actividad must be before a check slides it;
-    ``max_per_user``: sessions a user may have. ``wait_replicas``: how many must have what a method
-    wrote before it returns, within 0.1 s (or two fifths of ``timeout_seconds``, if that is less);
-    else it raises StoreUnavailable.
+    or refuses; and before anything is sent, TypeError or ValueError for a field that the API would
+    refuse (sesion.py). Anything that is not a well-formed token is the token of no session, and
+    Redis is not asked for it.
+
+    ``idle_seconds``: a new session's window; ``max_seconds``: the longest life; ``touch_seconds``:
+    how old Ultima_Actividad must be before a check slides it; ``max_per_user``: sessions a user
+    may have. ``wait_replicas``: how many must have what a method wrote before it returns, within
+    0.1 s (or two fifths of ``timeout_seconds``, if that is less); else it raises StoreUnavailable.
 
     A store may be used in any number of event loops and threads. Each loop has connections of its
     own, which are closed when the loop ends (asyncio.run() does that) or by aclose() in it.
@@ -143,11 +147,20 @@ class SessionStore:
         metrics: Metrics | None = None,
     ) -> Self:
         """A store on the Redis of the URL, in any of the forms of SESIONES_REDIS_URL; no I/O until
-        it is asked. The defaults are the service's. Raises ValueError for a bad URL."""
-        connect_commands = partial(connect, url, timeout_seconds)
-        connect_commands()  # raises here, and not at the first use
+        it is asked. The defaults are the service's. Raises ValueError for what its settings
+        refuse."""
+        Settings.check(
+            redis_url=url,
+            key_prefix=key_prefix,
+            idle_seconds=idle_seconds,
+            max_seconds=max_seconds,
+            touch_seconds=touch_seconds,
+            max_per_user=max_per_user,
+            redis_timeout=timeout_seconds,
+            wait_replicas=wait_replicas,
+        )
         return cls(
-            connect_commands,
+            partial(connect, url, timeout_seconds),
             key_prefix=key_prefix,
             idle_seconds=idle_seconds,
             max_seconds=max_seconds,
@@ -164,7 +177,11 @@ class SessionStore:
         return self._loops.get().checks.submit
 
     async def find(self, token: str) -> Sesion | None:
-        """The live and active session of a well-formed token, slid when due; else None."""
+        """The live and active session of the token, slid when due; else None."""
+        valid = tokens.parse(token)
+        if valid is None:
+            self.metrics.add(CHECKS, "missing")
+            return None
         future: asyncio.Future[Sesion | None] = asyncio.get_running_loop().create_future()
 
         def done(answer: Answer) -> None:
@@ -175,17 +192,17 @@ class SessionStore:
             else:
                 future.set_result(answer)
 
-        self.checker()(token, done)
+        self.checker()(valid, done)
         return await future
 
-    async def create(self, ID_Usuario: int, Dispositivo: str, token: str | None = None) -> Sesion:
-        """A new session. A user at the limit loses the one that expires first.
+    async def create(self, ID_Usuario: int, Dispositivo: str) -> Sesion:
+        """A new session. A user at the limit loses the one that expires first."""
+        ID_Usuario = valid_integer("ID_Usuario", ID_Usuario)
+        # The token is made before the first try: a second one finds its session.
+        return await self._create(ID_Usuario, valid_device(Dispositivo), tokens.make(ID_Usuario))
 
-        ``token``: one that tokens.make() gave for the user; made anew by default. Its session, if
-        it is there, is returned as it is.
-        """
-        if token is None:
-            token = tokens.make(ID_Usuario)  # before the first try: a second one finds its session
+    async def _create(self, ID_Usuario: int, Dispositivo: str, token: str) -> Sesion:
+        """The session of a token of the user; where there is one already, as it is."""
         key, bucket = self._keys.session(token), tokens.bucket(token)
         loop = self._loops.get()
 
@@ -215,13 +232,23 @@ class SessionStore:
     async def update(self, given: Sesion) -> Sesion | Immutable | BadDates | None:
         """Update the live session of the given object's token, active or not, and return it as
         it now stands; None when there is none."""
+        if not isinstance(given, Sesion):
+            raise TypeError("the session must be a Sesion")
+        given = given.validated()
         if not tokens.is_well_formed(given.Token_Sesion):
             return None
         key = self._keys.session(given.Token_Sesion)
         if key in self._tombstones:
             return None
+        loop = self._loops.get()
+        base = self._keys.base(tokens.bucket(given.Token_Sesion))
+
+        def on_reply(reply: Any) -> None:
+            if reply[0] == b"unindexed":
+                loop.events.ended("unindexed", base, reply[1])
+
         with self._operation("update", given.ID_Usuario), unavailable():
-            outcome, *details = await self._loops.get().runner.write(
+            outcome, *details = await loop.runner.write(
                 scripts.UPDATE,
                 [key],
                 given.ID_Sesion,
@@ -232,12 +259,15 @@ class SessionStore:
                 given.Ultima_Actividad,
                 given.Dispositivo,
                 self._max_seconds,
+                on_reply=on_reply,
             )
             match outcome:
                 case b"immutable":
                     return Immutable(tuple(field.decode() for field in details))
                 case b"dates":
                     return BadDates(details[0].decode())
+                case b"unindexed":
+                    return None
                 case b"ok" | b"absent":
                     return session_of(given.Token_Sesion, details[0] if details else None)
             raise ValueError(outcome)
@@ -258,7 +288,7 @@ class SessionStore:
     async def sessions(self, ID_Usuario: int) -> list[Sesion]:
         """The user's live sessions, active or not. Redis has no tokens: Token_Sesion is the name
         that the log gives it, which is of no use to anyone else."""
-        index = self._keys.index(ID_Usuario)
+        index = self._keys.index(valid_integer("ID_Usuario", ID_Usuario))
         replies = await self._loops.get().runner.run(scripts.LIST, [index])
         sesiones = []
         with unavailable():
@@ -270,7 +300,8 @@ class SessionStore:
 
     async def end_user(self, ID_Usuario: int, ID_Sesion: int | None = None) -> int:
         """End one session of the user, or all, for an operator: how many ended."""
-        which = "" if ID_Sesion is None else ID_Sesion
+        ID_Usuario = valid_integer("ID_Usuario", ID_Usuario)
+        which = "" if ID_Sesion is None else valid_integer("ID_Sesion", ID_Sesion)
         loop = self._loops.get()
         base = self._keys.base(tokens.user_bucket(ID_Usuario))
         with unavailable():
@@ -361,6 +392,7 @@ class SessionStore:
             runner,
             self._keys,
             self._tombstones,
+            events,
             self.metrics,
             touch_seconds=self._touch_seconds,
             max_seconds=self._max_seconds,
@@ -385,20 +417,24 @@ class SessionStore:
         self, script: Script, reason: str, caller: str, designated: str
     ) -> int | Refusal:
         loop = self._loops.get()
-        caller_key, designated_key = self._keys.session(caller), None
+        valid_caller, valid_designated = tokens.parse(caller), tokens.parse(designated)
+        if valid_caller is None:
+            return Refusal.UNAUTHENTICATED
+        caller_key, designated_key = self._keys.session(valid_caller), None
         if caller_key in self._tombstones:
             return Refusal.UNAUTHENTICATED
-        if tokens.is_well_formed(designated):
-            if tokens.bucket(designated) == tokens.bucket(caller):
-                designated_key = self._keys.session(designated)
-            elif await loop.checks.peek(designated) is not None:
+        bucket = tokens.bucket(valid_caller)
+        if valid_designated is not None:
+            if tokens.bucket(valid_designated) == bucket:
+                designated_key = self._keys.session(valid_designated)
+            elif await loop.checks.peek(valid_designated) is not None:
                 # A bucket is a function of the user: another bucket's session is another user's.
                 return Refusal.FORBIDDEN
         if designated_key is None:
             if script is scripts.END:
                 return 0
             designated_key = caller_key
-        base = self._keys.base(tokens.bucket(caller))
+        base = self._keys.base(bucket)
 
         def on_reply(ended: Any) -> None:
             if not isinstance(ended, int):

@@ -12,6 +12,7 @@ from sesiones.redis_client.cluster import SlotMovedError
 from sesiones.sesion import Sesion
 from sesiones.store.batching import Batcher
 from sesiones.store.errors import StoreUnavailable, WritesRefused, WritesSilent
+from sesiones.store.events import SessionEvents
 from sesiones.store.keys import Keys
 from sesiones.store.records import session_of
 from sesiones.store.scripts import CHECK, PEEK, Script, ScriptRunner, unavailable
@@ -35,6 +36,7 @@ class CheckQueue:
         runner: ScriptRunner,
         keys: Keys,
         tombstones: Tombstones,
+        events: SessionEvents,
         metrics: Metrics,
         *,
         touch_seconds: int,
@@ -45,6 +47,7 @@ class CheckQueue:
         self._runner = runner
         self._keys = keys
         self._tombstones = tombstones
+        self._events = events
         self._metrics = metrics
         self._touch_seconds = touch_seconds
         self._max_seconds = max_seconds
@@ -142,10 +145,15 @@ class CheckQueue:
             deadline=deadline,
         )
         with unavailable():
+            ended = replies.pop()
             slides: int = replies.pop()
             sesiones = [
                 session_of(token, reply) for token, reply in zip(batch, replies, strict=True)
             ]
+            for session in ended:
+                digest = session[0].decode()
+                key = next(key for key in keys if key.endswith(digest))
+                self._events.ended("unindexed", key.removesuffix(f"s:{digest}"), [session])
         if self._tombstones.any_of(keys):
             for index, key in enumerate(keys):
                 if key in self._tombstones:
