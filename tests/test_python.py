@@ -177,6 +177,7 @@ async def test_methods_refuse_a_user_that_the_api_refuses(
     store: SessionStore, redis: Redis, value: Any
 ) -> None:
     other = await store.create(8, "laptop")
+    await store.probe(5)  # which loads the scripts: each call is one
     with nothing_is_sent(redis, but=1):
         refused = (
             store.create(value, "laptop"),
@@ -201,6 +202,7 @@ async def test_methods_refuse_a_device_that_the_api_refuses(
     store: SessionStore, redis: Redis, value: Any
 ) -> None:
     other = await store.create(8, "laptop")
+    await store.probe(5)  # which loads the scripts: each call is one
     with nothing_is_sent(redis, but=1):
         *outcomes, found = await asyncio.gather(
             store.create(7, value),
@@ -242,6 +244,7 @@ async def test_no_well_formed_token_is_no_session(
 ) -> None:
     """Nor does it cost the other checks of its batch anything."""
     made = await store.create(7, "laptop")
+    await store.probe(5)
     token = made.Token_Sesion
     with nothing_is_sent(redis, but=1):
         answers: tuple[Any, ...] = await asyncio.gather(
