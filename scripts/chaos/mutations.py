@@ -126,17 +126,21 @@ class Mutations:
         if r.random() < 0.03:
             data = r.randbytes(r.randrange(1, 200))
         else:
-            data = self._message()
+            data = self.message()
             while r.random() < 0.15:
-                data += self._message()
+                data += self.message()
             while r.random() < 0.35:
-                data = self._damage(data)
-        if r.random() < 0.8:
-            return [data]
+                data = self.damage(data)
+        return [data] if r.random() < 0.8 else self.pieces(data)
+
+    def pieces(self, data: bytes) -> list[bytes]:
+        """The data, cut at one to three of its bytes."""
+        r = self._random
         cuts = sorted(r.randrange(len(data) + 1) for _ in range(r.randrange(1, 4)))
         return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True) if a < b]
 
-    def _message(self) -> bytes:
+    def message(self) -> bytes:
+        """One request."""
         r = self._random
         method, target = r.choice(ENDPOINTS)
         if r.random() < 0.07:
@@ -229,7 +233,7 @@ class Mutations:
         both = b"Content-Length: %d\r\n" % len(body) if roll < 0.83 else b""
         return both + b"Transfer-Encoding: chunked\r\n", sent
 
-    def _damage(self, data: bytes) -> bytes:
+    def damage(self, data: bytes) -> bytes:
         """One thing cut out, put in, turned, doubled or cut off."""
         r = self._random
         at = r.randrange(len(data) + 1)
