@@ -15,11 +15,16 @@ UNKNOWN_CODING = Problem(501, "De Transfer-Encoding solo se admite chunked.")
 
 Headers = Sequence[tuple[bytes, bytes]]
 
+LINE_BYTES = len(" RTSP/")
+"""How much of an unfinished request line tells its protocol."""
+
 _OTHER_PROTOCOL = re.compile(rb" (?:RTSP|ICE)/")
 
 
 def options(headers: Headers, field: bytes) -> list[bytes]:
     """The members of all fields of that name, each a list (RFC 9110, 5.6.1), in lower case."""
+    if field not in dict(headers):  # the usual case
+        return []
     values = [value for name, value in headers if name == field]
     members = [member.strip(b" \t") for value in values for member in value.split(b",")]
     return [member.lower() for member in members if member]
@@ -43,38 +48,25 @@ def problem(version: str, headers: Headers) -> Problem | None:
     return None
 
 
-class RequestLine:
-    """Finds a request line that ends in RTSP/1.1 or ICE/1.1, say.
+def piece_end(line: bytes, data: bytes, limit: int) -> int:
+    """Where the next piece of the data for the parser ends, at ``limit`` or before it.
 
-    The parser accepts those protocols in the place of HTTP and does not tell which one it was. The
-    same bytes in a field or a body are no error. So the parser is fed in pieces that end behind a
-    line, or behind what could be the name of such a protocol: whether a piece ends in a request
-    line is then known.
+    That is behind a line where possible, and behind what could be the name of another protocol:
+    the parser accepts RTSP/1.1 and ICE/1.1 in the place of HTTP/1.1 and does not tell, but in a
+    field or in a body the same bytes are no error. In such pieces a request line is easily
+    followed. ``line``: what names_another_protocol() is given, before the data.
     """
+    end = len(data)
+    if end > limit:
+        end, data = limit, data[:limit]
+    match = _OTHER_PROTOCOL.search(line + data)
+    if match is not None:
+        end = match.end() - len(line)
+    elif data.endswith(b"\n"):  # the usual case
+        return end
+    return data.rfind(b"\n", 0, end) + 1 or end
 
-    def __init__(self) -> None:
-        self._open = False  # the target was read, and the end of the line was not
-        self._end = b""  # the last bytes of the line
 
-    def target_read(self) -> None:
-        """The parser has read the target of a request, or a part of it."""
-        self._open = True
-
-    def piece_end(self, data: bytes, limit: int) -> int:
-        """Where the next piece ends: one byte of the data or more, and at most ``limit``."""
-        end = min(len(data), limit)
-        if self._open or data.find(b"RTSP/", 0, end) > 0 or data.find(b"ICE/", 0, end) > 0:
-            match = _OTHER_PROTOCOL.search(self._end + data[:end])
-            if match is not None:
-                end = match.end() - len(self._end)
-        return data.rfind(b"\n", 0, end) + 1 or end
-
-    def is_of_another_protocol(self, piece: bytes) -> bool:
-        """Whether the piece, which the parser was fed, shows it."""
-        if piece.endswith(b"\n"):
-            self._open, self._end = False, b""
-            return False
-        if not self._open:
-            return False
-        self._end = (self._end + piece)[-len(" RTSP/") :]
-        return _OTHER_PROTOCOL.search(self._end) is not None
+def names_another_protocol(line: bytes) -> bool:
+    """Whether the request line, of which these are the last bytes, is not HTTP's."""
+    return _OTHER_PROTOCOL.search(line) is not None

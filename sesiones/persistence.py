@@ -31,6 +31,10 @@ def persistent(
     response, and may let the client finish."""
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
+        if not cycle.more_body and scope["http_version"] == "1.1":  # the usual case
+            await app(scope, receive, send)
+            return
+
         async def send_message(message: Message) -> None:
             if message["type"] == "http.response.start":
                 if cycle.more_body:

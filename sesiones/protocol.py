@@ -31,7 +31,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from sesiones import heads
-from sesiones.heads import MALFORMED, RequestLine
+from sesiones.heads import MALFORMED
 from sesiones.payloads import BODY_MAX_BYTES
 from sesiones.persistence import persistent
 from sesiones.problems import Problem
@@ -87,7 +87,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._from_start = True  # the head, where there is one, begins with the chunk or before it
         self._begun = False  # the message began in the chunk
         self._unread = b""  # behind the requests that wait
-        self._line = RequestLine()
+        self._line = b""  # the last bytes of a request line that has come in part
         self._reason = MALFORMED  # why the parser's callbacks raise
         self._deaf = False  # what the client still sends is of no use
         self._running: RequestResponseCycle | None = None
@@ -139,7 +139,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _read(self, data: bytes) -> None:
         """Up to where requests wait: what is behind them waits as bytes, which take less room."""
         while data and not self.pipeline and not self._deaf:
-            end = self._line.piece_end(data, PIECE_BYTES)
+            end = heads.piece_end(self._line, data, PIECE_BYTES)
             self._parse(data[:end])
             data = data[end:]
         self._unread = b"" if self._deaf else data
@@ -160,9 +160,13 @@ class HttpProtocol(HttpToolsProtocol):
                 self._refuse(self._reason)
                 return
             break
-        if self._line.is_of_another_protocol(data):
-            self._refuse(MALFORMED)
-            return
+        if data[-1:] != b"\n" and self._in_head and (self._begun or self._line):
+            self._line = (self._line + data)[-heads.LINE_BYTES :]
+            if heads.names_another_protocol(self._line):
+                self._refuse(MALFORMED)
+                return
+        else:
+            self._line = b""
         if self._in_head:
             self._head_bytes += len(data)
             self._head_end = data[-3:]
@@ -186,10 +190,6 @@ class HttpProtocol(HttpToolsProtocol):
     def _begin_head(self) -> None:
         self._in_head = self._begun = True
         self._head_bytes = self._strange_bytes = self._framing_bytes = 0
-
-    def on_url(self, url: bytes) -> None:
-        self.url += url
-        self._line.target_read()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # else a trailer: no gateway has seen it
