@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sesiones import payloads
-from sesiones.credentials import ServiceKeys, caller_token
+from sesiones.credentials import Headers, ServiceKeys, caller_token
 from sesiones.metrics import CHECKS
 from sesiones.payloads import Members
 from sesiones.problems import Problem, unauthorized, unavailable
@@ -128,20 +128,41 @@ def _json(body: bytes, *, status: int = 200) -> Response:
 async def _read_body(request: Request, *, optional: bool = False) -> tuple[Members, bool]:
     """The members of the body, and whether it is a form. Raises Problem 415, 413 or 400.
 
-    ``optional``: an empty body is no members, whatever its type.
+    ``optional``: an empty body is no members, whatever its type and coding.
     """
-    types = [value for name, value in request.scope["headers"] if name == b"content-type"]
-    media_type = types[0].partition(b";")[0].strip().lower() if len(types) == 1 else b""
-    parse = payloads.PARSERS.get(media_type)
-    if parse is None:
+    try:
+        parse = _parser(request.scope["headers"])
+    except Problem:
         if optional and not await _has_body(request):
             return {}, False
-        accepted = " o ".join(media.decode() for media in payloads.PARSERS)
-        raise Problem(415, f"El cuerpo debe ser {accepted}.")
+        raise
     body = await _collect(request)
     if optional and not body:
         return {}, False
     return parse(body), parse is payloads.parse_form
+
+
+def _parser(headers: Headers) -> Callable[[bytes], Members]:
+    """What reads a body of these headers. Raises Problem 415."""
+    codings = b",".join(_values(headers, b"content-encoding")).split(b",")
+    if any(coding.strip().lower() not in (b"", b"identity") for coding in codings):
+        raise Problem(
+            415,
+            "El cuerpo debe llegar sin comprimir ni codificar.",
+            headers={"Accept-Encoding": "identity"},  # RFC 9110, 15.5.16
+        )
+    types = _values(headers, b"content-type")
+    media_type = types[0].partition(b";")[0].strip().lower() if len(types) == 1 else b""
+    parse = payloads.PARSERS.get(media_type)
+    if parse is None:
+        accepted = " o ".join(media.decode() for media in payloads.PARSERS)
+        missing = "" if any(types) else "Falta Content-Type. "
+        raise Problem(415, f"{missing}El cuerpo debe ser {accepted}.")
+    return parse
+
+
+def _values(headers: Headers, field: bytes) -> list[bytes]:
+    return [value for name, value in headers if name == field]
 
 
 async def _has_body(request: Request) -> bool:

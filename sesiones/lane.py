@@ -19,8 +19,9 @@ from typing import Any, ClassVar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sesiones import tokens
+from sesiones.heads import HOST
 from sesiones.problems import unauthorized, unavailable
-from sesiones.protocol import HEAD_MAX_BYTES, HEAD_MAX_FIELDS, HOST, HttpProtocol
+from sesiones.protocol import HEAD_MAX_BYTES, HEAD_MAX_FIELDS, HttpProtocol
 from sesiones.sesion import Sesion
 
 _TOKEN = re.compile(rb"ses_[A-Za-z0-9_-]{45}")

@@ -491,7 +491,7 @@ _SCHEMAS: Object = {
 }
 
 _HEADERS: Object = {
-    name: {"required": True, "description": description, "schema": schema}
+    name: {"required": name != "Accept-Encoding", "description": description, "schema": schema}
     for name, description, schema in (
         ("Cache-Control", "Ninguna respuesta se guarda.", {"const": "no-store"}),
         ("X-ID-Usuario", "El `ID_Usuario` de la sesión.", {"type": "integer"}),
@@ -507,6 +507,11 @@ _HEADERS: Object = {
                 ]
             },
         ),
+        (
+            "Accept-Encoding",
+            "Solo si el cuerpo llegó comprimido o codificado.",
+            {"const": "identity"},
+        ),
         ("Retry-After", "Segundos.", {"type": "integer", "const": 1}),
         ("Connection", "Cierra la conexión.", {"const": "close"}),
         (
@@ -519,7 +524,7 @@ _HEADERS: Object = {
     )
 }
 
-_HTTP_ERRORS = ("SolicitudIncorrecta", "TiempoAgotado", "CabecerasGrandes")
+_HTTP_ERRORS = ("SolicitudIncorrecta", "TiempoAgotado", "CabecerasGrandes", "NoImplementado")
 _CHECK_ERRORS = (*_HTTP_ERRORS, "NoAutorizado", "NoDisponible")
 _BODY_ERRORS = (*_CHECK_ERRORS, "CuerpoGrande", "TipoNoAdmitido", "ErrorInterno")
 
@@ -577,11 +582,19 @@ _ERRORS = {
     ),
     "TipoNoAdmitido": _error(
         415,
-        "`Content-Type` falta, se repite o es otro.",
+        "`Content-Type` falta, se repite o es otro; o el cuerpo llega con un `Content-Encoding`, y "
+        "entonces `Accept-Encoding` dice cuál se admite.",
+        "Accept-Encoding",
         tipo=(
             "Ni JSON ni formulario",
             "El cuerpo debe ser application/json o application/x-www-form-urlencoded.",
         ),
+        falta=(
+            "Sin `Content-Type`",
+            "Falta Content-Type. El cuerpo debe ser application/json o "
+            "application/x-www-form-urlencoded.",
+        ),
+        comprimido=("Comprimido", "El cuerpo debe llegar sin comprimir ni codificar."),
     ),
     "CreacionNoValida": _error(
         422,
@@ -629,6 +642,12 @@ _ERRORS = {
             "Demasiado grande",
             "Las cabeceras superan los 16384 bytes o los 100 campos.",
         ),
+    ),
+    "NoImplementado": _error(
+        501,
+        "`Transfer-Encoding` nombra otra codificación además de `chunked`.",
+        "Connection",
+        codificacion=("gzip, chunked", "De Transfer-Encoding solo se admite chunked."),
     ),
     "ErrorInterno": _error(
         500,

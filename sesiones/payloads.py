@@ -20,6 +20,7 @@ from sesiones.sesion import (
 BODY_MAX_BYTES = 16 * 1024
 
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,15}")
+_MALFORMED_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 Members = Mapping[str, Any]
 
@@ -45,8 +46,13 @@ def parse_json(body: bytes) -> Members:
 
 
 def parse_form(text: bytes) -> Members:
-    """The members of an application/x-www-form-urlencoded body or query (WHATWG URL, 5.1)."""
+    """The members of an application/x-www-form-urlencoded body or query (WHATWG URL, 5.1).
+
+    A percent sign must begin an escape; parse_qsl() would take any other one literally.
+    """
     try:
+        if _MALFORMED_ESCAPE.search(text):
+            raise ValueError("a percent sign that begins no escape")
         return _unique(
             parse_qsl(
                 text.decode("utf-8"), keep_blank_values=True, encoding="utf-8", errors="strict"

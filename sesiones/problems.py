@@ -18,6 +18,7 @@ TITLES = {
     422: "Contenido no procesable",
     431: "Cabeceras demasiado grandes",
     500: "Error interno",
+    501: "No implementado",
     503: "Servicio no disponible",
 }
 

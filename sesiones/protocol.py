@@ -3,9 +3,10 @@
 Malformed requests get the API's own 400; a head has at most 16 KiB and 100 fields (431); a request
 arrives within 5 s (408); a connection that never says anything is closed like an idle one, and one
 whose client does not read is cut; a client that shuts its sending side still gets its answers; a
-request to upgrade is answered as if it had not asked; of a pipeline, what one read of 4 KiB holds
+request to upgrade is answered as if it had not asked; a version that is not HTTP/1.0 or HTTP/1.1 is
+a 400, and a transfer coding other than chunked a 501; of a pipeline, what one read of 4 KiB holds
 is read ahead; when the server stops, a connection ends with an answer that says so, not with one
-that never comes.
+that never comes. What a response says of its connection is in persistence.py.
 
 Relies on uvicorn 0.54's ``HttpToolsProtocol``: the parser's callbacks; ``cycle``, the newest
 request whose head is complete; ``pipeline``, those that wait for the ones before them, newest
@@ -15,7 +16,6 @@ first; ``flow``, which pauses reading when one begins to wait; and ``timeout_kee
 
 import asyncio
 import functools
-import re
 import select
 from collections.abc import Sized
 from typing import Any
@@ -30,7 +30,10 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from sesiones import heads
+from sesiones.heads import MALFORMED
 from sesiones.payloads import BODY_MAX_BYTES
+from sesiones.persistence import persistent
 from sesiones.problems import Problem
 
 HEAD_MAX_BYTES = 16 * 1024
@@ -48,12 +51,6 @@ LINGER_SECONDS = 0.5
 """How long a refused client may take to stop sending: closing on unread bytes would reset the
 connection and lose the answer (RFC 9112, 9.6)."""
 
-HOST = re.compile(
-    rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[A-Za-z0-9._~!$&'()*+,;=%:-]+\])(?::[0-9]*)?"
-)
-"""RFC 3986, 3.2.2 and 3.2.3."""
-
-MALFORMED = Problem(400, "La petición HTTP está mal formada.")
 TOO_SLOW = Problem(408, f"La petición no llegó entera en {RECEIVE_SECONDS:.0f} s.")
 TOO_LARGE = Problem(
     431, f"Las cabeceras superan los {HEAD_MAX_BYTES} bytes o los {HEAD_MAX_FIELDS} campos."
@@ -90,6 +87,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._from_start = True  # the head, where there is one, begins with the chunk or before it
         self._begun = False  # the message began in the chunk
         self._unread = b""  # behind the requests that wait
+        self._line = b""  # the last bytes of a request line that has come in part
         self._reason = MALFORMED  # why the parser's callbacks raise
         self._deaf = False  # what the client still sends is of no use
         self._running: RequestResponseCycle | None = None
@@ -108,7 +106,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        super()._start_asgi_task(cycle, app)
+        super()._start_asgi_task(cycle, persistent(cycle, app, self.close_response))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._running is not None:  # uvicorn tells only the newest
@@ -141,8 +139,9 @@ class HttpProtocol(HttpToolsProtocol):
     def _read(self, data: bytes) -> None:
         """Up to where requests wait: what is behind them waits as bytes, which take less room."""
         while data and not self.pipeline and not self._deaf:
-            self._parse(data[:PIECE_BYTES])
-            data = data[PIECE_BYTES:]
+            end = heads.piece_end(self._line, data, PIECE_BYTES)
+            self._parse(data[:end])
+            data = data[end:]
         self._unread = b"" if self._deaf else data
 
     def _parse(self, data: bytes) -> None:
@@ -161,6 +160,13 @@ class HttpProtocol(HttpToolsProtocol):
                 self._refuse(self._reason)
                 return
             break
+        if data[-1:] != b"\n" and self._in_head and (self._begun or self._line):
+            self._line = (self._line + data)[-heads.LINE_BYTES :]
+            if heads.names_another_protocol(self._line):
+                self._refuse(MALFORMED)
+                return
+        else:
+            self._line = b""
         if self._in_head:
             self._head_bytes += len(data)
             self._head_end = data[-3:]
@@ -194,27 +200,22 @@ class HttpProtocol(HttpToolsProtocol):
             if self.parser.get_method() == b"CONNECT":
                 raise ValueError("not a proxy")
             return  # the parser stops here
-        if len(self.headers) > HEAD_MAX_FIELDS or self._head_too_long():
-            self._reason = TOO_LARGE
-            raise ValueError("head too large")
-        self._check_head()
+        version = self.parser.get_http_version()
+        too_large = len(self.headers) > HEAD_MAX_FIELDS or self._head_too_long()
+        problem = TOO_LARGE if too_large else heads.problem(version, self.headers)
+        if problem is not None:
+            self._reason = problem
+            raise ValueError(problem.detail)
+        # RFC 9110, 10.1.1: the field is a list, and HTTP/1.0 does not have it.
+        expected = heads.options(self.headers, b"expect")
+        self.expect_100_continue = version == "1.1" and b"100-continue" in expected
         super().on_headers_complete()
+        if version == "1.0":  # RFC 9112, 9.3
+            options = heads.options(self.headers, b"connection")
+            self.cycle.keep_alive = b"keep-alive" in options and b"close" not in options
         if self._stopping:
             self.cycle.keep_alive = False
         self._in_head, self._in_body = False, True
-
-    def _check_head(self) -> None:
-        """What RFC 9112 asks and the parser does not. Raises ValueError."""
-        version = self.parser.get_http_version()
-        hosts = [value for name, value in self.headers if name == b"host"]
-        if version not in ("1.0", "1.1"):
-            raise ValueError("2.3: another protocol")
-        if len(hosts) > 1 or not all(map(HOST.fullmatch, hosts)):
-            raise ValueError("3.2: at most one Host, of valid form")
-        if version == "1.1" and not hosts:
-            raise ValueError("3.2: at least one Host")
-        if version == "1.0" and any(name == b"transfer-encoding" for name, _ in self.headers):
-            raise ValueError("6.1: chunks, which HTTP/1.0 does not have")
 
     def _without_upgrade(self, rest: bytes) -> bytes:
         """The head without its Upgrade field, which a server may ignore (RFC 9110, 7.8), and what
@@ -363,6 +364,15 @@ class HttpProtocol(HttpToolsProtocol):
             HttpProtocol._defaults = headers, lines
         return HttpProtocol._defaults[1]
 
+    def close_response(self) -> None:
+        """Close behind a whole response, whose request's body may still be on its way."""
+        if self._in_body:
+            self._deaf = True
+            self._stop_deadline()
+            self._close()
+        else:
+            self.transport.close()
+
     def _close(self) -> None:
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -375,7 +385,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._deadline = self.loop.call_later(SEND_SECONDS, self.transport.abort)
 
 
-@functools.cache  # there are the three above, and a flood of slow clients wants them at once
+@functools.cache  # there are few, and a flood of slow clients wants them at once
 def _closing(problem: Problem) -> Response:
     response = problem.response()
     response.headers["Connection"] = "close"

@@ -72,7 +72,7 @@ class Routes(BaseRoute):
     def _find(self, path: str, method: str) -> Endpoint:
         methods = self.endpoints.get(path)
         if methods is None:
-            raise Problem(404, "No hay ningún recurso en esta ruta.")
+            raise Problem(404, "No hay ningún recurso en esta ruta; véase /docs.")
         endpoint = methods.get(method)
         if endpoint is None:
             allow = ", ".join(methods)

@@ -60,6 +60,12 @@ def test_what_is_right() -> None:
     assert judge(ask(CREDENTIAL, line=SELF), answer(b"200 OK", *OBJECT, body=BODY)) == [200]
     head = SELF.replace(b"GET", b"HEAD")
     assert judge(ask(CREDENTIAL, line=head), answer(b"200 OK", *OBJECT)) == [200]
+    old = ask(b"Connection: keep-alive\r\n", CREDENTIAL, line=SELF.replace(b"1.1", b"1.0"))
+    kept = answer(b"200 OK", *OBJECT, b"connection: keep-alive\r\n", body=BODY)
+    assert judge(old + old, kept + kept) == [200, 200]
+    coded = ask(b"Transfer-Encoding: gzip, chunked\r\n")
+    unknown = problem(Problem(501, "x"), b"Not Implemented", b"connection: close\r\n")
+    assert judge(coded, unknown, closed=True) == [501]
     malformed = problem(Problem(400, "x"), b"Bad Request", b"connection: close\r\n")
     assert judge(b"\x00", malformed, closed=True) == [400]
     assert judge(b"\r\n", b"") == []
@@ -82,6 +88,14 @@ def test_what_is_right() -> None:
         (ask(CREDENTIAL), LET_IN[:-1]),
         (ask(CREDENTIAL, line=b"GET /nada HTTP/1.1"), LET_IN),
         (ask(CREDENTIAL, line=b"GET /sesiones/self HTTP/1.0"), LET_IN),
+        (ask(CREDENTIAL, line=b"GET /sesiones/verificar RTSP/1.1"), LET_IN),
+        (
+            ask(CREDENTIAL, line=b"GET /sesiones/verificar HTTP/1.0"),
+            LET_IN.replace(EMPTY, EMPTY + b"connection: keep-alive\r\n"),
+        ),
+        (ask(CREDENTIAL), LET_IN.replace(EMPTY, EMPTY + b"connection: keep-alive\r\n")),
+        (ask(CREDENTIAL), LET_IN.replace(EMPTY, EMPTY + b"accept-encoding: identity\r\n")),
+        (ask(), problem(Problem(501, "x"), b"Not Implemented", b"connection: close\r\n")),
         (ask(CREDENTIAL, line=SELF), answer(b"200 OK", *OBJECT)),
         (ask(CREDENTIAL, line=SELF), answer(b"200 OK", *OBJECT, body=BODY[:-1])),
         (
@@ -133,7 +147,7 @@ def broken(*_: Any, **__: Any) -> Any:
         ("sesiones.endpoints.caller_token", any_token),
         ("scripts.chaos.inputs.Store.execute", staticmethod(anyone)),
         ("sesiones.payloads.creation", broken),
-        ("sesiones.protocol.HttpProtocol._check_head", lambda _: None),
+        ("sesiones.heads.problem", lambda *_: None),
     ],
 )
 def test_what_is_broken_is_seen(what: str, doctored: Any) -> None:

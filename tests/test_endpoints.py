@@ -3,6 +3,7 @@
 Each test runs in process and over a socket, unless what it sends only fits one of them.
 """
 
+import gzip
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -403,6 +404,14 @@ async def test_no_such_path(client: Client, path: str) -> None:
         assert "location" not in reply.headers
 
 
+async def test_unknown_path_leads_to_the_documentation(client: Client) -> None:
+    for path in "/", "/nada", "/sesiones/":
+        reply = await client.send("GET", path)
+        check_problem(reply, 404)
+        assert "/docs" in reply.json()["detail"]
+    assert (await client.send("GET", "/docs")).status == 200
+
+
 @pytest.mark.parametrize(
     ("path", "allowed"),
     [
@@ -523,12 +532,75 @@ async def test_unsupported_content_type(
     client: Client, method: str, content_type: str | None
 ) -> None:
     headers = SERVICE | ({} if content_type is None else {"Content-Type": content_type})
-    check_problem(await client.send(method, "/sesiones", headers, b"{}"), 415)
+    reply = await client.send(method, "/sesiones", headers, b"{}")
+    check_problem(reply, 415)
+    detail = reply.json()["detail"]
+    assert "application/json o application/x-www-form-urlencoded" in detail
+    assert ("Falta Content-Type" in detail) == (not content_type)
+    # RFC 9110, 12.5.3: it would blame the coding.
+    assert "accept-encoding" not in reply.headers
 
 
 async def test_a_repeated_content_type(app: Starlette) -> None:
     headers = [*SERVICE.items(), *JSON.items(), *JSON.items()]
-    check_problem(await asgi.request(app, "POST", "/sesiones", headers, b"{}"), 415)
+    reply = await asgi.request(app, "POST", "/sesiones", headers, b"{}")
+    check_problem(reply, 415)
+    assert "Falta" not in reply.json()["detail"]
+
+
+CODINGS = ["gzip", "GZIP", "x-gzip", "br", "deflate", "zstd", "aes128gcm", "*", "identity, gzip"]
+CODINGS += ["gzip, identity", "identity;q=1", "utf-8", "chunked", "identity gzip"]
+
+
+@pytest.mark.parametrize("kind", [JSON, FORM, {}])
+@pytest.mark.parametrize("coding", CODINGS)
+async def test_coded_body_is_a_415_that_says_what_is_accepted(
+    client: Client, coding: str, kind: dict[str, str]
+) -> None:
+    token = (await client.create())["Token_Sesion"]
+    coded = kind | {"Content-Encoding": coding}
+    plain = {"ID_Usuario": "7", "Dispositivo": "d", "Token_Sesion": token}
+    texts = urlencode(plain).encode(), orjson.dumps(plain | {"ID_Usuario": 7})
+    for body in *texts, *map(gzip.compress, texts), b" " * 17_000:
+        for method, path, credential in (
+            ("POST", "/sesiones", SERVICE),
+            ("PUT", "/sesiones", SERVICE),
+            *(("DELETE", path, {"x-auth-token": token}) for path in LOGOUTS),
+        ):
+            reply = await client.send(method, path, credential | coded, body)
+            check_problem(reply, 415)
+            assert reply.headers["accept-encoding"] == "identity"
+            check_problem(await client.send(method, path, coded, body), 401)
+    assert await client.alive(token)
+
+
+@pytest.mark.parametrize(
+    "coding", ["identity", "Identity", "", " identity , identity", ",identity"]
+)
+async def test_identity_is_no_coding(client: Client, coding: str) -> None:
+    headers = SERVICE | JSON | {"Content-Encoding": coding}
+    body = b'{"ID_Usuario": 7, "Dispositivo": "d"}'
+    assert (await client.send("POST", "/sesiones", headers, body)).status == 201
+
+
+async def test_coding_of_a_repeated_field_counts(app: Starlette) -> None:
+    for codings in ("identity", "gzip"), ("gzip", "identity"), ("", "br"):
+        fields = [("Content-Encoding", coding) for coding in codings]
+        reply = await asgi.request(
+            app, "POST", "/sesiones", [*SERVICE.items(), *JSON.items(), *fields], b"{}"
+        )
+        check_problem(reply, 415)
+        assert reply.headers["accept-encoding"] == "identity"
+
+
+async def test_coding_counts_only_where_a_body_is_read(client: Client) -> None:
+    coded = {"Content-Encoding": "gzip"}
+    for path in LOGOUTS:
+        caller = {"x-auth-token": (await client.create())["Token_Sesion"]}
+        for method, ignoring in ("GET", "/sesiones/self"), ("POST", "/sesiones/verificar"):
+            assert (await client.send(method, ignoring, caller | coded, b"x")).status == 200
+        query = f"Token_Sesion={caller['x-auth-token']}"
+        assert (await client.send("DELETE", path, caller | coded, b"", query)).status == 200
 
 
 @pytest.mark.parametrize("kind", [JSON, FORM])
@@ -559,6 +631,10 @@ async def test_at_most_16_kib(client: Client, kind: dict[str, str]) -> None:
         (JSON, b"[" * 16_000),
         (FORM, b"ID_Usuario=1&ID_Usuario=1&Dispositivo=d"),
         (FORM, b"ID_Usuario=1&Dispositivo=%FF"),
+        (FORM, b"ID_Usuario=1&Dispositivo=50%"),
+        (FORM, b"ID_Usuario=1&Dispositivo=%zz"),
+        (FORM, b"ID_Usuario=1&Dispositivo=%u1234"),
+        (FORM, b"ID_Usuario=1&Dispositivo=d&otro=%"),
     ],
 )
 async def test_malformed_body(
@@ -763,6 +839,11 @@ async def test_every_way_to_designate(client: Client, path: str) -> None:
         (400, FORM, b"Token_Sesion=@&Token_Sesion=@", ""),
         (400, {}, b"", "Token_Sesion=@&Token_Sesion=@"),
         (400, {}, b"", "Token_Sesion=%FF"),
+        (400, {}, b"", "Token_Sesion=%zz"),
+        (400, {}, b"", "Token_Sesion=@&otro=50%"),
+        (400, JSON, b'{"Token_Sesion": "@"}', "%u1234"),
+        (400, FORM, b"Token_Sesion=@%", ""),
+        (400, FORM, b"Token_Sesion=@&otro=%4", "Token_Sesion=@"),
         (422, {}, b"", ""),
         (422, JSON, b"", ""),
         (422, FORM, b"", ""),
@@ -910,6 +991,10 @@ def wrong_type(draft: Draft) -> None:
     draft.headers["Content-Type"] = "text/plain"
 
 
+def coded(draft: Draft) -> None:
+    draft.headers["Content-Encoding"] = "gzip"
+
+
 def too_large(draft: Draft) -> None:
     draft.padding = b" " * 17_000
 
@@ -949,7 +1034,7 @@ def others_session(draft: Draft) -> None:
 
 Fault = tuple[int, Callable[[Draft], None]]
 ROUTE: list[Fault] = [(404, wrong_path), (405, wrong_method), (401, no_credential)]
-BODY: list[Fault] = [(415, wrong_type), (413, too_large), (400, malformed)]
+BODY: list[Fault] = [(415, wrong_type), (415, coded), (413, too_large), (400, malformed)]
 ROWS: dict[tuple[str, str], list[Fault]] = {
     ("POST", "/sesiones"): [*ROUTE, *BODY, (422, bad_device)],
     ("PUT", "/sesiones"): [

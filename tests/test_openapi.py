@@ -208,6 +208,7 @@ def ask_for_http_errors(asker: Asker) -> None:
     for path, method in OPERATIONS:
         asker.malformed(path, method)
         asker.ask(path, method, {f"x-{number}": "" for number in range(101)})
+        asker.ask(path, method, {"Transfer-Encoding": "gzip, chunked"})
     for path, method, connection in slow:
         with connection:
             asker.finish(path, method, connection)
@@ -230,6 +231,8 @@ def ask_for_body_errors(
     asker.ask(path, method, JSON, body)
     asker.ask(path, method, {"Authorization": "Bearer x"} | JSON, body)
     asker.ask(path, method, credential | {"Content-Type": "text/plain"}, body)
+    asker.ask(path, method, credential, body)
+    asker.ask(path, method, credential | JSON | {"Content-Encoding": "gzip"}, body)
     asker.ask(path, method, credential | JSON, b" " * 16385)
     for bad in (b"{", b"[]"):
         asker.ask(path, method, credential | JSON, bad)
@@ -344,6 +347,8 @@ async def test_the_document_is_what_the_service_answers(asked: list[Asked]) -> N
         headers = {name.lower(): resolve(header) for name, header in response["headers"].items()}
         assert set(reply.headers) - OF_THE_TRANSFER <= set(headers), one
         for name, header in headers.items():
+            if not header["required"] and name not in reply.headers:
+                continue
             value = reply.headers[name]
             check(int(value) if value.isdigit() else value, header["schema"])
         content = response.get("content", {})

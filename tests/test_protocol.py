@@ -168,6 +168,17 @@ def check_refusal(received: bytes, status: int) -> None:
         b"GET /sesiones/self\r\n\r\n",
         b"POST /sesiones HTTP/1.0\r\n" + HOST + CHUNKED + b"\r\n0\r\n\r\n",
         b"GET /sesiones/self HTTP/1.1x\r\n" + HOST + b"\r\n",
+        b"GET /sesiones/self HTTP/1.10\r\n" + HOST + b"\r\n",
+        b"GET /sesiones/self HTTP/1.2\r\n" + HOST + b"\r\n",
+        b"GET /sesiones/self HTTP/01.1\r\n" + HOST + b"\r\n",
+        b"GET /sesiones/self HTTP/1.1 \r\n" + HOST + b"\r\n",
+        b"GET /sesiones/self http/1.1\r\n" + HOST + b"\r\n",
+        b"GET /sesiones/self Http/1.1\r\n" + HOST + b"\r\n",
+        b"GET /sesiones/self rtsp/1.1\r\n" + HOST + b"\r\n",
+        b"GET /sesiones/self ICE/1.1\r\n" + HOST + b"\r\n",
+        b"GET /sesiones/self XHTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET /sesiones/self HTTPS/1.1\r\n" + HOST + b"\r\n",
+        b"DESCRIBE /sesiones/verificar HTTP/1.1\r\n" + HOST + b"\r\n",
         b"get /sesiones/self HTTP/1.1\r\n" + HOST + b"\r\n",
         b"INVENTO /sesiones/verificar HTTP/1.1\r\n" + HOST + b"\r\n",
         b"GET /sesiones/self HTTP/1.1\r\n" + HOST + b"x : y\r\n\r\n",
@@ -185,6 +196,137 @@ def check_refusal(received: bytes, status: int) -> None:
 )
 def test_malformed_requests(service: Service, head: bytes) -> None:
     check_refusal(talk(service, head), 400)
+
+
+OTHER_PROTOCOLS = [
+    (b"GET", b"RTSP/1.1"),
+    (b"GET", b"RTSP/1.0"),
+    (b"GET", b" RTSP/1.1"),
+    (b"POST", b"RTSP/1.1"),
+    (b"OPTIONS", b"RTSP/2.0"),
+    (b"DESCRIBE", b"RTSP/1.0"),
+    (b"SETUP", b"RTSP/1.1"),
+    (b"TEARDOWN", b"RTSP/1.1"),
+    (b"GET_PARAMETER", b"RTSP/1.1"),
+    (b"SOURCE", b"ICE/1.0"),
+    (b"SOURCE", b"ICE/1.1"),
+]
+"""The parser accepts every one of them."""
+
+
+@pytest.mark.parametrize(("method", "version"), OTHER_PROTOCOLS)
+@pytest.mark.parametrize("target", [b"/sesiones/verificar", b"/sesiones/self", b"/nada", b"*"])
+def test_another_protocol_is_a_400(
+    service: Service, token: bytes, method: bytes, version: bytes, target: bytes
+) -> None:
+    request = check(token, line=b"%b %b %b" % (method, target, version))
+    check_refusal(talk(service, request), 400)
+    for before, status in (check(token), 200), (post(LENGTH, body=CREATION), 201):
+        for count in 1, 3:
+            answers = statuses(talk(service, before * count + request))
+            assert answers == [*[status] * count, 400]
+    upgraded = check(token, UPGRADE, line=b"%b %b %b" % (method, target, version))
+    check_refusal(talk(service, upgraded), 400)
+
+
+@pytest.mark.parametrize(("method", "version"), OTHER_PROTOCOLS[:6:5] + OTHER_PROTOCOLS[-1:])
+def test_another_protocol_in_pieces_is_a_400(
+    service: Service, token: bytes, method: bytes, version: bytes
+) -> None:
+    request = check(token, line=b"%b /sesiones/verificar %b" % (method, version))
+    line = request.index(b"\r\n") + 2
+    for before, wanted in (b"", [400]), (post(LENGTH, body=CREATION), [201, 400]):
+        for cut in range(line + 1):
+            received = talk(service, before + request[:cut], request[cut:], gap=0.005)
+            assert statuses(received) == wanted, cut
+    byte_by_byte = [request[at : at + 1] for at in range(line)]
+    check_refusal(talk(service, *byte_by_byte, gap=0.002), 400)
+
+
+def test_another_protocol_that_is_like_a_known_check_is_a_400(
+    service: Service, token: bytes
+) -> None:
+    known = check(token)
+    for _ in range(3):
+        assert statuses(talk(service, known, half_close=True)) == [200]
+    for version in b"RTSP/1.1", b"RTSP/1.0", b"HTTP/1.2", b"http/1.1", b"ICE/1.1":
+        for _ in range(3):
+            check_refusal(talk(service, known.replace(b"HTTP/1.1", version)), 400)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        b"User-Agent: RTSP/1.0\r\n",
+        b"User-Agent: VLC RTSP/1.1 ICE/1.0\r\n",
+        b"Referer: /sesiones/verificar RTSP/1.1\r\n",
+        b"X: GET /sesiones/verificar RTSP/1.1\r\n",
+        b"X: ICE/\r\nY: RTSP/\r\n",
+    ],
+)
+def test_the_name_of_another_protocol_elsewhere_is_no_error(
+    service: Service, token: bytes, field: bytes
+) -> None:
+    line = b"GET /sesiones/verificar HTTP/1.1\r\n"
+    request = check(token).replace(line, line + field)
+    slashes = check(token, line=b"GET /sesiones/verificar/RTSP/1.1?ICE/1.0 HTTP/1.1")
+    last = check(token, b"Connection: close\r\n", field)
+    assert statuses(talk(service, request * 3 + slashes + last)) == [200] * 5
+    for cut in range(len(line) - 12, len(line) + len(field) + 2):
+        assert statuses(talk(service, request[:cut], request[cut:] + last, gap=0.005)) == [200] * 2
+    device = b" RTSP/1.0 ICE/1.0 GET /sesiones/verificar RTSP/1.1"
+    creation = CREATION.replace(b'"d"', b'"%b"' % device)
+    length = b"Content-Length: %d\r\n" % len(creation)
+    for body in creation, creation.replace(b", ", b",\n"):
+        created = post(length, field, b"Connection: close\r\n", body=body)
+        for cut in range(len(created) - len(body) - 3, len(created)):
+            (reply,) = parse(talk(service, created[:cut], created[cut:], gap=0.005))
+            assert (reply.status, reply.json()["Dispositivo"]) == (201, device.decode())
+
+
+@pytest.mark.parametrize(
+    "coding",
+    [
+        b"Transfer-Encoding: gzip, chunked\r\n",
+        b"Transfer-Encoding: gzip,chunked\r\n",
+        b"transfer-encoding: GZIP , Chunked\r\n",
+        b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: deflate, gzip, chunked\r\n",
+        b"Transfer-Encoding: identity, chunked\r\n",
+        b"Transfer-Encoding: x;y=z, chunked\r\n",
+    ],
+)
+def test_a_coding_other_than_chunked_is_a_501(
+    service: Service, redis: "Redis", token: bytes, coding: bytes
+) -> None:
+    coded = b"0\r\n\r\n"
+    for request in (
+        post(coding, body=chunks(CREATION, 10)),
+        post(coding, body=coded, target=b"/nada"),
+        check(token, coding) + coded,
+        check(token, coding, line=b"GET /sesiones/self HTTP/1.1") + coded,
+        check(b"x", coding, line=b"PATCH /sesiones HTTP/1.1") + coded,
+        check(token, coding, b"Expect: 100-continue\r\n"),
+    ):
+        check_refusal(talk(service, request), 501)
+        check_refusal(talk(service, request[:-7], request[-7:]), 501)
+    (first, second) = parse(talk(service, check(token) + post(coding, body=coded)))
+    assert (first.status, second.status) == (200, 501)
+    assert len(list(redis.scan_iter("*:s:*"))) == 1
+    # What is malformed comes first.
+    check_refusal(talk(service, check(token, coding, HOST) + coded), 400)
+    check_refusal(talk(service, check(token, coding, b"x: y\r\n" * 100) + coded), 431)
+    (head,) = parse(
+        talk(service, check(token, coding, line=b"HEAD /sesiones/self HTTP/1.1")), heads=(0,)
+    )
+    assert (head.status, head.body) == (501, b"")
+
+
+def test_chunked_among_empty_members_is_chunked(service: Service) -> None:
+    # RFC 9110, 5.6.1: empty members of a list are ignored.
+    for coding in b"Transfer-Encoding: ,chunked\r\n", b"Transfer-Encoding: , CHUNKED\r\n":
+        request = post(coding, b"Connection: close\r\n", body=chunks(CREATION, 10))
+        assert statuses(talk(service, request)) == [201]
 
 
 @pytest.mark.parametrize("hosts", [b"", HOST * 2, HOST + b"host: otro\r\n"])
@@ -528,15 +670,6 @@ def test_a_connection_is_kept(service: Service, token: bytes) -> None:
         connection.sendall(check(token, b"Connection: close\r\n") + check(token))
         (reply,) = parse(read(connection))
         assert reply.headers["connection"] == "close"
-
-
-@pytest.mark.parametrize("extra", [b"", b"Connection: keep-alive\r\n", UPGRADE])
-@pytest.mark.parametrize("host", [b"", HOST])
-def test_http_1_0(service: Service, token: bytes, extra: bytes, host: bytes) -> None:
-    for path in b"/sesiones/self", b"/sesiones/verificar":
-        line = b"GET %b HTTP/1.0" % path
-        (reply,) = parse(talk(service, check(token, extra, line=line).replace(HOST, host)))
-        assert (reply.status, reply.headers["connection"]) == (200, "close")
 
 
 def test_a_half_closed_client_gets_its_answer(service: Service, token: bytes) -> None:

@@ -19,6 +19,7 @@ from scripts.chaos import (
     departures,
     h1spec,
     inputs,
+    lanes,
     million,
     outages,
     races,
@@ -40,6 +41,7 @@ SCENARIOS: dict[str, Callable[[bool], Iterable[Bar]]] = {
     "million": million.play,
     "clocks": clocks.play,
     "inputs": inputs.play,
+    "lanes": lanes.play,
     "h1spec": h1spec.play,
     "slow": slow.play,
 }

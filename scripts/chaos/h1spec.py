@@ -43,6 +43,7 @@ REFUSED: Mapping[str, str] = {
     "no version": BEGIN.replace(" HTTP/1.1", " ") + END,
     "no version and no space": BEGIN.replace(" HTTP/1.1", "") + END,
     "version 9.9": BEGIN.replace("1.1", "9.9") + END,
+    "RTSP": BEGIN.replace("HTTP/", "RTSP/") + END,
     "version 2.0": BEGIN.replace("1.1", "2.0") + END,
     "words before the method": "Extra line" + BEGIN + END,
     "a method in lower case": BEGIN.replace("GET", "get") + END,

@@ -15,7 +15,8 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -33,6 +34,7 @@ from scripts.redis_server import RedisServer
 from sesiones import tokens
 from sesiones.app import create_app
 from sesiones.lane import FastLane
+from sesiones.protocol import HttpProtocol
 from sesiones.settings import Settings
 from sesiones.store.scripts import CREATE, END, END_ALL, UPDATE
 from tests.service import Service
@@ -198,12 +200,23 @@ class Transport:
         return ("127.0.0.1", 8000) if name in ("peername", "sockname") else default
 
 
+@dataclass
+class Application:
+    """The application on a store of this module, for connections that are none."""
+
+    config: uvicorn.Config
+    state: ServerState
+    app_state: dict[str, Any]
+    errors: list[str]
+    """What it logs as an error, or leaves to the event loop."""
+
+
 class Wire:
     """One connection to the protocol: input after input, for as long as it is kept."""
 
-    def __init__(self, config: uvicorn.Config, state: ServerState, app_state: dict[str, Any]):
+    def __init__(self, application: Application, protocol: type[HttpProtocol] = FastLane) -> None:
         self.transport = Transport()
-        self.protocol = FastLane(config, state, app_state)
+        self.protocol = protocol(application.config, application.state, dict(application.app_state))
         self.protocol.connection_made(self.transport)  # type: ignore[arg-type]
 
     def send(self, piece: bytes) -> None:
@@ -239,6 +252,28 @@ class Errors(logging.Handler):
         self.found.append(logging.Formatter().format(record))
 
 
+@asynccontextmanager
+async def application(store: Store) -> AsyncIterator[Application]:
+    errors = Errors()
+    logging.getLogger().addHandler(errors)
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: errors.found.append(repr(context))
+    )
+    with patch("sesiones.store.connect", return_value=store):
+        app = create_app(Settings.read(SETTINGS, {}))
+    config = uvicorn.Config(
+        app, ws="none", http=FastLane, log_config=None, access_log=False, proxy_headers=False
+    )
+    config.load()
+    state = ServerState()
+    state.default_headers = [(b"date", b"Thu, 01 Jan 2026 00:00:00 GMT")]
+    try:
+        async with app.router.lifespan_context(app) as app_state:
+            yield Application(config, state, dict(app_state or {}), errors.found)
+    finally:
+        logging.getLogger().removeHandler(errors)
+
+
 WIRES = 64
 ROUND_TURNS = 40
 """Of the event loop, in which a request that came whole is answered."""
@@ -246,40 +281,27 @@ ROUND_TURNS = 40
 
 async def in_process(seed: str, inputs: int, reports: "Connection | None" = None) -> Soak:
     """The inputs of one process; how many have been sent goes to ``reports`` now and then."""
-    soak, store, errors = Soak(), Store(), Errors()
-    logging.getLogger().addHandler(errors)
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _, context: errors.found.append(repr(context)))
+    soak, store = Soak(), Store()
     mutations = Mutations(seed, store.tokens, store.objects, KEY.encode())
     oracle = Oracle(store.live, KEY.encode())
-    settings = Settings.read(SETTINGS, {})
-    with patch("sesiones.store.connect", return_value=store):
-        app = create_app(settings)
-    config = uvicorn.Config(
-        app, ws="none", http=FastLane, log_config=None, access_log=False, proxy_headers=False
-    )
-    config.load()
-    state = ServerState()
-    state.default_headers = [(b"date", b"Thu, 01 Jan 2026 00:00:00 GMT")]
     before = 0
-    async with app.router.lifespan_context(app) as app_state:
-        wires = [Wire(config, state, dict(app_state or {})) for _ in range(WIRES)]
+    async with application(store) as served:
+        wires = [Wire(served) for _ in range(WIRES)]
         while soak.inputs < inputs and len(soak.violations) < 10:
             sent = [mutations.make() for _ in wires]
             await _round(wires, sent, oracle, soak)
-            if errors.found:
-                soak.violations.append(f"seed {seed}: {errors.found.pop(0)}, after {sent!r}")
+            if served.errors:
+                soak.violations.append(f"seed {seed}: {served.errors.pop(0)}, after {sent!r}")
             for number, wire in enumerate(wires):
                 if wire.transport.ended:
                     wire.lose()
-                    wires[number] = Wire(config, state, dict(app_state or {}))
+                    wires[number] = Wire(served)
             if not before and soak.inputs >= inputs * WARM:
                 before = resident(os.getpid())
             if reports is not None and soak.inputs // WIRES % 100 == 0:
                 reports.send(soak.inputs)
         for wire in wires:
             wire.lose()
-    logging.getLogger().removeHandler(errors)
     soak.violations = [f"seed {seed}: {violation}" for violation in soak.violations]
     soak.growth = resident(os.getpid()) / before if before else 1.0
     return soak

@@ -19,7 +19,7 @@ ENDPOINTS = [
     (b"DELETE", LOGOUT_ALL),
 ]
 METHODS = [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"TRACE", b"CONNECT"]
-METHODS += [b"PROPFIND", b"PRI", b"get", b"INVENTO", b""]
+METHODS += [b"PROPFIND", b"PRI", b"SOURCE", b"DESCRIBE", b"get", b"INVENTO", b""]
 TARGETS = [SELF, VERIFY, LOGOUT, b"/sesiones", b"/", b"*", b"", b"//", b"/livez", b"/docs"]
 TARGETS += [b"/openapi.json", b"http://h/sesiones/self", b"https://h", b"h:443", b"sesiones/self"]
 TARGETS += [
@@ -36,12 +36,25 @@ TARGETS += [
     b"/" + b"a" * 17_000,
     SELF + b"\xff",
 ]
-VERSIONS = [b"HTTP/1.0", b"HTTP/0.9", b"HTTP/2.0", b"HTTP/1.2", b"HTTP/1.1x", b"http/1.1", b""]
+VERSIONS = [
+    b"HTTP/1.0",
+    b"HTTP/1.0",
+    b"RTSP/1.0",
+    b"RTSP/1.1",
+    b"ICE/1.1",
+    b"HTTP/0.9",
+    b"HTTP/2.0",
+    b"HTTP/1.2",
+    b"HTTP/1.1x",
+    b"http/1.1",
+    b"",
+]
 HOSTS = [b"Host: \r\n", b"", b"Host: a\r\nHost: a\r\n", b"Host: a b\r\n", b"HOST:[::1]:80\r\n"]
 
 FIELDS = [
     b"Connection: close\r\n",
     b"Connection: keep-alive\r\n",
+    b"Connection: keep-alive, close\r\n",
     b"Connection: Upgrade\r\nUpgrade: h2c\r\n",
     b"Connection: Upgrade, close\r\nUpgrade: websocket\r\n",
     b"Proxy-Connection: close\r\n",
@@ -62,6 +75,9 @@ FIELDS = [
     b"Transfer-Encoding: identity\r\n",
     b"Transfer-Encoding: \x0bchunked\r\n",
     b"Transfer-Encoding: gzip, chunked\r\n",
+    b"Content-Encoding: gzip\r\n",
+    b"Content-Encoding: identity\r\n",
+    b"User-Agent: RTSP/1.0 ICE/1.0\r\n",
     b"X: a\r\n b\r\n",
     b"X : a\r\n",
     b"X: \x00\r\n",
@@ -110,17 +126,21 @@ class Mutations:
         if r.random() < 0.03:
             data = r.randbytes(r.randrange(1, 200))
         else:
-            data = self._message()
+            data = self.message()
             while r.random() < 0.15:
-                data += self._message()
+                data += self.message()
             while r.random() < 0.35:
-                data = self._damage(data)
-        if r.random() < 0.8:
-            return [data]
+                data = self.damage(data)
+        return [data] if r.random() < 0.8 else self.pieces(data)
+
+    def pieces(self, data: bytes) -> list[bytes]:
+        """The data, cut at one to three of its bytes."""
+        r = self._random
         cuts = sorted(r.randrange(len(data) + 1) for _ in range(r.randrange(1, 4)))
         return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True) if a < b]
 
-    def _message(self) -> bytes:
+    def message(self) -> bytes:
+        """One request."""
         r = self._random
         method, target = r.choice(ENDPOINTS)
         if r.random() < 0.07:
@@ -189,7 +209,10 @@ class Mutations:
         values = [value.strip(b'"') for value in r.choice(self._objects)]
         pairs = [b"%b=%b" % pair for pair in zip(OBJECT, values, strict=True)]
         while r.random() < 0.3:
-            name, value = r.choice(OBJECT), r.choice((b"", b"01", b"%FF", b"%", b"+", b"9" * 20))
+            name, value = (
+                r.choice(OBJECT),
+                r.choice((b"", b"01", b"%FF", b"%", b"%zz", b"+", b"9" * 20)),
+            )
             pairs[r.randrange(len(pairs))] = b"%b=%b" % (name, value)
         return r.choice((b"&", b"&", b"&&", b";")).join(pairs)
 
@@ -210,7 +233,7 @@ class Mutations:
         both = b"Content-Length: %d\r\n" % len(body) if roll < 0.83 else b""
         return both + b"Transfer-Encoding: chunked\r\n", sent
 
-    def _damage(self, data: bytes) -> bytes:
+    def damage(self, data: bytes) -> bytes:
         """One thing cut out, put in, turned, doubled or cut off."""
         r = self._random
         at = r.randrange(len(data) + 1)

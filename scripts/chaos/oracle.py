@@ -29,6 +29,8 @@ _CREDENTIAL = re.compile(
 _PRESENTED = re.compile(
     rb"\nx-auth-token:|\nauthorization:[ \t]*bearer(?: |[ \t]*\r)", re.IGNORECASE
 )
+_KEPT = re.compile(rb" HTTP/1\.0\r\n.*\nconnection:[^\n]*keep-alive", re.IGNORECASE | re.DOTALL)
+_CODED = re.compile(rb"\ntransfer-encoding:", re.IGNORECASE)
 _CHUNK_LINE = re.compile(rb"\r\n[0-9A-Fa-f]+[^\r\n]*\r\n")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -47,10 +49,11 @@ ROUTES: Mapping[str, Mapping[str, set[int]]] = {
     "/readyz": _READ,
     "/healthz": _READ,
 }
-_MALFORMED = {400, 431}
+_MALFORMED = {400, 431, 501}
 _IDENTITY = ("x-id-usuario", "x-id-sesion", "x-fecha-expiracion")
 _ALWAYS = {"date", "cache-control", "content-length"}
-_SOMETIMES = {"content-type", "connection", "www-authenticate", "allow", *_IDENTITY}
+_SOMETIMES = {"content-type", "connection", "www-authenticate", "allow", "accept-encoding"}
+_SOMETIMES.update(_IDENTITY)
 _PAGE = {"content-security-policy", "referrer-policy", "x-content-type-options"}
 _CHALLENGES = {
     'Bearer realm="sesiones"': False,
@@ -87,8 +90,12 @@ def _head(head: bytes) -> _Head:
         _fail("fields repeated, unknown or missing", head)
     if fields["cache-control"] != "no-store" or not fields["content-length"].isdigit():
         _fail("fields", head)
-    if fields.get("connection", "close") != "close":
+    if fields.get("connection", "close") not in ("close", "keep-alive"):
         _fail("connection", head)
+    if fields.get("accept-encoding", "identity") != "identity":
+        _fail("accept-encoding", head)
+    if "accept-encoding" in fields and status != 415:
+        _fail("accept-encoding", head)
     if (fields.get("www-authenticate") in _CHALLENGES) != (status == 401):
         _fail("www-authenticate", head)
     if ("allow" in fields) != (status == 405):
@@ -167,11 +174,18 @@ class Oracle:
             if not statuses and _IDENTITY[0] in head.fields and len(_PRESENTED.findall(seen)) > 1:
                 _fail("let in with two credentials", data)
             statuses.append(head.status)
-            if "connection" in head.fields and (received or not closed):
+            connection = head.fields.get("connection")
+            if connection == "close" and (received or not closed):
                 _fail("it says that it closes, and goes on", text)
+            if connection == "keep-alive" and not _KEPT.search(data):
+                _fail("HTTP/1.0 is kept, and did not ask for it", text)
+            if head.status == 501 and not _CODED.search(data):
+                _fail("501 without a transfer coding", data)
+            if "accept-encoding" in head.fields and b"content-encoding" not in data.lower():
+                _fail("it asks for no coding where there was none", data)
             if len(statuses) == 1:
-                if first and first[3] == b"0" and "connection" not in head.fields:
-                    _fail("HTTP/1.0 is kept", text)
+                if first and first[3] == b"0" and connection is None:
+                    _fail("HTTP/1.0 is not told whether it is kept", text)
                 requests = _LINE.findall(data) if received else []
                 allowed = _MALFORMED.union(*(_allowed(line[0], line[1][:200]) for line in requests))
         if len(statuses) > len(requests) + 1:

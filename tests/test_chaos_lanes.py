@@ -1,0 +1,48 @@
+"""The comparison of the fast lane with Starlette sees a lane that takes too much."""
+
+import re
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import uvloop
+
+from scripts.chaos.inputs import Store
+from scripts.chaos.lanes import Conversations, compare
+from sesiones.lane import _HARMLESS, FastLane
+
+
+@pytest.mark.parametrize(
+    ("what", "doctored"),
+    [
+        ("sesiones.lane._BEARER_TOKEN", re.compile(rb"[A-Za-z]+ *(ses_[A-Za-z0-9_-]{45})")),
+        ("sesiones.lane._VERIFY_TARGET", re.compile(rb"/sesiones/verificar.*", re.DOTALL)),
+        ("sesiones.lane._HARMLESS", _HARMLESS | {b"connection": b"close"}),
+        ("sesiones.lane.HOST", re.compile(rb".*", re.DOTALL)),
+        ("sesiones.lane._SELF", b"HTTP/1.1 200 OK\r\n%b%d%d%d%d%b\r\n%b"),
+        ("sesiones.lane.FastLane._owes", lambda _: False),
+    ],
+)
+def test_lane_that_is_too_lenient_differs(what: str, doctored: Any) -> None:
+    with patch(what, doctored):
+        assert uvloop.run(compare("doctored", 6_000)).differences
+
+
+def test_template_that_ignores_what_stands_around_the_token_differs() -> None:
+    class Lenient(dict[tuple[bytes, bytes], tuple[bool, bool]]):
+        def get(self, around: tuple[bytes, bytes], _: Any = None) -> Any:
+            return next((self[one] for one in self if one[0] == around[0]), None)
+
+    with patch.object(FastLane, "_known", Lenient()):
+        assert uvloop.run(compare("doctored", 6_000)).differences
+
+
+def test_same_seed_makes_the_same_conversations() -> None:
+    store = Store()
+    one, same, other = (Conversations(seed, store) for seed in ("1", "1", "2"))
+    made = []
+    for conversations in one, same, other:
+        conversations.turn()
+        conversations._tokens[-1] = b"ses_"  # made anew each time
+        made.append([conversations.make() for _ in range(100)])
+    assert made[0] == made[1] != made[2]
