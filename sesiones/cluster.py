@@ -184,6 +184,9 @@ class Cluster:
         masters = sorted({master for master in self._masters if master})
         return {f"{host}:{port}": self._server((host, port)).execute for host, port in masters}
 
+    async def sentinels(self) -> dict[str, Execute]:
+        return {}
+
     def _server(self, address: Address) -> _Node:
         server = self._servers.get(address)
         if server is None:

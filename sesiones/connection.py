@@ -49,6 +49,9 @@ class Commands(Protocol):
     async def masters(self) -> dict[str, Execute]:
         """execute() on each server that takes writes, by its name: one, or those of a Cluster."""
 
+    async def sentinels(self) -> dict[str, Execute]:
+        """execute() on each Sentinel that the URL names, by its host and port; else none."""
+
     def watch(self, changed: Changed) -> None:
         """Call it whenever keys may have come into other hands: a connection was lost, and whoever
         answers the next one may know less; or a Cluster has given slots to another master."""

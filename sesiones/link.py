@@ -300,6 +300,9 @@ class Server:
     async def masters(self) -> dict[str, Execute]:
         return {"redis": self.execute}
 
+    async def sentinels(self) -> dict[str, Execute]:
+        return {}
+
     async def execute_asking(self, *arguments: Argument) -> Any:
         """A command on a key that is being moved to this server."""
         return (await self._execute_twice(("ASKING",), arguments))[2]
@@ -415,6 +418,14 @@ class SentinelMaster(Server):
             return reply is not None and such((reply[0].decode(), int(reply[1])))
 
         return await majority([names(sentinel) for sentinel in self._sentinel.sentinels])
+
+    async def sentinels(self) -> dict[str, Execute]:
+        return {
+            "{host}:{port}".format(**sentinel.connection_pool.connection_kwargs): (
+                sentinel.execute_command
+            )
+            for sentinel in self._sentinel.sentinels
+        }
 
     async def aclose(self) -> None:
         self._unfollow()

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -95,6 +96,13 @@ _CREATE, _UPDATE = _Script("create"), _Script("update")
 _END, _END_ALL, _END_AGAIN = _Script("end"), _Script("end_all"), _Script("end_again")
 _PROBE = _Script("probe")
 _LIST, _END_USER, _AUDIT = _Script("list"), _Script("end_user"), _Script("audit")
+_ABSENT = -2
+"""EXPIRETIME's reply for a key that is not there."""
+_COUNTERS_AT_ONCE = 256
+"""Counters that was_used() asks for at a time."""
+_DIGEST = re.compile(rb"[A-Za-z0-9_-]{%d}" % len(tokens.digest(""))).fullmatch
+"""Of a session's key. No token leads to any other."""
+
 # What the service runs; the rest is for operators.
 _SCRIPTS = (_CHECK, _PEEK, _CREATE, _UPDATE, _END, _END_ALL, _END_AGAIN, _PROBE)
 
@@ -286,25 +294,34 @@ class SessionStore:
         with self._operation("logout_all"):
             return await self._end(_END_ALL, "logout_all", caller, designated)
 
-    async def sessions(self, ID_Usuario: int) -> list[Sesion]:
+    async def sessions(self, ID_Usuario: int, *, deep: bool = False) -> list[Sesion]:
         """The user's live sessions, active or not. Redis has no tokens: Token_Sesion is the name
-        that the log gives it, which is of no use to anyone else."""
-        replies = await self._run(_LIST, [self._index(ID_Usuario)])
+        that the log gives it, which is of no use to anyone else.
+
+        ``deep``: those too that the user's index does not name, from a look at every key.
+        """
         sesiones = []
-        with _understood():
-            for digest, reply in replies:
-                fingerprint = tokens.fingerprint_of_digest(digest.decode())
-                if sesion := _session(f"ses_#{fingerprint}", reply, fingerprint):
+        for digest, record, _ in await self._sessions_of(ID_Usuario, deep):
+            with _understood():
+                fingerprint = tokens.fingerprint_of_digest(digest)
+                if sesion := _session(f"ses_#{fingerprint}", record, fingerprint):
                     sesiones.append(sesion)
         return sesiones
 
-    async def end_user(self, ID_Usuario: int, ID_Sesion: int | None = None) -> int:
-        """End one session of the user, or all, for an operator: how many ended."""
+    async def end_user(
+        self, ID_Usuario: int, ID_Sesion: int | None = None, *, deep: bool = False
+    ) -> int:
+        """End one session of the user, or all, for an operator: how many ended.
+
+        ``deep``: those too that the user's index does not name, from a look at every key.
+        """
         which = "" if ID_Sesion is None else ID_Sesion
+        sessions = await self._sessions_of(ID_Usuario, deep) if deep else []
         ended = await self._write(
             _END_USER,
             [self._index(ID_Usuario)],
             which,
+            *(digest for digest, _, is_indexed in sessions if not is_indexed),
             tries=1,
             heard=partial(self._hear_ended, "operator", self._base(tokens.user_bucket(ID_Usuario))),
         )
@@ -318,19 +335,25 @@ class SessionStore:
         What is there all the while is seen; of what comes or goes, some.
         """
         with _unavailable(), _understood():
-            for execute in (await self._commands.masters()).values():
-                cursor = b"0"
-                while True:
-                    cursor, keys = await execute(
-                        *("SCAN", cursor, "MATCH", f"{self._key_prefix}:{{??}}:*", "COUNT", 500)
-                    )
-                    faults = await execute("EVAL", _AUDIT.source, 0, *keys) if keys else []
-                    yield (
-                        len(keys),
-                        [(key.decode(errors="replace"), what.decode()) for key, what in faults],
-                    )
-                    if int(cursor) == 0:
-                        break
+            async for execute, keys in self._scan(f"{self._base('??')}*"):
+                faults = await execute("EVAL", _AUDIT.source, 0, *keys) if keys else []
+                yield (
+                    len(keys),
+                    [(key.decode(errors="replace"), what.decode()) for key, what in faults],
+                )
+
+    async def was_used(self) -> bool:
+        """Whether a session was ever made under this prefix: a bucket's counter never expires."""
+        counters = [f"{self._base(bucket)}n" for bucket in tokens.buckets()]
+        with _unavailable():
+            for start in range(0, len(counters), _COUNTERS_AT_ONCE):
+                asked = (
+                    self._commands.execute("EXPIRETIME", key, keys=[key], reads=True)
+                    for key in counters[start : start + _COUNTERS_AT_ONCE]
+                )
+                if any(expiry != _ABSENT for expiry in await asyncio.gather(*asked)):
+                    return True
+        return False
 
     async def probe(self, seconds: float) -> None:
         """Whether Redis takes writes and has every script, within the time: raises
@@ -373,6 +396,36 @@ class SessionStore:
                 except ReadOnlyError:
                     self._reset()  # demoted: the next one finds the master
                     raise
+
+    async def _sessions_of(self, ID_Usuario: int, deep: bool) -> list[tuple[str, Any, bool]]:
+        """The user's live sessions: digest, record (read() in lua/session.lua), and whether the
+        user's index names it."""
+        digests: set[bytes] = set()
+        if deep:
+            base = f"{self._base(tokens.user_bucket(ID_Usuario))}s:"
+            with _unavailable(), _understood():
+                async for _, keys in self._scan(f"{base}*"):
+                    digests |= {key.removeprefix(base.encode()) for key in keys}
+        found = await self._run(_LIST, [self._index(ID_Usuario)], *filter(_DIGEST, digests))
+        with _understood():
+            sessions = [(digest.decode(), record, bool(known)) for digest, record, known in found]
+        if missing := sum(not is_indexed for _, _, is_indexed in sessions):
+            logger.warning(
+                "the index of user %s is incomplete: it lacks %d of %d live sessions",
+                *(ID_Usuario, missing, len(sessions)),
+                extra={"ID_Usuario": ID_Usuario},
+            )
+        return sessions
+
+    async def _scan(self, pattern: str) -> AsyncIterator[tuple[Execute, list[bytes]]]:
+        """The keys of the pattern, some at a time, and execute() on the master that has them."""
+        for execute in (await self._commands.masters()).values():
+            cursor = b"0"
+            while True:
+                cursor, keys = await execute("SCAN", cursor, "MATCH", pattern, "COUNT", 500)
+                yield execute, keys
+                if int(cursor) == 0:
+                    break
 
     def _base(self, bucket: str) -> str:
         return f"{self._key_prefix}:{{{bucket}}}:"

@@ -72,6 +72,9 @@ class Fake:
     async def masters(self) -> dict[str, Execute]:
         return {"redis": self.execute}
 
+    async def sentinels(self) -> dict[str, Execute]:
+        return {}
+
     def watch(self, changed: Changed) -> None:
         """There is no connection that could be lost."""
 

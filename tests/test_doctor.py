@@ -13,7 +13,7 @@ from redis import Redis
 
 from scripts.redis_server import RedisCluster, RedisServer, free_port
 from sesiones import doctor, tokens
-from sesiones.__main__ import main
+from sesiones.__main__ import Exit, main
 from sesiones.sesion import Sesion
 from sesiones.store import Refusal, StoreUnavailable
 from tests.conftest import open_store, replica_of
@@ -22,6 +22,9 @@ from tests.test_store import counter_key, digest, index_key, session_key
 
 DOCS = Path(__file__).parents[1] / "docs"
 OPERATE = (DOCS / "operate.md").read_text("utf-8")
+
+PLACE = "prefix sesiones, database 0"
+ENDED = "1 session", "0 sessions", "0 sessions"
 
 Findings = dict[str, dict[str, str]]
 
@@ -158,7 +161,7 @@ def test_keys_without_an_expiry(
 def test_there_is_no_redis(capsys: pytest.CaptureFixture[str], url: str) -> None:
     code, findings, bad = diagnose(capsys, url, "--deep")
     assert (code, bad, len(findings)) == (1, ["connection"], 1)
-    assert main(["users", "7", "--redis-url", url]) == 1
+    assert main(["users", "7", "--redis-url", url]) == Exit.UNAVAILABLE
     assert re.fullmatch(r"sesiones: .+\n", capsys.readouterr().err)
 
 
@@ -175,7 +178,7 @@ def faults(capsys: pytest.CaptureFixture[str], url: str) -> list[str]:
     code, findings, _ = diagnose(capsys, url, "--deep")
     first, *lines = findings["keys"]["text"].splitlines()
     assert code == 1
-    assert first.startswith(f"{len(lines)} faults in ")
+    assert re.match(rf"{len(lines)} faults? in \d+ keys?:", first)
     return lines
 
 
@@ -190,7 +193,7 @@ def test_each_fault_of_a_key(
     own.persist(keys[0])
     expected.append(f"{keys[0]}: the key has no expiry")
     own.zrem(indexes[1], digest(sesiones[1].Token_Sesion))
-    expected.append(f"{keys[1]}: the session is not in the index of its user")
+    expected.append(f"{keys[1]}: the session is not in the index of user 11")
     own.delete(keys[2])
     expected.append(f"{indexes[2]}: the index names a session that is not there")
     own.persist(indexes[3])
@@ -233,7 +236,7 @@ def test_on_a_cluster(
     ] * 3
     assert main(["users", "500", "--end-all", "--redis-url", url]) == 0
     assert main(["users", "500", "--redis-url", url, "--json"]) == 0
-    assert capsys.readouterr().out == "1 sessions ended\n[]\n"
+    assert capsys.readouterr().out == f"1 session ended ({PLACE})\n[]\n"
 
 
 def test_one_node_of_a_cluster_is_not_enough(
@@ -301,16 +304,17 @@ def test_a_user(server: RedisServer, own: "Redis", capsys: pytest.CaptureFixture
 
     assert main(command) == 0
     text = capsys.readouterr().out
-    assert text.startswith("user 7: 3 live sessions\n")
+    assert text.startswith(f"user 7: 3 live sessions ({PLACE})\n")
     assert text.count("  active  started 20") == text.count("device of 7\n") == 3
 
     assert main([*command, "--end", str(made[1].ID_Sesion)]) == 0
     assert main([*command, "--end", str(made[1].ID_Sesion)]) == 1  # it is not there any more
     assert main([*command, "--end", str(made[3].ID_Sesion)]) == 1  # another user's
-    assert capsys.readouterr().out == "1 sessions ended\n0 sessions ended\n0 sessions ended\n"
+    assert capsys.readouterr().out == "".join(f"{n} ended ({PLACE})\n" for n in ENDED)
     assert main([*command, "--end-all", "--json"]) == 0
     assert main([*command, "--end-all"]) == 0
-    assert capsys.readouterr().out == '{"Sesiones_Eliminadas":2}\n0 sessions ended\n'
+    out = capsys.readouterr().out
+    assert out == f'{{"Sesiones_Eliminadas":2}}\n0 sessions ended ({PLACE})\n'
     assert not own.exists(index_key(7))
     assert len(own.keys("*:s:*")) == 1
     with pytest.raises(SystemExit):

@@ -557,6 +557,9 @@ class _Wrapped:
     async def masters(self) -> dict[str, Execute]:
         return {"redis": self.execute}
 
+    async def sentinels(self) -> dict[str, Execute]:
+        return {}
+
     def watch(self, changed: Changed) -> None:
         self.commands.watch(changed)
 
