@@ -60,7 +60,7 @@ def place(settings: Settings) -> str:
 async def examine(commands: Commands, settings: Settings) -> AsyncIterator[Finding]:
     """Every Sentinel, then every master in turn. Whatever Redis's permissions or absence keep from
     being looked at is a finding too."""
-    for finding in await _examine_sentinels(commands, settings):
+    for finding in await examine_sentinels(commands, settings):
         yield finding
     try:
         masters = await commands.masters()
@@ -150,7 +150,7 @@ def _unreachable(error: Exception) -> Finding:
     return Finding(
         "error",
         "connection",
-        f"Redis cannot be asked: {error or type(error).__name__}",
+        f"Redis cannot be asked: {str(error) or type(error).__name__}",
         "Check SESIONES_REDIS_URL, that the server runs, its password and the network.",
     )
 
@@ -188,7 +188,7 @@ async def _info(execute: Execute) -> Info:
     )
 
 
-async def _examine_sentinels(commands: Commands, settings: Settings) -> list[Finding]:
+async def examine_sentinels(commands: Commands, settings: Settings) -> list[Finding]:
     """What each Sentinel of the URL says of the master, and whether they agree."""
     sentinels = await commands.sentinels()
     name = urlsplit(settings.redis_url).path.strip("/").partition("/")[0]
@@ -210,7 +210,7 @@ async def _view(execute: Execute, name: str) -> Info | str:
             if info["name"] == name:
                 return info | {"master": f"{info['ip']}:{info['port']}"}
     except (RedisError, OSError, TimeoutError) as error:
-        return f"it cannot be asked: {error or type(error).__name__}"
+        return f"it cannot be asked: {str(error) or type(error).__name__}"
     except MISFITS:
         return "what answers is no Sentinel"
     return f"it knows no master {name}"
