@@ -10,7 +10,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -18,7 +18,7 @@ from importlib.resources import files
 from typing import Any, Literal, Self
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
+from redis.exceptions import NoPermissionError, NoScriptError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from sesiones import tokens
@@ -343,7 +343,11 @@ class SessionStore:
                 )
 
     async def was_used(self) -> bool:
-        """Whether a session was ever made under this prefix: a bucket's counter never expires."""
+        """Whether there is or was a session under this prefix.
+
+        A bucket's counter never expires, so those are asked for first. Only an eviction loses them:
+        then any key will do, if SCAN is allowed.
+        """
         counters = [f"{self._base(bucket)}n" for bucket in tokens.buckets()]
         with _unavailable():
             for start in range(0, len(counters), _COUNTERS_AT_ONCE):
@@ -353,6 +357,11 @@ class SessionStore:
                 )
                 if any(expiry != _ABSENT for expiry in await asyncio.gather(*asked)):
                     return True
+            with contextlib.suppress(NoPermissionError):
+                async with contextlib.aclosing(self._scan(f"{self._base('??')}*")) as found:
+                    async for _, keys in found:
+                        if keys:
+                            return True
         return False
 
     async def probe(self, seconds: float) -> None:
@@ -417,7 +426,7 @@ class SessionStore:
             )
         return sessions
 
-    async def _scan(self, pattern: str) -> AsyncIterator[tuple[Execute, list[bytes]]]:
+    async def _scan(self, pattern: str) -> AsyncGenerator[tuple[Execute, list[bytes]], None]:
         """The keys of the pattern, some at a time, and execute() on the master that has them."""
         for execute in (await self._commands.masters()).values():
             cursor = b"0"

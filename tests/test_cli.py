@@ -4,6 +4,8 @@ characters, its exit codes, and that it repeats no value that it was given."""
 import asyncio
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -188,6 +190,23 @@ def test_each_outcome_has_an_exit_code_of_its_own(server: RedisServer) -> None:
         assert ended == code, command
         if code == Exit.UNAVAILABLE:
             assert re.fullmatch(r"sesiones: .+\n", errors), command
+
+
+@pytest.mark.parametrize("command", ["doctor", "users 9", "users 9 --end-all"])
+def test_an_interrupt_ends_a_command_without_a_traceback(command: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        process = subprocess.Popen(
+            [*SESIONES, *command.split()],
+            env=environment()
+            | {"SESIONES_REDIS_URL": f"redis://127.0.0.1:{silent.getsockname()[1]}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        connection, _ = silent.accept()  # it waits for an answer
+        with connection:
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=20) == (b"", b"")
+    assert process.returncode == Exit.INTERRUPTED
 
 
 def test_every_exit_code_is_documented() -> None:

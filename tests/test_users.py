@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Iterator
 from contextlib import aclosing, suppress
+from pathlib import Path
 
 import orjson
 import pytest
@@ -267,6 +268,23 @@ def test_doctor_warns_of_evictions_and_of_every_policy_that_evicts(
     assert "--deep" in findings["eviction"]["advice"]
 
 
+@pytest.mark.parametrize("words", [["7"], ["7", "--end-all"], ["7", "--end", "5"]])
+def test_the_services_own_redis_user_is_enough_without_deep(
+    server: RedisServer, own: "Redis", capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    acl = (Path(__file__).parents[1] / "docs" / "acl.conf").read_text("utf-8")
+    rules = re.findall(r"^user sesiones (.*)$", acl, re.MULTILINE)[0].split()
+    own.execute_command("ACL", "SETUSER", "sesiones", "reset", *rules)  # type: ignore[no-untyped-call]
+    users = Users(f"unix://sesiones:PASSWORD@{server.socket}", capsys)
+    code, _, errors = users(*words)
+    assert code == (Exit.NO if "--end" in words else Exit.OK)
+    assert errors.startswith("sesiones: warning: prefix sesiones, database 0: there is nothing")
+    make(server.url, 7)
+    if "--end" not in words:
+        assert users(*words)[1].startswith(("user 7: 1 live session (", "1 session ended ("))
+    assert users("7", "--deep")[0] == Exit.UNAVAILABLE  # SCAN is not allowed
+
+
 # The place, and what is logged
 
 
@@ -321,15 +339,20 @@ def test_nothing_at_all_is_a_warning(
     assert level() == level("--deep") == "warning"
     for words in ["7"], ["7", "--json"], ["7", "--end-all"], ["7", "--deep"], ["7", "--end", "5"]:
         assert users(*words)[2].startswith(nothing)
-    (sesion,) = make(users.url, 7)
+    make(users.url, 7)
     assert level() == "ok"
     assert level("--key-prefix", "otros") == "warning"
     # What has been used and is empty by now is none of it.
     assert users("7", "--end-all")[0] == 0
     assert level() == "ok"
     assert nothing not in users("7")[2]
-    own.delete(counter_key(7), session_key(sesion.Token_Sesion))
+    own.delete(counter_key(7))
     assert level() == "warning"
+    # Sessions whose counters were evicted are there all the same.
+    make(users.url, 7)
+    own.delete(counter_key(7), index_key(7))
+    assert level() == "ok"
+    assert nothing not in users("7")[2]
 
 
 @pytest.mark.parametrize("bucket_of", [7, 8, 2**53 - 1])
