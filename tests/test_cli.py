@@ -65,13 +65,18 @@ def own(server: RedisServer) -> Iterator["Redis"]:
         yield client
 
 
+def buffered() -> dict[str, str]:
+    """What cannot be written stays in Python's buffers, as it does by default."""
+    return {name: value for name, value in environment().items() if name != "PYTHONUNBUFFERED"}
+
+
 def run(
     server: RedisServer, command: str, redirections: str = "", **variables: str
 ) -> tuple[int, str, str]:
     """The exit code, standard output and standard error, by way of a shell."""
     ended = subprocess.run(
         ["bash", "-c", f'"$@" {redirections}', "bash", *SESIONES, *command.split()],
-        env=environment() | {"SESIONES_REDIS_URL": server.url} | variables,
+        env=buffered() | {"SESIONES_REDIS_URL": server.url} | variables,
         capture_output=True,
         timeout=30,
     )

@@ -20,7 +20,7 @@ from sesiones.settings import Settings
 from sesiones.store import SessionStore
 from tests.conftest import open_store
 from tests.test_cluster import cluster  # noqa: F401, a fixture
-from tests.test_store import NEIGHBOUR, counter_key, digest, index_key, session_key
+from tests.test_store import NEIGHBOUR, counter_key, digest, index_key, lua, session_key
 
 ENDED = r"ended session \d+ of user 7, ses_#[0-9a-f]{8}: operator\n"
 INCOMPLETE = "the index of user 7 is incomplete: it lacks {} of {} live sessions"
@@ -136,6 +136,15 @@ def test_deep_ends_one_session_that_the_index_does_not_name(users: Users, own: "
     assert (code, out) == (0, '{"Sesiones_Eliminadas":1}\n')
     assert len(re.findall(ENDED, errors)) == 1
     assert not own.exists(session_key(one.Token_Sesion))
+    assert own.exists(session_key(other.Token_Sesion))
+
+
+def test_the_script_ends_no_session_of_another_user(users: Users, own: "Redis") -> None:
+    one, other = make(users.url, 7, NEIGHBOUR)
+    own.delete(index_key(7))
+    digests = [digest(sesion.Token_Sesion) for sesion in (one, other, one)]
+    ended = own.eval(lua("end_user"), 1, index_key(7), "", *digests)
+    assert [(each, usuario) for each, _, usuario in ended] == [(digests[0], "7")]
     assert own.exists(session_key(other.Token_Sesion))
 
 
