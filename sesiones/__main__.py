@@ -76,6 +76,10 @@ class _Parser(ArgumentParser):
         head, found, _ = message.partition("ignored explicit argument")
         if found:
             message = f"{head}takes no value"
+        head, found, _ = message.partition("expected one argument")
+        if found:
+            flag = head.removeprefix("argument ").removesuffix(": ")
+            message = f"{head}takes a value, {self._option_string_actions[flag].metavar}"
         head, found, _ = message.partition("invalid choice")
         if found:
             message = f"{head}must be {', '.join(COMMANDS)}"
