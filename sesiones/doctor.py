@@ -1,20 +1,29 @@
 """`sesiones doctor`: what is wrong with a deployment, and what to do about it."""
 
+import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
+from redis.connection import parse_url
 from redis.exceptions import NoPermissionError, RedisError
 
+from sesiones.console import counted
 from sesiones.logs import escaped
 from sesiones.redis_client import Commands, Execute
+from sesiones.redis_client.tasks import MALFORMED_REPLY_ERRORS
 from sesiones.settings import Settings
 from sesiones.store import SessionStore, StoreUnavailable
 
 PINGS = 20
 PERMISSION_ADVICE = "Allow it: docs/operate.md has a user for the service and for doctor."
+NOTHING_ADVICE = (
+    "Unless the service is new: check SESIONES_KEY_PREFIX and the database of SESIONES_REDIS_URL."
+)
 SHOWN_FAULTS = 20
 COUNTERS_MAX = 4096
 """The keys of ours that never expire: a counter a bucket."""
@@ -36,9 +45,23 @@ class Finding:
         return asdict(self)
 
 
+def place(settings: Settings) -> str:
+    """Where in Redis the sessions are: a typing error here looks like a service without any."""
+    parts = urlsplit(settings.redis_url)
+    if parts.scheme == "redis+cluster":
+        database = 0
+    elif parts.scheme == "redis+sentinel":
+        database = int(parts.path.lstrip("/").partition("/")[2] or 0)
+    else:
+        database = parse_url(settings.redis_url).get("db", 0)  # type: ignore[no-untyped-call]
+    return f"prefix {settings.key_prefix}, database {database}"
+
+
 async def examine(commands: Commands, settings: Settings) -> AsyncIterator[Finding]:
-    """Every master in turn. Whatever Redis's permissions or absence keep from being looked at is
-    a finding too."""
+    """Every Sentinel, then every master in turn. Whatever Redis's permissions or absence keep from
+    being looked at is a finding too."""
+    for finding in await examine_sentinels(commands, settings):
+        yield finding
     try:
         masters = await commands.masters()
     except (RedisError, OSError, TimeoutError) as error:
@@ -48,6 +71,32 @@ async def examine(commands: Commands, settings: Settings) -> AsyncIterator[Findi
         where = f"{name}: " if len(masters) > 1 else ""
         async for finding in _examine_master(execute, settings):
             yield Finding(finding.level, where + finding.subject, finding.text, finding.advice)
+
+
+async def evictions(commands: Commands) -> AsyncIterator[Finding]:
+    """That a master evicts keys, or has, as far as it tells."""
+    try:
+        for execute in (await commands.masters()).values():
+            finding = _eviction(await _info(execute))
+            if finding.level != "ok":
+                yield finding
+    except (RedisError, OSError, TimeoutError):
+        return  # not allowed, or whatever else is asked will say it
+
+
+async def examine_prefix(store: SessionStore, settings: Settings) -> Finding:
+    """Whether there is anything of ours, at all."""
+    where = place(settings)
+    try:
+        was_used = await store.was_used()
+    except StoreUnavailable as error:
+        advice = PERMISSION_ADVICE if "no permissions" in str(error) else "Try again."
+        return Finding(
+            "warning", "prefix", f"{where}: it is not known what is there: {error}", advice
+        )
+    if was_used:
+        return Finding("ok", "prefix", f"{where}: sessions have been made there")
+    return Finding("warning", "prefix", f"{where}: there is nothing at all", NOTHING_ADVICE)
 
 
 async def examine_store(store: SessionStore) -> Finding:
@@ -64,7 +113,9 @@ async def examine_store(store: SessionStore) -> Finding:
     return Finding("ok", "writes", "Redis takes them, and has the scripts")
 
 
-async def examine_keys(store: SessionStore, progress: Callable[[int], None]) -> Finding:
+async def examine_keys(
+    store: SessionStore, settings: Settings, progress: Callable[[int], None]
+) -> Finding:
     """--deep: every key; ``progress`` is told how many have been looked at."""
     keys = 0
     found: list[str] = []
@@ -76,6 +127,8 @@ async def examine_keys(store: SessionStore, progress: Callable[[int], None]) -> 
     except StoreUnavailable as error:
         advice = PERMISSION_ADVICE if "no permissions" in str(error) else "Try again."
         return Finding("error", "keys", f"not all could be looked at: {error}", advice)
+    if not keys:
+        return Finding("warning", "keys", f"{place(settings)}: none", NOTHING_ADVICE)
     if not found:
         return Finding("ok", "keys", f"{keys:,} looked at: each is as it should be")
     shown = "\n".join(found[:SHOWN_FAULTS])
@@ -83,9 +136,11 @@ async def examine_keys(store: SessionStore, progress: Callable[[int], None]) -> 
     return Finding(
         "error",
         "keys",
-        f"{len(found):,} faults in {keys:,} keys:\n{shown}{more}",
-        "No script of the service leaves such keys: find out who else writes here. A session with "
-        "a fault can be deleted; its user logs in again.",
+        f"{counted(len(found), 'fault')} in {counted(keys, 'key')}:\n{shown}{more}",
+        "No script of the service leaves such keys: look for evictions and for other writers. A "
+        "session that is not in its user's index outlives a logoutAll: `sesiones users ID_USUARIO "
+        "--end-all --deep` ends it, and so does the next check that would slide it. Any other "
+        "session with a fault can be deleted; its user logs in again.",
     )
 
 
@@ -95,7 +150,7 @@ def _unreachable(error: Exception) -> Finding:
     return Finding(
         "error",
         "connection",
-        f"Redis cannot be asked: {error or type(error).__name__}",
+        f"Redis cannot be asked: {str(error) or type(error).__name__}",
         "Check SESIONES_REDIS_URL, that the server runs, its password and the network.",
     )
 
@@ -109,16 +164,11 @@ async def _examine_master(execute: Execute, settings: Settings) -> AsyncIterator
         yield _unreachable(error)
         return
     try:
-        text: bytes = await execute("INFO")
+        info = await _info(execute)
     except RedisError as error:
         advice = "Allow it (`+info`) and run again: versions, memory and disk are told there."
         yield Finding("warning", "INFO", f"refused: {error}", advice)
         return
-    info = dict(
-        line.split(":", 1)
-        for line in text.decode(errors="replace").splitlines()
-        if ":" in line and not line.startswith("#")
-    )
     for look in _version, _role, _eviction, _memory, _persistence, _expiries:
         yield look(info)
     if info.get("cluster_enabled") == "1" and not settings.redis_url.startswith("redis+cluster:"):
@@ -127,6 +177,64 @@ async def _examine_master(execute: Execute, settings: Settings) -> AsyncIterator
     yield await _listpack(execute)
     if settings.wait_replicas:
         yield await _replicas(execute, settings.wait_replicas)
+
+
+async def _info(execute: Execute) -> Info:
+    text: bytes = await execute("INFO")
+    return dict(
+        line.split(":", 1)
+        for line in text.decode(errors="replace").splitlines()
+        if ":" in line and not line.startswith("#")
+    )
+
+
+async def examine_sentinels(commands: Commands, settings: Settings) -> list[Finding]:
+    """What each Sentinel of the URL says of the master, and whether they agree."""
+    sentinels = await commands.sentinels()
+    name = urlsplit(settings.redis_url).path.strip("/").partition("/")[0]
+    views = await asyncio.gather(*(_view(execute, name) for execute in sentinels.values()))
+    masters = Counter(view["master"] for view in views if isinstance(view, dict))
+    named = masters.most_common(1)[0][0] if masters else ""
+    return [
+        _sentinel(f"sentinel {address}", name, view, named, len(sentinels))
+        for address, view in zip(sentinels, views, strict=True)
+    ]
+
+
+async def _view(execute: Execute, name: str) -> Info | str:
+    """A Sentinel's description of the master, or why there is none."""
+    try:
+        for fields in await execute("SENTINEL", "MASTERS"):
+            texts = [field.decode(errors="replace") for field in fields]
+            info = dict(zip(texts[::2], texts[1::2], strict=True))
+            if info["name"] == name:
+                return info | {"master": f"{info['ip']}:{info['port']}"}
+    except (RedisError, OSError, TimeoutError) as error:
+        return f"it cannot be asked: {str(error) or type(error).__name__}"
+    except MALFORMED_REPLY_ERRORS:
+        return "what answers is no Sentinel"
+    return f"it knows no master {name}"
+
+
+def _sentinel(subject: str, name: str, view: Info | str, named: str, in_url: int) -> Finding:
+    if isinstance(view, str):
+        advice = "Check its address in SESIONES_REDIS_URL, that it runs, its password and network."
+        return Finding("error", subject, view, advice)
+    known, quorum = int(view.get("num-other-sentinels", 0)) + 1, int(view.get("quorum", 0))
+    text = f"master {view['master']}, quorum {quorum} of {counted(known, 'Sentinel')}"
+    if view["master"] != named:
+        advice = f"Most name {named}. If this lasts: SENTINEL RESET {name} there, and its network."
+        return Finding("error", subject, text, advice)
+    if "down" in view.get("flags", ""):
+        advice = "Sentinel takes the master for down: wait for the failover, look at its log."
+        return Finding("error", subject, f"{text}, {view['flags']}", advice)
+    if quorum > known:
+        advice = f"No failover can begin: start more Sentinels, or SENTINEL SET {name} quorum."
+        return Finding("error", subject, text, advice)
+    if known > in_url:
+        advice = f"Name all in SESIONES_REDIS_URL, which has {in_url}: a majority of those decides."
+        return Finding("warning", subject, text, advice)
+    return Finding("ok", subject, text)
 
 
 async def _latency(execute: Execute, allowed_ms: float) -> Finding:
@@ -164,7 +272,7 @@ async def _user(execute: Execute) -> Finding:
         name = (await execute("ACL", "WHOAMI")).decode(errors="replace")
         may = await execute("ACL", "DRYRUN", name, "FLUSHALL") == b"OK"
     except RedisError:
-        return Finding("ok", "permissions", "not known: the Redis user may not ask (ACL)")
+        return Finding("ok", "permissions", "not all: the Redis user may not ask (ACL) what it may")
     if not may:
         return Finding("ok", "permissions", f"the user {name} may not FLUSHALL")
     return Finding(
@@ -187,8 +295,10 @@ def _version(info: Info) -> Finding:
 
 def _role(info: Info) -> Finding:
     if info.get("role") == "master":
-        return Finding("ok", "role", f"master, {info.get('connected_slaves', 0)} replicas")
-    advice = "Nobody is authenticated from a replica: point SESIONES_REDIS_URL at the master."
+        return Finding(
+            "ok", "role", f"master, {counted(int(info.get('connected_slaves', 0)), 'replica')}"
+        )
+    advice = "No session is checked on a replica: point SESIONES_REDIS_URL at the master."
     return Finding("error", "role", info.get("role", "unknown"), advice)
 
 
@@ -197,19 +307,27 @@ def _eviction(info: Info) -> Finding:
     evicted = int(info.get("evicted_keys", 0))
     if policy == "noeviction" and not evicted:
         return Finding("ok", "eviction", policy)
-    text = f"maxmemory-policy {policy}, {evicted:,} keys evicted since the start"
+    text = f"maxmemory-policy {policy}, {counted(evicted, 'key')} evicted since the start"
     if policy == "noeviction":
-        advice = "An evicted session is a silent logout: that has happened, under another policy."
+        advice = (
+            "That happened under another policy. An evicted session is a silent logout, and an "
+        )
+        advice += (
+            "evicted index hides its user's sessions from logoutAll: `sesiones doctor --deep`."
+        )
         return Finding("warning", "eviction", text, advice)
-    advice = "An evicted session is a silent logout: CONFIG SET maxmemory-policy noeviction."
+    advice = (
+        "CONFIG SET maxmemory-policy noeviction. An evicted session is a silent logout, and an "
+    )
+    advice += "evicted index hides its user's sessions from logoutAll."
     return Finding("error", "eviction", text, advice)
 
 
 def _memory(info: Info) -> Finding:
     used, limit = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
     total = int(info.get("total_system_memory", 0))
-    advice = "Give Redis more memory, or shorten SESIONES_IDLE_SECONDS: when it is full, nobody "
-    advice += "can log in."
+    advice = "Give Redis more memory, or shorten SESIONES_IDLE_SECONDS: when it is full, no "
+    advice += "session can be made."
     if not limit:
         share = used / total if total else 0.0
         text = f"{used / 2**20:.0f} MiB, {share:.0%} of the machine's; no maxmemory"
@@ -240,9 +358,11 @@ def _expiries(info: Info) -> Finding:
         if name.startswith("db") and name[2:].isdigit():
             counts = dict(part.split("=") for part in value.split(","))
             without += int(counts["keys"]) - int(counts["expires"])
-    text = f"{without:,} keys without one, of them at most {COUNTERS_MAX:,} are counters"
+    text = f"{counted(without, 'key')} without one, of them at most {COUNTERS_MAX:,} are counters"
     if without <= COUNTERS_MAX:
-        return Finding("ok", "expiries", f"{without:,} keys without one; counters have none")
+        return Finding(
+            "ok", "expiries", f"{counted(without, 'key')} without one; counters have none"
+        )
     advice = "Is the server shared? Else --deep says which keys they are."
     return Finding("warning", "expiries", text, advice)
 

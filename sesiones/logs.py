@@ -16,6 +16,8 @@ from sesiones import health, tokens
 _TOKEN = re.compile(r"ses_[A-Za-z0-9_-]{45}")
 _BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
+TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message", "taskName"}
 """What a record has by itself; the rest was given as `extra`."""
 
@@ -86,7 +88,7 @@ def config(log_format: str) -> dict[str, Any]:
         "formatters": {
             "text": {
                 "()": TextFormatter,
-                "format": "%(asctime)s %(levelname)s %(name)s: %(message)s",
+                "format": TEXT_FORMAT,
             },
             "json": {"()": JsonFormatter},
         },

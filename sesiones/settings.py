@@ -82,6 +82,27 @@ def _setting(default: Any, parse: Callable[[str], Any], description: str) -> Any
     return field(default=default, metadata={"parse": parse, "description": description})
 
 
+_METAVARS = {
+    "timeout": "SECONDS",
+    "workers": "N",
+    "user": "N",
+    "replicas": "N",
+    "uds": "PATH",
+    "file": "PATH",
+    "key": "KEYS",
+    "ips": "ADDRESSES",
+    "http": "fast|httptools",
+    "log": "0|1",
+    "format": "text|json",
+}
+"""By the last word of a setting's name, where that does not say what the flag takes."""
+
+
+def _metavar(name: str) -> str:
+    word = name.rpartition("_")[2]
+    return _METAVARS.get(word, word.upper())
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The service's settings, one a line: default, how its text is read, what it means.
@@ -180,6 +201,6 @@ class Settings:
             shown = "none" if setting.default in (None, ()) else setting.default
             parser.add_argument(
                 f"--{setting.name.replace('_', '-')}",
-                metavar=setting.name.rpartition("_")[2].upper(),
+                metavar=_metavar(setting.name),
                 help=f"{setting.metadata['description']} (default: {shown})".replace("%", "%%"),
             )

@@ -47,6 +47,11 @@ def bucket_number(bucket: str) -> int:
     return _ALPHABET.index(bucket[0]) << 6 | _ALPHABET.index(bucket[1])
 
 
+def buckets() -> list[str]:
+    """Every bucket that there is, by its number."""
+    return [first + second for first in _ALPHABET for second in _ALPHABET]
+
+
 def bucket(token: str) -> str:
     """The bucket that a well-formed token names."""
     return token[4:6]

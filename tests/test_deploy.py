@@ -39,7 +39,7 @@ def test_every_variable_is_a_setting(name: str) -> None:
 def test_the_image() -> None:
     text = TEXTS["Dockerfile"]
     assert f"EXPOSE {PORT}" in text
-    assert f"http://127.0.0.1:{PORT}/livez" in text
+    assert 'CMD ["sesiones", "health"]' in text
     assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", text, re.MULTILINE)
     assert "--require-hashes" in text
     ignored = TEXTS["Dockerfile.dockerignore"].split()
@@ -49,6 +49,7 @@ def test_the_image() -> None:
 
 def test_compose() -> None:
     service = COMPOSE["sesiones"]
+    assert service["healthcheck"]["test"] == ["CMD", "sesiones", "health"]
     assert service["ports"] == [f"127.0.0.1:{PORT}:{PORT}"]
     assert seconds(service["stop_grace_period"]) > STOP_SECONDS
     for name, one in COMPOSE.items():

@@ -5,16 +5,21 @@ import asyncio
 import re
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import orjson
 import pytest
 from redis import Redis
+from redis.exceptions import AuthenticationError
 
-from scripts.redis_server import RedisCluster, RedisServer, free_port
+from scripts.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
 from sesiones import doctor, tokens
-from sesiones.__main__ import main
+from sesiones.__main__ import Exit, main
+from sesiones.redis_client import Commands, Execute
 from sesiones.sesion import Sesion
+from sesiones.settings import Settings
 from sesiones.store import Refusal, StoreUnavailable
 from tests.conftest import open_store, replica_of
 from tests.test_cluster import cluster  # noqa: F401, a fixture
@@ -22,6 +27,9 @@ from tests.test_store import counter_key, digest, index_key, session_key
 
 DOCS = Path(__file__).parents[1] / "docs"
 OPERATE = (DOCS / "operate.md").read_text("utf-8")
+
+PLACE = "prefix sesiones, database 0"
+ENDED = "1 session", "0 sessions", "0 sessions"
 
 Findings = dict[str, dict[str, str]]
 
@@ -158,8 +166,17 @@ def test_keys_without_an_expiry(
 def test_there_is_no_redis(capsys: pytest.CaptureFixture[str], url: str) -> None:
     code, findings, bad = diagnose(capsys, url, "--deep")
     assert (code, bad, len(findings)) == (1, ["connection"], 1)
-    assert main(["users", "7", "--redis-url", url]) == 1
+    assert main(["users", "7", "--redis-url", url]) == Exit.UNAVAILABLE
     assert re.fullmatch(r"sesiones: .+\n", capsys.readouterr().err)
+
+
+@pytest.mark.anyio
+async def test_an_error_without_a_text_is_named_by_its_kind() -> None:
+    async def execute(*_: object) -> None:
+        raise TimeoutError
+
+    (finding,) = [each async for each in doctor._examine_master(execute, Settings())]
+    assert finding.text == "Redis cannot be asked: TimeoutError"
 
 
 def test_bad_settings(capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +192,7 @@ def faults(capsys: pytest.CaptureFixture[str], url: str) -> list[str]:
     code, findings, _ = diagnose(capsys, url, "--deep")
     first, *lines = findings["keys"]["text"].splitlines()
     assert code == 1
-    assert first.startswith(f"{len(lines)} faults in ")
+    assert re.match(rf"{len(lines)} faults? in \d+ keys?:", first)
     return lines
 
 
@@ -190,7 +207,7 @@ def test_each_fault_of_a_key(
     own.persist(keys[0])
     expected.append(f"{keys[0]}: the key has no expiry")
     own.zrem(indexes[1], digest(sesiones[1].Token_Sesion))
-    expected.append(f"{keys[1]}: the session is not in the index of its user")
+    expected.append(f"{keys[1]}: the session is not in the index of user 11")
     own.delete(keys[2])
     expected.append(f"{indexes[2]}: the index names a session that is not there")
     own.persist(indexes[3])
@@ -233,7 +250,7 @@ def test_on_a_cluster(
     ] * 3
     assert main(["users", "500", "--end-all", "--redis-url", url]) == 0
     assert main(["users", "500", "--redis-url", url, "--json"]) == 0
-    assert capsys.readouterr().out == "1 sessions ended\n[]\n"
+    assert capsys.readouterr().out == f"1 session ended ({PLACE})\n[]\n"
 
 
 def test_one_node_of_a_cluster_is_not_enough(
@@ -265,6 +282,104 @@ async def test_a_server_without_the_setting() -> None:
         return []
 
     assert (await doctor._listpack(execute)).level == "ok"
+
+
+# Sentinels
+
+
+class Sentinels:
+    """Stands for Commands: what each Sentinel replies to SENTINEL MASTERS, or raises."""
+
+    def __init__(self, **replies: object) -> None:
+        self._replies = replies
+
+    async def sentinels(self) -> dict[str, Execute]:
+        return {name: partial(self._execute, reply) for name, reply in self._replies.items()}
+
+    @staticmethod
+    async def _execute(reply: object, *command: object) -> object:
+        assert command == ("SENTINEL", "MASTERS")
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+
+def master(name: str = "m", port: int = 6379, **fields: object) -> list[bytes]:
+    """One entry of the reply."""
+    described = {"name": name, "ip": "10.0.0.1", "port": port, "flags": "master"}
+    described |= {"num_other_sentinels": 2, "quorum": 2} | fields
+    return [
+        str(word).encode()
+        for name, value in described.items()
+        for word in (name.replace("_", "-"), value)
+    ]
+
+
+async def examined(**replies: object) -> list[doctor.Finding]:
+    settings = Settings(redis_url="redis+sentinel://a:1,b:2,c:3/m")
+    commands = cast(Commands, Sentinels(**replies))
+    return await doctor.examine_sentinels(commands, settings)
+
+
+@pytest.mark.anyio
+async def test_sentinels_that_agree_are_well() -> None:
+    findings = await examined(a=[master()], b=[master("x", 1), master()], c=[master()])
+    assert [(each.level, each.subject) for each in findings] == [
+        ("ok", "sentinel a"),
+        ("ok", "sentinel b"),
+        ("ok", "sentinel c"),
+    ]
+    assert findings[0].text == "master 10.0.0.1:6379, quorum 2 of 3 Sentinels"
+    assert await examined() == []
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("reply", "text"),
+    [
+        (ConnectionRefusedError(111, "refused"), "it cannot be asked: [Errno 111] refused"),
+        (TimeoutError(), "it cannot be asked: TimeoutError"),
+        (AuthenticationError("NOAUTH"), "it cannot be asked: NOAUTH"),
+        ([], "it knows no master m"),
+        ([master("x")], "it knows no master m"),
+        ([master(port=7000)], "master 10.0.0.1:7000, quorum 2 of 3 Sentinels"),
+        ([master(flags="master,s_down")], "quorum 2 of 3 Sentinels, master,s_down"),
+        ([master(quorum=4)], "master 10.0.0.1:6379, quorum 4 of 3 Sentinels"),
+        (b"PONG", "what answers is no Sentinel"),
+        (None, "what answers is no Sentinel"),
+        ([[b"name"]], "what answers is no Sentinel"),
+        ([[b"name", b"m"]], "what answers is no Sentinel"),
+    ],
+)
+async def test_each_sentinel_that_is_not_well_is_an_error(reply: object, text: str) -> None:
+    first, bad, last = await examined(a=[master()], b=reply, c=[master()])
+    assert (first.level, last.level) == ("ok", "ok")
+    assert (bad.level, bad.subject) == ("error", "sentinel b")
+    assert text in bad.text
+    assert bad.advice
+
+
+@pytest.mark.anyio
+async def test_a_sentinel_that_the_url_does_not_name_is_a_warning() -> None:
+    for finding in await examined(a=[master()], b=[master()]):
+        assert finding.level == "warning"
+        assert "SESIONES_REDIS_URL" in finding.advice
+
+
+def test_every_sentinel_of_the_url_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    with RedisSentinels(replicas=0, sentinels=2) as redis:
+        make(redis.url, 7)
+        code, findings, bad = diagnose(capsys, redis.url)
+        names = [f"sentinel 127.0.0.1:{port}" for port in redis.sentinels]
+        assert code == 0
+        assert set(names) <= set(findings)
+        assert not set(names) & set(bad)
+        address = next(iter(redis.sentinels))
+        wrong = f"redis+sentinel://127.0.0.1:{address},127.0.0.1:1/mymaster"
+        code, findings, bad = diagnose(capsys, wrong)
+        assert code == 1
+        assert findings["sentinel 127.0.0.1:1"]["level"] == "error"
+        assert "Sentinels" in findings[names[0]]["text"]
 
 
 # Users
@@ -301,16 +416,17 @@ def test_a_user(server: RedisServer, own: "Redis", capsys: pytest.CaptureFixture
 
     assert main(command) == 0
     text = capsys.readouterr().out
-    assert text.startswith("user 7: 3 live sessions\n")
+    assert text.startswith(f"user 7: 3 live sessions ({PLACE})\n")
     assert text.count("  active  started 20") == text.count("device of 7\n") == 3
 
     assert main([*command, "--end", str(made[1].ID_Sesion)]) == 0
     assert main([*command, "--end", str(made[1].ID_Sesion)]) == 1  # it is not there any more
     assert main([*command, "--end", str(made[3].ID_Sesion)]) == 1  # another user's
-    assert capsys.readouterr().out == "1 sessions ended\n0 sessions ended\n0 sessions ended\n"
+    assert capsys.readouterr().out == "".join(f"{n} ended ({PLACE})\n" for n in ENDED)
     assert main([*command, "--end-all", "--json"]) == 0
     assert main([*command, "--end-all"]) == 0
-    assert capsys.readouterr().out == '{"Sesiones_Eliminadas":2}\n0 sessions ended\n'
+    out = capsys.readouterr().out
+    assert out == f'{{"Sesiones_Eliminadas":2}}\n0 sessions ended ({PLACE})\n'
     assert not own.exists(index_key(7))
     assert len(own.keys("*:s:*")) == 1
     with pytest.raises(SystemExit):

@@ -162,6 +162,14 @@ BAD_TOKENS: list[Any] = [
 ]
 
 
+def use_of(sesion: Sesion) -> dict[str, int]:
+    """What a use in a later second changes."""
+    return {
+        "Ultima_Actividad": sesion.Ultima_Actividad,
+        "Fecha_Expiracion": sesion.Fecha_Expiracion,
+    }
+
+
 @contextmanager
 def nothing_is_sent(redis: Redis, but: int = 0) -> Iterator[None]:
     """Redis runs no script meanwhile, or just so many."""
@@ -194,6 +202,7 @@ async def test_methods_refuse_a_user_that_the_api_refuses(
         ValueError if value is None else wanted,
         wanted,
     ]
+    assert isinstance(found, Sesion)
     assert found.ID_Sesion == other.ID_Sesion
 
 
@@ -212,6 +221,7 @@ async def test_methods_refuse_a_device_that_the_api_refuses(
         )
     wanted = ValueError if isinstance(value, str) else TypeError
     assert [type(outcome) for outcome in outcomes] == [wanted] * 2
+    assert isinstance(found, Sesion)
     assert found.ID_Sesion == other.ID_Sesion
 
 
@@ -254,6 +264,7 @@ async def test_no_well_formed_token_is_no_session(
             store.end_all(value, token),
             store.end(token, value),
         )
+    answers = (*answers[:1], answers[1]._replace(**use_of(made)), *answers[2:])
     assert [*answers] == [None, made, Refusal.UNAUTHENTICATED, Refusal.UNAUTHENTICATED, 0]
     assert await store.end_all(token, value) == 1
 

@@ -20,7 +20,7 @@ local function audit_session(base, digest)
   elseif session then
     local score = redis.pcall('ZSCORE', base .. 'u:' .. session[USUARIO], digest)
     if type(score) ~= 'string' then
-      fault('the session is not in the index of its user')
+      fault('the session is not in the index of user ' .. session[USUARIO])
     elseif tonumber(score) ~= session[EXPIRACION] then
       fault('the session and the index differ in when it expires')
     end

@@ -1,22 +1,37 @@
 #!lua flags=allow-oom
--- Ends one session of a user, or all, for an operator: nobody's token is needed.
+-- Ends one session of a user, or all, for an operator, who needs no token.
 --
 -- KEYS[1]  the user's index
 -- ARGV[1]  the ID_Sesion, or '' for all
+-- ARGV[2..]  digests of sessions of the bucket, which are the user's if their records say so: an
+--            index that has lost members, or is gone, does not name them
 --
 -- Return value: the sessions that ended, as delete() in session.lua gives them.
 
-local base = string.match(KEYS[1], '^([^}]*}:)')
-local chosen = {}
-for _, digest in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. int(now), '+inf')) do
-  local session = read_live(base .. 's:' .. digest)
-  if ARGV[1] == '' or (session and session[ID] == ARGV[1]) then
+local base, usuario = string.match(KEYS[1], '^([^}]*}:)u:(.*)$')
+local chosen, seen = {}, {}
+
+-- Everything is read before anything is deleted: this fails when a Cluster has moved one of the
+-- keys away already.
+local function consider(digest, session, is_users)
+  if is_users and not seen[digest] and (ARGV[1] == '' or (session and session[ID] == ARGV[1])) then
+    seen[digest] = true
     chosen[#chosen + 1] = digest
   end
 end
+
+local index = redis.pcall('ZRANGEBYSCORE', KEYS[1], '(' .. int(now), '+inf')
+for _, digest in ipairs(wrong_type(index) and {} or index) do
+  consider(digest, read_live(base .. 's:' .. digest), true)
+end
+for i = 2, #ARGV do
+  local session = read_live(base .. 's:' .. ARGV[i])
+  consider(ARGV[i], session, session and session[USUARIO] == usuario)
+end
+
 local ended = {}
 for _, digest in ipairs(chosen) do
-  redis.call('ZREM', KEYS[1], digest)
+  wrong_type(redis.pcall('ZREM', KEYS[1], digest))
   ended[#ended + 1] = delete(base, digest)
 end
 settle(KEYS[1])

@@ -7,14 +7,15 @@ An absent session is a value; only Redis failing raises.
 import asyncio
 import contextlib
 import logging
+import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from typing import Any, Literal, Self
 
-from redis.exceptions import ReadOnlyError
+from redis.exceptions import NoPermissionError, ReadOnlyError
 
 from sesiones import tokens
 from sesiones.metrics import CHECKS, Metrics
@@ -36,6 +37,12 @@ logger = logging.getLogger("sesiones.store")
 
 SLOW_SECONDS = 0.1
 """What takes longer is logged."""
+_ABSENT = -2
+"""EXPIRETIME's reply for a key that is not there."""
+_COUNTERS_AT_ONCE = 256
+"""Counters that was_used() asks for at a time."""
+_DIGEST = re.compile(rb"[A-Za-z0-9_-]{%d}" % len(tokens.digest(""))).fullmatch
+"""Of a session's key. No token leads to any other."""
 
 
 class Refusal(Enum):
@@ -285,23 +292,31 @@ class SessionStore:
         with self._operation("logout_all"):
             return await self._end(scripts.END_ALL, "logout_all", caller, designated)
 
-    async def sessions(self, ID_Usuario: int) -> list[Sesion]:
+    async def sessions(self, ID_Usuario: int, *, deep: bool = False) -> list[Sesion]:
         """The user's live sessions, active or not. Redis has no tokens: Token_Sesion is the name
-        that the log gives it, which is of no use to anyone else."""
-        index = self._keys.index(valid_integer("ID_Usuario", ID_Usuario))
-        replies = await self._loops.get().runner.run(scripts.LIST, [index])
+        that the log gives it, which is of no use to anyone else.
+
+        ``deep``: those too that the user's index does not name, from a look at every key.
+        """
+        ID_Usuario = valid_integer("ID_Usuario", ID_Usuario)
         sesiones = []
-        with unavailable():
-            for digest, reply in replies:
-                fingerprint = tokens.fingerprint_of_digest(digest.decode())
-                if sesion := session_of(f"ses_#{fingerprint}", reply, fingerprint):
+        for digest, record, _ in await self._sessions_of(ID_Usuario, deep):
+            with unavailable():
+                fingerprint = tokens.fingerprint_of_digest(digest)
+                if sesion := session_of(f"ses_#{fingerprint}", record, fingerprint):
                     sesiones.append(sesion)
         return sesiones
 
-    async def end_user(self, ID_Usuario: int, ID_Sesion: int | None = None) -> int:
-        """End one session of the user, or all, for an operator: how many ended."""
+    async def end_user(
+        self, ID_Usuario: int, ID_Sesion: int | None = None, *, deep: bool = False
+    ) -> int:
+        """End one session of the user, or all, for an operator: how many ended.
+
+        ``deep``: those too that the user's index does not name, from a look at every key.
+        """
         ID_Usuario = valid_integer("ID_Usuario", ID_Usuario)
         which = "" if ID_Sesion is None else valid_integer("ID_Sesion", ID_Sesion)
+        sessions = await self._sessions_of(ID_Usuario, deep) if deep else []
         loop = self._loops.get()
         base = self._keys.base(tokens.user_bucket(ID_Usuario))
         with unavailable():
@@ -309,6 +324,7 @@ class SessionStore:
                 scripts.END_USER,
                 [self._keys.index(ID_Usuario)],
                 which,
+                *(digest for digest, _, is_indexed in sessions if not is_indexed),
                 tries=1,
                 on_reply=lambda ended: loop.events.ended("operator", base, ended),
             )
@@ -321,19 +337,35 @@ class SessionStore:
         What is there all the while is seen; of what comes or goes, some.
         """
         with unavailable():
-            for execute in (await self._loops.get().runner.commands.masters()).values():
-                cursor = b"0"
-                while True:
-                    cursor, keys = await execute(
-                        *("SCAN", cursor, "MATCH", self._keys.pattern, "COUNT", 500)
-                    )
-                    faults = await scripts.call(execute, scripts.AUDIT, [], *keys) if keys else []
-                    yield (
-                        len(keys),
-                        [(key.decode(errors="replace"), what.decode()) for key, what in faults],
-                    )
-                    if int(cursor) == 0:
-                        break
+            async for execute, keys in self._scan(self._keys.pattern):
+                faults = await scripts.call(execute, scripts.AUDIT, [], *keys) if keys else []
+                yield (
+                    len(keys),
+                    [(key.decode(errors="replace"), what.decode()) for key, what in faults],
+                )
+
+    async def was_used(self) -> bool:
+        """Whether there is or was a session under this prefix.
+
+        A bucket's counter never expires, so those are asked for first. Only an eviction loses them:
+        then any key will do, if SCAN is allowed.
+        """
+        commands = self._loops.get().runner.commands
+        counters = [self._keys.counter(bucket) for bucket in tokens.buckets()]
+        with unavailable():
+            for start in range(0, len(counters), _COUNTERS_AT_ONCE):
+                asked = (
+                    commands.execute("EXPIRETIME", key, keys=[key], reads=True)
+                    for key in counters[start : start + _COUNTERS_AT_ONCE]
+                )
+                if any(expiry != _ABSENT for expiry in await asyncio.gather(*asked)):
+                    return True
+            with contextlib.suppress(NoPermissionError):
+                async with contextlib.aclosing(self._scan(self._keys.pattern)) as found:
+                    async for _, keys in found:
+                        if keys:
+                            return True
+        return False
 
     async def probe(self, seconds: float) -> None:
         """Whether Redis takes writes and has every script, within the time: raises
@@ -376,6 +408,38 @@ class SessionStore:
                 except ReadOnlyError:
                     self._loops.get().runner.reset()  # demoted: the next one finds the master
                     raise
+
+    async def _sessions_of(self, ID_Usuario: int, deep: bool) -> list[tuple[str, Any, bool]]:
+        """The user's live sessions: digest, record (read() in lua/session.lua), and whether the
+        user's index names it."""
+        digests: set[bytes] = set()
+        if deep:
+            base = f"{self._keys.base(tokens.user_bucket(ID_Usuario))}s:"
+            with unavailable():
+                async for _, keys in self._scan(f"{base}*"):
+                    digests |= {key.removeprefix(base.encode()) for key in keys}
+        index = self._keys.index(ID_Usuario)
+        runner = self._loops.get().runner
+        found = await runner.run(scripts.LIST, [index], *filter(_DIGEST, digests))
+        with unavailable():
+            sessions = [(digest.decode(), record, bool(known)) for digest, record, known in found]
+        if missing := sum(not is_indexed for _, _, is_indexed in sessions):
+            logger.warning(
+                "the index of user %s is incomplete: it lacks %d of %d live sessions",
+                *(ID_Usuario, missing, len(sessions)),
+                extra={"ID_Usuario": ID_Usuario},
+            )
+        return sessions
+
+    async def _scan(self, pattern: str) -> AsyncGenerator[tuple[Execute, list[bytes]], None]:
+        """The keys of the pattern, some at a time, and execute() on the master that has them."""
+        for execute in (await self._loops.get().runner.commands.masters()).values():
+            cursor = b"0"
+            while True:
+                cursor, keys = await execute("SCAN", cursor, "MATCH", pattern, "COUNT", 500)
+                yield execute, keys
+                if int(cursor) == 0:
+                    break
 
     def _open_loop(self) -> _LoopState:
         commands = self._connect()

@@ -1,0 +1,81 @@
+"""Standard output and standard error of the commands, whatever they are connected to.
+
+A locale that lacks a character gets its escape. Output that cannot be written is an error of its
+own, so that no exit code claims that a caller has read it.
+"""
+
+import logging
+import os
+import sys
+from contextlib import suppress
+from io import TextIOWrapper
+from typing import TextIO
+
+
+class OutputError(Exception):
+    """Standard output cannot be written; the message is the reason."""
+
+    @property
+    def reader_left(self) -> bool:
+        """Whether a pipe was closed at its other end, as by ``head``: that needs no message."""
+        return isinstance(self.__cause__, ConnectionError)
+
+
+def prepare() -> None:
+    """Make the standard streams safe to use. Called once, before any other file is opened."""
+    # A socket to Redis must not take the number of a standard descriptor that is closed: what a
+    # library prints would go to Redis.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for stream in sys.stdout, sys.stderr:
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def show(text: str) -> None:
+    """Write lines on standard output. Raises OutputError."""
+    if sys.stdout is None:
+        raise OutputError("it is closed")
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        _discard(sys.stdout)
+        raise OutputError(error.strerror or str(error)) from error
+
+
+def complain(text: str, end: str = "\n") -> None:
+    """Write lines on standard error. They are dropped where it cannot be written, and the exit code
+    remains."""
+    if sys.stderr is None:
+        return
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def is_watched() -> bool:
+    """Whether standard error is a terminal, where progress can be shown."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+class Complaints(logging.Handler):
+    """Log records on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(self.format(record))
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 session``, ``2,000 sessions``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _discard(stream: TextIO) -> None:
+    """Send what the stream still holds to /dev/null. Python would try to write it again at exit,
+    fail, and put exit code 120 in the place of the command's own."""
+    with suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
