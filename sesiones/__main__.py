@@ -1,9 +1,15 @@
 """The command line: ``python -m sesiones serve``, ``doctor`` and ``users``."""
 
+import sys
+
+from sesiones import start
+
+if __name__ == "__main__" and "serve" in sys.argv[1:2]:
+    start.begin()  # before the imports below, which take long
+
 import asyncio
 import logging
 import os
-import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from datetime import UTC, datetime
