@@ -86,6 +86,8 @@ def serve(settings: Settings, listeners: Sequence[socket.socket]) -> None:
             run()
     except OSError as error:  # too many open files, for instance
         raise ListenError(f"cannot serve: {error.strerror or error}") from error
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _work(
@@ -156,8 +158,7 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.should_exit:
-            # A thread of C ends the process if it has not ended by then. The event loop may hang,
-            # and so may the end of the interpreter, for instance in a name lookup.
+            # A thread of C ends the process if the event loop hangs.
             faulthandler.dump_traceback_later(STOP_SECONDS, exit=True, file=self._nowhere)
         super().handle_exit(sig, frame)
 

@@ -66,7 +66,7 @@ class Watch:
         self._settings = settings
         self._said: dict[str, tuple[str, float]] = {}
         self._refused: set[str] = set()
-        self._stop: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self._running: tuple[asyncio.AbstractEventLoop, asyncio.Task[None]] | None = None
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def __enter__(self) -> Self:
@@ -77,10 +77,10 @@ class Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._stop is not None:
-            loop, stop = self._stop
+        if self._running is not None:
+            loop, task = self._running
             with suppress(RuntimeError):  # it has ended
-                loop.call_soon_threadsafe(stop.set)
+                loop.call_soon_threadsafe(task.cancel)
             self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
@@ -88,32 +88,35 @@ class Watch:
             # Unlike asyncio's own, this loop looks names up in threads that nothing waits for.
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(self._watch())
+        except asyncio.CancelledError:
+            pass
         except Exception as error:  # no file descriptor is free, for instance
             logger.warning("Redis is not watched: %s", error)
 
     async def _watch(self) -> None:
-        stop = asyncio.Event()
-        self._stop = asyncio.get_running_loop(), stop
+        task = asyncio.current_task()
+        assert task is not None
+        self._running = asyncio.get_running_loop(), task
         commands = connect(
             self._settings.redis_url, max(ANSWER_SECONDS, self._settings.redis_timeout)
         )
         try:
-            await self._start(commands, stop)
-            while not stop.is_set():
+            await self._start(commands)
+            while True:
                 with suppress(Exception):  # of an outage the store tells
                     self._warn(await self._look(commands))
-                await _pause(stop, LOOK_SECONDS)
+                await asyncio.sleep(LOOK_SECONDS)
         finally:
             await commands.aclose()
 
-    async def _start(self, commands: Commands, stop: asyncio.Event) -> None:
+    async def _start(self, commands: Commands) -> None:
         begun = f"sesiones {sesiones.__version__}"
         where = public_url(self._settings.redis_url)
         changed = dict(self._settings.changed())
         changed.pop("SESIONES_REDIS_URL", None)  # the line has it anyway
         texts = [f"{name}={value}" for name, value in changed.items()]
         rest = f"settings: {' '.join(texts) or 'the defaults'}"
-        while not stop.is_set():
+        while True:
             try:
                 masters = await self._look(commands)
             except Exception as error:
@@ -131,7 +134,7 @@ class Watch:
                     logger.log(level, "%s answers: %s", where, text)
                 return
             begun = ""
-            await _pause(stop, RETRY_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def _look(self, commands: Commands) -> dict[str, _Master]:
         """Every master. Raises what commands raise, and what an answer that is not Redis's does."""
@@ -141,11 +144,12 @@ class Watch:
         return dict(zip(masters, found, strict=True))
 
     async def _look_at(self, execute: Execute) -> _Master:
-        role: list[bytes] = await self._ask(execute, "ROLE") or [b"role unknown"]
+        role: list[bytes] = await self._ask(execute, "ROLE") or []
         text: bytes = await self._ask(execute, "INFO") or b""
         lines = text.decode(errors="replace").splitlines()
         info = dict(line.split(":", 1) for line in lines if ":" in line)
-        return _Master(role[0].decode().replace("slave", "replica"), info)
+        name = role[0].decode() if role else info.get("role", "role unknown")
+        return _Master(name.replace("slave", "replica"), info)
 
     async def _ask(self, execute: Execute, command: str) -> Any:
         """None, for good, when the Redis user may not: each refusal would be in Redis's ACL LOG."""
@@ -169,8 +173,3 @@ class Watch:
                 self._said[name] = text, now
             elif not text:
                 self._said.pop(name, None)
-
-
-async def _pause(stop: asyncio.Event, seconds: float) -> None:
-    with suppress(TimeoutError):
-        await asyncio.wait_for(stop.wait(), seconds)
