@@ -129,6 +129,8 @@ class Supervisor:
             connection.wait(events, TURN_SECONDS)
         except OSError:  # more than this process may now have open
             time.sleep(TURN_SECONDS)
+        if self._stopping:  # a Ctrl-C reaches the workers, too: they have not died
+            return
         # A pause of this very process, or of the whole machine, is not the workers' silence.
         now = time.monotonic()
         elapsed = min(now - self._looked_at, TURN_SECONDS)
