@@ -8,12 +8,12 @@ import dataclasses
 import fcntl
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from scripts.redis_server import RedisServer
+from sesiones import start
 from sesiones.server import ListenError, listen, serve
 from sesiones.settings import Settings, SettingsError
 
@@ -22,21 +22,20 @@ VAR = Path(__file__).parents[1] / "var"
 
 def main() -> int:
     """The exit code: 0, 1 when a server cannot start, 2 for bad settings."""
-    # Until uvicorn takes the signals over, whatever ends us also ends Redis.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    # Until serve() takes the signals over, what ends this process also ends Redis.
+    start.on_stop(lambda *_: sys.exit(0))
     try:
         settings = Settings.read(os.environ, {})
         with contextlib.ExitStack() as stack:
             # First the port: when it is taken, nothing else has been started.
-            listener, name = stack.enter_context(listen(settings))
+            listeners, name = stack.enter_context(listen(settings))
             if "SESIONES_REDIS_URL" not in os.environ:
                 lock = stack.enter_context(_lock(VAR / "lock"))
                 server = stack.enter_context(RedisServer(VAR / "redis", keep_open=lock))
                 settings = dataclasses.replace(settings, redis_url=server.url)
                 print(f"Redis: redis-cli -s {server.socket}  (data in var/redis)")
             print(f"Try:   {_example(settings, name)}", flush=True)
-            serve(settings, listener)
+            serve(settings, listeners)
     except SettingsError as error:
         print(f"make run: {error}", file=sys.stderr)
         return 2

@@ -1,8 +1,20 @@
 """sesiones: a Redis-backed token session store service."""
 
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
 
-from sesiones.sesion import Sesion
-from sesiones.store import BadDates, Immutable, Refusal, SessionStore, StoreUnavailable
+if TYPE_CHECKING:
+    from sesiones.sesion import Sesion
+    from sesiones.store import BadDates, Immutable, Refusal, SessionStore, StoreUnavailable
 
 __all__ = ["BadDates", "Immutable", "Refusal", "Sesion", "SessionStore", "StoreUnavailable"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when it is used: the service handles signals before it imports the rest (start.py).
+    if name in __all__:
+        from sesiones import store
+
+        return getattr(store, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

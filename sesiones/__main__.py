@@ -1,11 +1,17 @@
 """The command line: ``python -m sesiones serve``, ``doctor``, ``users`` and ``health``."""
 
+import sys
+
+from sesiones import start
+
+if __name__ == "__main__" and "serve" in sys.argv[1:2]:
+    start.begin()  # before the imports below, which take long
+
 import asyncio
 import dataclasses
 import json
 import logging
 import os
-import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing, contextmanager

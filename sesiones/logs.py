@@ -1,17 +1,35 @@
 """Logging: one line a record on standard error, and no token in any of them.
 
 What a client sends cannot break a line or begin one: control characters are escaped, and in text
-the lines of a traceback are indented.
+the lines of a traceback are indented. What reads standard error cannot stop the service: a line
+that cannot be written at once waits in a backlog, and when that is full, lines are dropped and
+counted.
 """
 
 import logging
+import os
 import re
+import socket
+import stat
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import Any, TextIO
 
 import orjson
 
 from sesiones import health, tokens
+
+BACKLOG_MAX_BYTES = 4 * 1024 * 1024
+RETRY_SECONDS = 1.0
+"""Until a write that has failed is tried again: the disk may be full."""
+FLUSH_SECONDS = 0.5
+"""How long the end of the process waits for a backlog to be read."""
 
 _TOKEN = re.compile(r"ses_[A-Za-z0-9_-]{45}")
 _BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -67,6 +85,150 @@ class JsonFormatter(logging.Formatter):
         return _BREAKS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
+class StderrHandler(logging.Handler):
+    """Writes to standard error and never waits for it.
+
+    Usually it writes from where the record was logged. A line that would have to wait goes to the
+    backlog, which a thread of its own writes down to the end.
+    """
+
+    def __init__(
+        self, stream: TextIO | None = None, backlog_max_bytes: int = BACKLOG_MAX_BYTES
+    ) -> None:
+        super().__init__()
+        stream = stream or sys.stderr  # None when it was closed before the process started
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+        self._backlog_max_bytes = backlog_max_bytes
+        self._backlog: deque[bytes] = deque()
+        self._backlog_bytes = 0
+        self._dropped = 0
+        self._is_failing = False
+        self._lock = threading.Lock()
+        self._drainer: threading.Thread | None = None
+        self._write: Callable[[bytes], int] = len  # takes everything and writes nothing
+        self._write_now: Callable[[bytes], int] = len
+        self._release: Callable[[], None] = lambda: None
+        if stream is not None:
+            try:
+                descriptor = stream.fileno()
+            except (OSError, ValueError, AttributeError):  # a stream of Python's alone
+                self._write = self._write_now = lambda data: _write_text(stream, data)
+            else:
+                self._write = partial(os.write, descriptor)
+                self._write_now, self._release = _nonblocking(descriptor)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self._line(record)
+        with self._lock:
+            if self._drainer is None:
+                with suppress(OSError):  # which the thread will see, too
+                    line = line[self._write_now(line) :]
+                if not line:
+                    return
+            self._keep(line)
+            if self._drainer is None:
+                drainer = threading.Thread(target=self._drain, name="log", daemon=True)
+                try:
+                    drainer.start()
+                except RuntimeError:  # no more threads: the next record tries again
+                    return
+                self._drainer = drainer
+
+    def flush(self) -> None:
+        """Wait for the backlog to be written, but not for long."""
+        drainer = self._drainer
+        if drainer is not None and not self._is_failing:
+            drainer.join(FLUSH_SECONDS)
+
+    def close(self) -> None:
+        self._release()
+        self._release = lambda: None
+        self._write = self._write_now = len  # the descriptor may soon be another file's
+        super().close()
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        try:
+            text = self.format(record)
+        except Exception as error:
+            # logging's own way to say so would wait for standard error.
+            text = f"a record of {record.name} has no text: {type(error).__name__}"
+        return f"{text}\n".encode(self._encoding, "backslashreplace")
+
+    def _keep(self, line: bytes) -> None:
+        if self._backlog and self._backlog_bytes + len(line) > self._backlog_max_bytes:
+            self._dropped += 1
+            return
+        if self._dropped:
+            line = self._told() + line
+        self._backlog.append(line)
+        self._backlog_bytes += len(line)
+
+    def _told(self) -> bytes:
+        """The line in the place of those that were dropped."""
+        record = logging.makeLogRecord(
+            {
+                "name": __name__,
+                "levelno": logging.WARNING,
+                "levelname": "WARNING",
+                "msg": "%d log lines were dropped: standard error could not be written",
+                "args": (self._dropped,),
+            }
+        )
+        self._dropped = 0
+        return self._line(record)
+
+    def _drain(self) -> None:
+        while True:
+            with self._lock:
+                if not self._backlog and self._dropped:
+                    self._backlog.append(self._told())
+                    self._backlog_bytes += len(self._backlog[0])
+                if not self._backlog:
+                    self._drainer = None
+                    return
+                line = self._backlog[0]
+            written = 0
+            try:
+                while written < len(line):
+                    written += self._write(line[written:])
+                self._is_failing = False
+            except OSError:
+                self._is_failing = True
+                time.sleep(RETRY_SECONDS)
+            with self._lock:
+                if written < len(line):
+                    self._backlog[0] = line[written:]
+                else:
+                    self._backlog.popleft()
+                self._backlog_bytes -= written
+
+
+def _nonblocking(descriptor: int) -> tuple[Callable[[bytes], int], Callable[[], None]]:
+    """A write() on the descriptor's file that never waits: it raises an OSError, or takes less.
+    And what closes what that needs.
+
+    O_NONBLOCK cannot be set on the descriptor itself, as that holds for every process that shares
+    it, such as the shell.
+    """
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return partial(os.write, descriptor), lambda: None
+    if stat.S_ISSOCK(mode):
+        connection = socket.socket(fileno=os.dup(descriptor))
+        return lambda data: connection.send(data, socket.MSG_DONTWAIT), connection.close
+    try:
+        own = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:  # another user's, or no /proc: every line goes through the backlog
+        return lambda data: 0, lambda: None
+    return partial(os.write, own), partial(os.close, own)
+
+
+def _write_text(stream: TextIO, data: bytes) -> int:
+    stream.write(data.decode(stream.encoding or "utf-8"))
+    stream.flush()
+    return len(data)
+
+
 class Access(logging.Filter):
     """Takes the query off uvicorn's access records, as DELETE may carry a token there, and drops
     those of health probes."""
@@ -95,9 +257,8 @@ def config(log_format: str) -> dict[str, Any]:
         "filters": {"access": {"()": Access}},
         "handlers": {
             "stderr": {
-                "class": "logging.StreamHandler",
+                "()": StderrHandler,
                 "formatter": log_format,
-                "stream": "ext://sys.stderr",
             },
         },
         "root": {"handlers": ["stderr"], "level": "INFO"},

@@ -1,14 +1,20 @@
-"""Settings: SESIONES_* environment variables, and flags of the same names that win over them."""
+"""Settings: SESIONES_* environment variables, and flags of the same names that win over them.
 
+A secret may come from a file instead: SESIONES_SERVICE_KEY_FILE names it.
+"""
+
+import difflib
+import ipaddress
 import re
 from argparse import ArgumentParser
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from sesiones.redis_client import connect
 
 SECONDS_MAX = 2**31 - 1
+FILE_MAX_BYTES = 64 * 1024
 
 
 class SettingsError(ValueError):
@@ -57,6 +63,21 @@ def _key_prefix(text: str) -> str:
     return text
 
 
+def _forwarders(text: str) -> str:
+    """What uvicorn understands: for it, anything else is a name that no client has."""
+    items = [item.strip() for item in text.split(",")]
+    if items == ["*"]:
+        return "*"
+    try:
+        for item in items:
+            ipaddress.ip_network(item)  # an address is one, too
+    except ValueError:
+        raise ValueError(
+            "must be IP addresses and networks (such as 10.0.0.0/8) separated by commas, or *"
+        ) from None
+    return ",".join(items)
+
+
 def _text(text: str) -> str:
     if not text:
         raise ValueError("must not be empty")
@@ -78,8 +99,12 @@ def _switch(text: str) -> bool:
     return text == "1"
 
 
-def _setting(default: Any, parse: Callable[[str], Any], description: str) -> Any:
-    return field(default=default, metadata={"parse": parse, "description": description})
+def _setting(
+    default: Any, parse: Callable[[str], Any], description: str, *, secret: bool = False
+) -> Any:
+    """``secret``: it may come from a file."""
+    metadata = {"parse": parse, "description": description, "secret": secret}
+    return field(default=default, metadata=metadata)
 
 
 _METAVARS = {
@@ -118,6 +143,7 @@ class Settings:
         "redis://127.0.0.1:6379/0",
         _redis_url,
         "redis://, rediss://, unix://, redis+sentinel://h:p,h:p/master/db, redis+cluster://h:p,h:p",
+        secret=True,
     )
     idle_seconds: int = _setting(
         1800, _integer(1, SECONDS_MAX), "seconds that a new session lives unused"
@@ -128,7 +154,7 @@ class Settings:
     touch_seconds: int = _setting(
         1, _integer(0, SECONDS_MAX), "precision of Ultima_Actividad in seconds; 0: every check"
     )
-    max_per_user: int = _setting(1000, _integer(1, 1_000_000), "sessions that a user may have")
+    max_per_user: int = _setting(1000, _integer(1, 10_000), "sessions that a user may have")
     redis_timeout: float = _setting(
         0.25, _timeout, "seconds for one round trip to Redis before a 503"
     )
@@ -136,14 +162,16 @@ class Settings:
         0, _integer(0, 100), "replicas that must have a write within 100 ms, else it is a 503"
     )
     service_key: tuple[str, ...] = _setting(
-        (), _service_keys, "keys that POST and PUT require, separated by commas"
+        (), _service_keys, "keys that POST and PUT require, separated by commas", secret=True
     )
     key_prefix: str = _setting("sesiones", _key_prefix, "prefix of every key in Redis")
     http: str = _setting(
         "fast", _choice("fast", "httptools"), "fast answers checks without Starlette, or httptools"
     )
     forwarded_allow_ips: str | None = _setting(
-        None, _text, "addresses whose X-Forwarded-* headers are believed; * for all"
+        None,
+        _forwarders,
+        "addresses and networks whose X-Forwarded-* headers are believed; * for all",
     )
     access_log: bool = _setting(False, _switch, "1 logs a line a request")
     log_format: str = _setting(
@@ -165,14 +193,15 @@ class Settings:
         """
         values: dict[str, Any] = {}
         for setting in fields(cls):
-            variable = f"SESIONES_{setting.name.upper()}"
-            name, text = variable, environ.get(variable)
-            if (flag := flags.get(setting.name)) is not None:
-                name, text = f"--{setting.name.replace('_', '-')}", flag
-            if text is None:
+            parse = setting.metadata["parse"]
+            given = _given(setting, flags.get, _flag) or _given(
+                setting, lambda name: environ.get(_variable(name)), _variable
+            )
+            if given is None:
                 continue
+            name, text = given
             try:
-                values[setting.name] = setting.metadata["parse"](text)
+                values[setting.name] = parse(text)
             except ValueError as error:
                 raise SettingsError(f"{name} {error}") from None
         return cls(**values)
@@ -204,3 +233,101 @@ class Settings:
                 metavar=_metavar(setting.name),
                 help=f"{setting.metadata['description']} (default: {shown})".replace("%", "%%"),
             )
+            if setting.metadata["secret"]:
+                parser.add_argument(
+                    _flag(f"{setting.name}_file"),
+                    metavar="FILE",
+                    help=f"file with the value of {_flag(setting.name)}",
+                )
+
+    def changed(self) -> Iterator[tuple[str, str]]:
+        """The variables and values that differ from the defaults; secrets are hidden."""
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if value != setting.default:
+                if setting.name == "redis_url":
+                    value = public_url(value)
+                elif setting.metadata["secret"]:
+                    value = "(hidden)"
+                elif isinstance(value, bool):
+                    value = int(value)
+                yield _variable(setting.name), str(value)
+
+
+def warnings(
+    settings: Settings, environ: Mapping[str, str], arguments: Sequence[str]
+) -> Iterator[str]:
+    """What is allowed and yet most likely a mistake, a line each; ``arguments``: of the process."""
+    names = variables()
+    for name in environ:
+        if name.upper().startswith("SESIONES_") and name not in names:
+            nearest = difflib.get_close_matches(name.upper(), names, n=1, cutoff=0)[0]
+            yield f"{name} is no setting and is ignored; the nearest one is {nearest}"
+    secrets = {"redis_url": _has_password(settings.redis_url), "service_key": True}
+    given = {argument.partition("=")[0] for argument in arguments}
+    for name, is_secret in secrets.items():
+        if is_secret and _flag(name) in given:
+            yield (
+                f"{_flag(name)} shows a secret to every user of this machine: use "
+                f"{_variable(name)} or {_variable(f'{name}_file')}"
+            )
+    if settings.uds is not None and settings.forwarded_allow_ips not in (None, "*"):
+        yield (
+            "SESIONES_FORWARDED_ALLOW_IPS is of no use with SESIONES_UDS: clients of a unix "
+            "socket have no address, and only * includes them"
+        )
+
+
+def variables() -> list[str]:
+    """Every environment variable that read() looks at."""
+    secrets = [setting.name for setting in fields(Settings) if setting.metadata["secret"]]
+    names = [*(setting.name for setting in fields(Settings)), *(f"{s}_file" for s in secrets)]
+    return [_variable(name) for name in names]
+
+
+def public_url(url: str) -> str:
+    """The URL of a Redis without user, password and options."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
+
+
+def _has_password(url: str) -> bool:
+    location, _, options = url.partition("://")[2].partition("?")
+    return ":" in location.rpartition("@")[0] or "password=" in options
+
+
+def _variable(name: str) -> str:
+    return f"SESIONES_{name.upper()}"
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _given(
+    setting: Field[Any], text_of: Callable[[str], str | None], spelled: Callable[[str], str]
+) -> tuple[str, str] | None:
+    """What gives the setting a value, and that text, which may be in a file. Raises
+    SettingsError."""
+    name, file_name = setting.name, f"{setting.name}_file"
+    text = text_of(name)
+    path = text_of(file_name) if setting.metadata["secret"] else None
+    if path is None:
+        return None if text is None else (spelled(name), text)
+    if text is not None:
+        raise SettingsError(f"{spelled(name)} and {spelled(file_name)} exclude each other")
+    return spelled(file_name), _read_file(spelled(file_name), path)
+
+
+def _read_file(name: str, path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(FILE_MAX_BYTES + 1)
+        text = content.decode("utf-8-sig").rstrip("\r\n")
+    except OSError as error:
+        raise SettingsError(f"{name} cannot be read: {error.strerror}") from None
+    except ValueError:  # bytes that are no UTF-8, or a path with a null character
+        raise SettingsError(f"{name} cannot be read: it is no text file") from None
+    if not text or len(content) > FILE_MAX_BYTES:
+        raise SettingsError(f"{name} names a file that is {'too long' if text else 'empty'}")
+    return text

@@ -1,11 +1,23 @@
 """No token is ever in a log; where one is named, its fingerprint is."""
 
+import fcntl
 import hashlib
+import http.client
+import io
 import logging
+import os
+import pty
 import re
+import resource
+import signal
 import socket
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from urllib.parse import quote
 
 import orjson
@@ -15,7 +27,7 @@ from redis import Redis
 from scripts.redis_server import RedisServer
 from sesiones import logs, tokens
 from tests.conftest import KEY
-from tests.service import Service
+from tests.service import Service, comes_true, environment
 
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -123,6 +135,226 @@ def test_an_object_says_what_the_record_does() -> None:
         "seconds": 0.5,
         "reason": None,
     }
+
+
+# What reads standard error
+
+
+def few(name: str) -> logging.LogRecord:
+    return logging.makeLogRecord({"name": "x", "levelname": "INFO", "msg": name})
+
+
+@contextmanager
+def handler_on(descriptor: int, backlog_max_bytes: int = 4096) -> Iterator[logs.StderrHandler]:
+    """One whose stream is the descriptor, which it then closes."""
+    stream = open(descriptor, "w", encoding="utf-8")  # noqa: SIM115
+    handler = logs.StderrHandler(stream, backlog_max_bytes)
+    try:
+        yield handler
+    finally:
+        handler.flush()
+        handler.close()
+        with suppress(OSError):
+            stream.close()
+
+
+def pipe() -> tuple[int, int]:
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    return reading, writing
+
+
+def stream_pair() -> tuple[int, int]:
+    reading, writing = socket.socketpair()
+    return reading.detach(), writing.detach()
+
+
+def terminal() -> tuple[int, int]:
+    return pty.openpty()
+
+
+def reader(descriptor: int) -> Generator[str, None, None]:
+    """Its lines, as they come."""
+    with open(descriptor, encoding="utf-8") as stream:
+        for line in stream:
+            yield line.removesuffix("\n")
+
+
+@pytest.mark.parametrize("make", [pipe, stream_pair, terminal])
+def test_a_reader_that_does_not_read_never_holds_up_what_logs(
+    make: Callable[[], tuple[int, int]],
+) -> None:
+    reading, writing = make()
+    with handler_on(writing) as handler:
+        begun = time.monotonic()
+        for number in range(20_000):
+            handler.handle(few(f"line {number} {'x' * 50}"))
+        assert time.monotonic() - begun < 10
+        begun = time.monotonic()
+        handler.flush()
+        assert time.monotonic() - begun < 2 * logs.FLUSH_SECONDS
+        lines = reader(reading)
+        shown = [next(lines)]
+        while "dropped" not in shown[-1]:
+            shown.append(next(lines))
+        numbers = [int(line.split()[1]) for line in shown[:-1]]
+        # Those that came first, each whole, then how many are missing.
+        assert numbers == list(range(len(numbers)))
+        match = re.match(r"(\d+) log lines were dropped", shown[-1])
+        assert match is not None
+        assert int(match[1]) == 20_000 - len(numbers)
+        # It goes on as before.
+        handler.handle(few("after"))
+        assert next(lines) == "after"
+    lines.close()
+
+
+def test_what_was_dropped_is_told_where_it_is_missing() -> None:
+    reading, writing = pipe()
+    with handler_on(writing) as handler:
+        for number in range(300):
+            handler.handle(few(f"{number} {'x' * 50}"))
+        lines = reader(reading)
+        shown = [next(lines) for _ in range(60)]  # room for another one
+        handler.handle(few("later"))
+        while shown[-1] != "later":
+            shown.append(next(lines))
+        assert re.match(r"\d+ log lines were dropped", shown[-2])
+        assert all(line[0].isdigit() and "x" in line for line in shown[:-2])
+    lines.close()
+
+
+def test_a_line_longer_than_the_pipe_arrives_whole() -> None:
+    reading, writing = pipe()
+    with handler_on(writing) as handler:
+        texts = [letter * 100_000 for letter in "abc"]
+        for text in texts:
+            handler.handle(few(text))
+        lines = reader(reading)
+        assert next(lines) == texts[0]  # beside which the backlog had no room
+        assert next(lines).startswith("2 log lines were dropped")
+    lines.close()
+
+
+def test_the_pipe_itself_stays_blocking() -> None:
+    """It is shared with other processes, the shell among them."""
+    reading, writing = pipe()
+    with handler_on(writing) as handler:
+        handler.handle(few("x"))
+        assert os.get_blocking(writing)
+    os.close(reading)
+
+
+def test_a_line_is_written_at_once_where_that_does_not_wait(tmp_path: Path) -> None:
+    reading, writing = pipe()
+    path = tmp_path / "log"
+    for descriptor in writing, os.open(path, os.O_CREAT | os.O_WRONLY):
+        with handler_on(descriptor) as handler:
+            threads = threading.active_count()
+            handler.handle(few("x"))
+            assert threading.active_count() == threads
+            assert (path.read_text() if descriptor != writing else os.read(reading, 9)) != ""
+    os.close(reading)
+
+
+def test_a_full_disk_loses_nothing_that_the_backlog_can_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "RETRY_SECONDS", 0.02)
+    path = tmp_path / "log"
+    # A limit of this process's files: the nearest to a full disk that needs no mount.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with handler_on(os.open(path, os.O_CREAT | os.O_WRONLY)) as handler:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+            for number in range(50):
+                handler.handle(few(f"line {number}"))
+            begun = time.monotonic()
+            handler.flush()
+            assert time.monotonic() - begun < 2 * logs.FLUSH_SECONDS
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            lines = [f"line {number}" for number in range(50)]
+            assert comes_true(lambda: path.read_text().splitlines() == lines, 5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_reader_that_is_gone_harms_nothing() -> None:
+    reading, writing = pipe()
+    os.close(reading)
+    with handler_on(writing) as handler:
+        for _ in range(10_000):
+            handler.handle(few("x" * 50))
+        time.sleep(0.05)
+        begun = time.monotonic()
+        handler.flush()
+        assert time.monotonic() - begun < 0.1  # nothing to wait for
+
+
+def test_without_standard_error_nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    handler = logs.StderrHandler()
+    handler.handle(few("x"))
+    handler.close()
+
+
+def test_a_stream_without_a_descriptor_is_written_to() -> None:
+    stream = io.StringIO()
+    handler = logs.StderrHandler(stream)
+    handler.handle(few("x"))
+    handler.close()
+    assert stream.getvalue() == "x\n"
+
+
+def test_a_record_that_cannot_be_formatted_is_one_line() -> None:
+    stream = io.StringIO()
+    handler = logs.StderrHandler(stream)
+    handler.handle(logging.LogRecord("x", logging.ERROR, "file.py", 1, "%d", ("y",), None))
+    handler.close()
+    assert stream.getvalue() == "a record of x has no text: TypeError\n"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_service_whose_log_is_not_read_serves_and_stops(
+    redis_server: RedisServer, workers: str
+) -> None:
+    reading, writing = pipe()
+    variables = {"SESIONES_REDIS_URL": redis_server.url, "SESIONES_ACCESS_LOG": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sesiones", "serve", "--port", "0", "--workers", workers],
+        env=environment() | variables,
+        stderr=writing,
+    )
+    os.close(writing)
+    lines = reader(reading)
+    with process:
+        try:
+            match = next(filter(None, (re.search(r"listening on .*, (\d+)\)", x) for x in lines)))
+            port = int(match[1])  # and nothing more is read
+            assert comes_true(lambda: serves(port), 10)
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+                for _ in range(800):
+                    connection.request("GET", f"/nada/{'x' * 8000}")
+                    assert connection.getresponse().read()
+            assert serves(port)
+            begun = time.monotonic()
+            process.terminate()
+            assert process.wait(timeout=10) == 0
+            assert time.monotonic() - begun < 4
+        finally:
+            process.kill()
+            lines.close()
+
+
+def serves(port: int) -> bool:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+        try:
+            connection.request("GET", "/livez")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
 
 
 # The service

@@ -1,6 +1,7 @@
 """The command line over real processes: where it listens, whom it lets in, how it stops."""
 
 import asyncio
+import fcntl
 import http.client
 import os
 import re
@@ -22,7 +23,7 @@ import uvicorn
 
 import sesiones
 from scripts.chaos.faults import hung
-from scripts.redis_server import RedisServer
+from scripts.redis_server import RedisServer, free_port
 from sesiones.__main__ import main
 from sesiones.app import create_app
 from sesiones.lane import FastLane
@@ -134,9 +135,153 @@ def test_a_name_counts_as_the_address_it_stands_for(monkeypatch: pytest.MonkeyPa
     ):
         pass
     monkeypatch.setattr(socket, "getaddrinfo", resolve("127.0.0.1"))
-    with listen(Settings(host="sesiones.example", port=0)) as (listener, url):
+    with listen(Settings(host="sesiones.example", port=0)) as ((listener,), url):
         assert listener.getsockname()[0] == "127.0.0.1"
         assert url == f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def resolves_to(*addresses: str) -> Callable[..., object]:
+    """getaddrinfo() in place of a name server: nothing here leaves the machine."""
+
+    def resolve(_host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        return [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", (address, port, 0, 0))
+            if ":" in address
+            else (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+            for address in addresses
+        ]
+
+    return resolve
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        ("::1", "127.0.0.1"),
+        ("127.0.0.1", "::1"),
+        ("127.0.0.1", "127.0.0.2", "::1"),
+        ("127.0.0.1", "127.0.0.1"),
+    ],
+)
+@pytest.mark.parametrize("port", [0, None])
+def test_a_name_is_listened_on_at_all_of_its_addresses_and_one_port(
+    monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...], port: int | None
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", resolves_to(*addresses))
+    wanted = free_port() if port is None else port
+    with listen(Settings(host="sesiones.example", port=wanted)) as (listeners, url):
+        names = [listener.getsockname() for listener in listeners]
+        assert [name[0] for name in names] == list(dict.fromkeys(addresses))
+        (shared,) = {name[1] for name in names}
+        assert port == 0 or shared == wanted
+        assert url == f"http://127.0.0.1:{shared}"
+        monkeypatch.undo()
+        for address in addresses:
+            assert connects(shared, address)
+    assert not connects(shared)
+
+
+def test_port_0_is_one_that_is_free_on_every_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", resolves_to("127.0.0.1", "127.0.0.2"))
+    with ExitStack() as stack:
+        bind = socket.socket.bind
+        taken: list[int] = []
+
+        class Busy(socket.socket):
+            def bind(self, address: tuple[str, int]) -> None:  # type: ignore[override]
+                if address[0] == "127.0.0.2" and len(taken) < 3:
+                    taken.append(address[1])
+                    other = stack.enter_context(socket.socket())
+                    bind(other, address)
+                    other.listen()
+                bind(self, address)
+
+        monkeypatch.setattr(socket, "socket", Busy)
+        with listen(Settings(host="sesiones.example", port=0)) as (listeners, _):
+            ports = {listener.getsockname()[1] for listener in listeners}
+            assert len(listeners) == 2
+            assert len(ports) == 1
+            assert ports.isdisjoint(taken)
+
+
+@pytest.mark.parametrize("addresses", [("127.0.0.1", "127.0.0.2"), ("127.0.0.2", "127.0.0.1")])
+def test_a_port_that_is_taken_on_one_address_is_taken(
+    monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", resolves_to(*addresses))
+    with socket.create_server(("127.0.0.2", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ListenError, match=str(port)), listen(Settings(host="x", port=port)):
+            pass
+        monkeypatch.undo()
+        assert not connects(port, "127.0.0.1")  # nothing is left open
+
+
+def test_an_address_that_the_machine_does_not_have_is_left_out_of_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As ::1 is of localhost where IPv6 is off."""
+    monkeypatch.setattr(socket, "getaddrinfo", resolves_to("2001:db8::1", "127.0.0.1"))
+    settings = Settings(host="sesiones.example", port=0, service_key=(KEY,))
+    with listen(settings) as ((listener,), _):
+        assert listener.getsockname()[0] == "127.0.0.1"
+    monkeypatch.setattr(socket, "getaddrinfo", resolves_to("2001:db8::1", "192.0.2.1"))
+    with pytest.raises(ListenError, match=r"sesiones\.example"), listen(settings):
+        pass
+
+
+@pytest.mark.parametrize("addresses", [("127.0.0.1", "192.0.2.1"), ("::1", "127.0.0.1", "::")])
+def test_each_address_of_a_name_must_be_loopback_without_a_key(
+    monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", resolves_to(*addresses))
+    with (
+        pytest.raises(SettingsError, match="SESIONES_SERVICE_KEY"),
+        listen(Settings(host="sesiones.example", port=0)),
+    ):
+        pass
+
+
+def test_both_wildcards_share_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", resolves_to("0.0.0.0", "::"))
+    with listen(Settings(host="any", port=0, service_key=(KEY,))) as (listeners, _):
+        assert len({listener.getsockname()[1] for listener in listeners}) == 1
+
+
+TWO_ADDRESSES = """
+import socket, sys
+found = socket.getaddrinfo
+def getaddrinfo(host, port, *args, **options):
+    if host != "localhost":
+        return found(host, port, *args, **options)
+    return [(socket.AF_INET6, 1, 6, "", ("::1", port, 0, 0)),
+            (socket.AF_INET, 1, 6, "", ("127.0.0.1", port))]
+socket.getaddrinfo = getaddrinfo
+from sesiones.__main__ import main
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_localhost_is_served_on_both_of_its_addresses(
+    redis_server: RedisServer, tmp_path: Path, workers: str
+) -> None:
+    program = tmp_path / "two.py"
+    program.write_text(TWO_ADDRESSES)
+
+    class Both(Service):
+        command = (sys.executable, str(program))
+
+    flags = "--host", "localhost", "--workers", workers
+    with Both(*flags, SESIONES_REDIS_URL=redis_server.url) as service:
+        for host in "127.0.0.1", "::1":
+            connection = http.client.HTTPConnection(host, service.port, timeout=20)
+            connection.request("GET", "/livez")
+            assert connection.getresponse().status == 200
+            connection.close()
+        assert "listening on ('::1', " in service.log
+        assert service.stop() == 0
 
 
 def test_with_a_service_key_it_listens_anywhere(redis_server: RedisServer) -> None:
@@ -217,6 +362,123 @@ def test_two_that_start_at_once_do_not_take_each_others_unix_socket(tmp_path: Pa
         assert os.path.exists(settings.uds or "")
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_restart_with_an_overlap_keeps_the_new_unix_socket(
+    slow_redis: RedisServer, tmp_path: Path, workers: str
+) -> None:
+    """The old process still finishes a request while the new one listens already."""
+    path = tmp_path / "sesiones.sock"
+    flags = "--uds", str(path), "--workers", workers
+    variables = {"SESIONES_REDIS_URL": slow_redis.url, "SESIONES_REDIS_TIMEOUT": "8"}
+    with running(*flags, **variables) as (old, _):
+        assert comes_true(lambda: answers(path), 10)
+        pending = UnixConnection(path)
+        with closing(pending), hung(slow_redis):
+            pending.request("POST", "/sesiones", SESSION, FORM)
+            time.sleep(0.3)
+            old.terminate()
+            assert comes_true(lambda: not listens(path), 5)
+            with running(*flags, **variables) as (new, _):
+                assert comes_true(lambda: listens(path), 10)
+                assert old.poll() is None
+                slow_redis.process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
+                assert pending.getresponse().status == 201
+                assert old.wait(timeout=10) == 0
+                assert answers(path)
+                new.terminate()
+                assert new.wait(timeout=10) == 0
+                assert not path.exists()
+
+
+def listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def test_a_unix_socket_of_another_server_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "sesiones.sock"
+    settings = Settings(uds=str(path))
+    for _ in range(20):  # file systems use inode numbers again
+        with ExitStack() as stack:
+            with listen(settings) as ((listener,), _):
+                listener.close()  # as a server does that finishes its requests
+                stack.enter_context(listen(settings))
+            assert listens(path)
+        assert not path.exists()
+
+
+def test_a_unix_socket_whose_mode_was_changed_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "sesiones.sock"
+    with listen(Settings(uds=str(path))):
+        path.chmod(0o666)
+    assert not path.exists()
+
+
+def test_servers_that_start_at_once_on_a_stale_unix_socket_leave_one_that_listens(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "sesiones.sock"
+    settings = Settings(uds=str(path))
+    for _ in range(20):
+        with socket.socket(socket.AF_UNIX) as killed:
+            killed.bind(str(path))
+        barrier, ended = threading.Barrier(9), threading.Event()
+        served: list[str] = []
+
+        def start(
+            barrier: threading.Barrier = barrier,
+            ended: threading.Event = ended,
+            served: list[str] = served,
+        ) -> None:
+            barrier.wait()
+            with suppress(ListenError), listen(settings):
+                served.append("")
+                ended.wait()
+
+        threads = [threading.Thread(target=start) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        barrier.wait()
+        assert comes_true(lambda n=threads: sum(t.is_alive() for t in n) == 1, 5)  # type: ignore[misc]
+        assert listens(path)
+        ended.set()
+        for thread in threads:
+            thread.join()
+        assert len(served) == 1
+        assert not path.exists()
+
+
+def test_a_folder_that_another_process_has_locked_delays_a_start_for_a_second(
+    tmp_path: Path,
+) -> None:
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    begun = time.monotonic()
+    with listen(Settings(uds=str(tmp_path / "sesiones.sock"))):
+        assert time.monotonic() - begun < 3
+    os.close(folder)
+
+
+def test_a_server_that_hangs_keeps_its_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "sesiones.sock"
+    with ExitStack() as stack:
+        hanging = stack.enter_context(socket.socket(socket.AF_UNIX))
+        hanging.bind(str(path))
+        hanging.listen(0)
+        for _ in range(2):  # until there is no room for another connection
+            waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            with suppress(BlockingIOError):
+                waiting.connect(str(path))
+        with pytest.raises(ListenError, match="in use"), listen(Settings(uds=str(path))):
+            pass
+        assert path.exists()
+
+
 def test_a_file_that_is_no_socket_stays(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
@@ -283,7 +545,16 @@ def test_keys_rotate(redis_server: RedisServer) -> None:
         assert posts(service, old, new, older, f"{old}, {new}") == [201, 201, 401, 401]
 
 
-@pytest.mark.parametrize(("trusted", "shown"), [((), "127.0.0.1"), (("127.0.0.1",), "203.0.113.9")])
+@pytest.mark.parametrize(
+    ("trusted", "shown"),
+    [
+        ((), "127.0.0.1"),
+        (("127.0.0.1",), "203.0.113.9"),
+        (("10.0.0.0/8, 127.0.0.0/8",), "203.0.113.9"),
+        (("10.0.0.0/8",), "127.0.0.1"),
+        (("*",), "203.0.113.9"),
+    ],
+)
 def test_forwarded_headers_are_not_believed_unless_asked(
     redis_server: RedisServer, trusted: tuple[str, ...], shown: str
 ) -> None:
@@ -300,6 +571,24 @@ def test_forwarded_headers_are_not_believed_unless_asked(
         (line,) = [line for line in service.log.splitlines() if "DELETE" in line]
         assert f" {shown}:" in line
         assert token not in service.log
+
+
+@pytest.mark.parametrize(("trusted", "shown"), [("*", "203.0.113.9:0 - "), ("127.0.0.1", " - ")])
+def test_over_a_unix_socket_only_the_asterisk_believes_forwarded_headers(
+    redis_server: RedisServer, tmp_path: Path, trusted: str, shown: str
+) -> None:
+    path = tmp_path / "sesiones.sock"
+    flags = "--uds", str(path), "--forwarded-allow-ips", trusted, "--access-log", "1"
+    with running(*flags, SESIONES_REDIS_URL=redis_server.url) as (process, _):
+        assert comes_true(lambda: listens(path), 10)
+        connection = UnixConnection(path)
+        connection.request("GET", "/nada", headers={"X-Forwarded-For": "203.0.113.9"})
+        assert connection.getresponse().status == 404
+        connection.close()
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "/nada" in line)
+        assert f'{shown}"GET /nada' in line
+        assert trusted == "*" or "203.0.113.9" not in line
 
 
 def test_the_access_log_is_off_by_default(service: Service) -> None:
@@ -468,7 +757,7 @@ async def in_process(
     config.load()
     server = _Server(config)
     server.lifespan = config.lifespan_class(config)
-    with listen(Settings(port=0)) as (listener, _):
+    with listen(Settings(port=0)) as ((listener,), _):
         await server.startup([listener])
         yield server, listener
 

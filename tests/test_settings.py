@@ -1,9 +1,11 @@
 """Settings: what each variable and flag takes, and one line, without a secret, for what it
 does not."""
 
+import argparse
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sesiones.__main__ import main
-from sesiones.settings import Settings, SettingsError
+from sesiones.settings import Settings, SettingsError, public_url, variables, warnings
 
 KEY = "k" * 32
 
@@ -38,13 +40,19 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "idle_seconds": [("1", 1), ("43200", 43200)],
     "max_seconds": [("1800", 1800), ("2147483647", 2147483647)],
     "touch_seconds": [("0", 0), ("60", 60)],
-    "max_per_user": [("1", 1)],
+    "max_per_user": [("1", 1), ("10000", 10_000)],
     "redis_timeout": [("0.25", 0.25), (".5", 0.5), ("2", 2.0)],
     "wait_replicas": [("0", 0), ("2", 2)],
     "service_key": [(KEY, (KEY,)), (f"{KEY}, {'~' * 40}", (KEY, "~" * 40))],
     "key_prefix": [("a", "a"), ("A-z_0.9:" * 4, "A-z_0.9:" * 4)],
     "http": [("httptools", "httptools"), ("fast", "fast")],
-    "forwarded_allow_ips": [("127.0.0.1", "127.0.0.1"), ("*", "*")],
+    "forwarded_allow_ips": [
+        ("127.0.0.1", "127.0.0.1"),
+        ("*", "*"),
+        (" * ", "*"),
+        ("10.0.0.0/8, ::1,fd00::/8", "10.0.0.0/8,::1,fd00::/8"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+    ],
     "access_log": [("0", False), ("1", True)],
     "log_format": [("text", "text"), ("json", "json")],
 }
@@ -75,13 +83,30 @@ BAD: dict[str, list[str]] = {
     "idle_seconds": [*NOT_A_COUNT, "0", "2147483648"],
     "max_seconds": [*NOT_A_COUNT, "0"],
     "touch_seconds": [*NOT_A_COUNT, "2147483648"],
-    "max_per_user": [*NOT_A_COUNT, "0"],
+    "max_per_user": [*NOT_A_COUNT, "0", "10001", "1000000"],
     "redis_timeout": ["", "0", "-1", "nan", "inf", "1e3", "61", ".", "1\n"],
     "wait_replicas": [*NOT_A_COUNT, "101"],
     "service_key": ["", ",", "k" * 31, f"{KEY},", f"{KEY},short", f"{'k' * 31}ñ", f"{KEY} {KEY}"],
     "key_prefix": ["", "a" * 33, "a b", "{a}", "ñ", "a\n", "*"],
     "http": ["", "h11"],
-    "forwarded_allow_ips": [""],
+    "forwarded_allow_ips": [
+        "",
+        ",",
+        "127.0.0.1,",
+        "garbage",
+        "localhost",
+        "unix:",
+        "127.0.0.1,*",
+        "10.0.0.1/8",  # for uvicorn it is no network, as bits of the host are set
+        "10.0.0.0/33",
+        "256.0.0.1",
+        "127.0.0.1 ::1",
+        "[::1]",
+        "127.0.0.1:80",
+        "10.0.0.0-10.0.0.9",
+        "10.*",
+        "1\n",
+    ],
     "access_log": ["", "true", "2"],
     "log_format": ["", "JSON", "yaml"],
 }
@@ -101,8 +126,8 @@ def flag(name: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for setting in fields(Settings):
-        monkeypatch.delenv(variable(setting.name), raising=False)
+    for name in variables():
+        monkeypatch.delenv(name, raising=False)
     # Should a command take what it must refuse, it ends all the same: nowhere to listen.
     monkeypatch.setenv("SESIONES_UDS", "/nonexistent/sesiones.sock")
 
@@ -266,6 +291,201 @@ def test_a_part_of_the_redis_url_that_means_nothing_is_refused(url: str) -> None
 def test_a_bad_option_in_the_redis_url_is_refused(query: str) -> None:
     with pytest.raises(SettingsError):
         Settings.read({}, {"redis_url": f"rediss://h?{query}"})
+
+
+# Secrets from files
+
+
+SECRETS = {"service_key": (KEY, (KEY,)), "redis_url": ("redis://:pw@h/1", "redis://:pw@h/1")}
+
+
+def given_file(way: str, name: str, path: object) -> Settings:
+    """By the variable or the flag."""
+    if way == "flag":
+        return Settings.read({}, {f"{name}_file": str(path)})
+    return Settings.read({variable(f"{name}_file"): str(path)}, {})
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n"])
+@pytest.mark.parametrize("way", ["variable", "flag"])
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_may_come_from_a_file(tmp_path: Path, name: str, way: str, end: str) -> None:
+    text, value = SECRETS[name]
+    path = tmp_path / "secret"
+    path.write_bytes((text + end).encode())
+    assert getattr(given_file(way, name, path), name) == value
+
+
+def test_keys_in_a_file_rotate_as_in_the_variable(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes(b"\xef\xbb\xbf" + f"{KEY}, {'n' * 32}\n".encode())  # as some editors write
+    assert given_file("variable", "service_key", path).service_key == (KEY, "n" * 32)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"\r\n", b"hunter2", b"hunter2\n" + b"x" * 70_000, b"hunter2\xff", b" "]
+)
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_bad_secret_in_a_file_is_one_line_that_does_not_repeat_it(
+    tmp_path: Path, name: str, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "secret"
+    path.write_bytes(content)
+    assert main(["serve", f"{flag(name)}-file", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"sesiones: {flag(name)}-file ")
+    assert err.count("\n") == 1
+    assert "hunter2" not in err
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("path", ["absent", "", ".", "\0", "a/b/c"])
+def test_a_file_that_cannot_be_read_is_one_line_and_exit_2(
+    tmp_path: Path,
+    path: str,
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["serve", f"{flag(name)}-file={path}"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "cannot be read" in err
+    if "\0" not in path:
+        monkeypatch.setenv(variable(f"{name}_file"), path)
+        assert main(["serve"]) == 2
+        assert variable(f"{name}_file") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_and_its_file_exclude_each_other(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "secret"
+    path.write_text(SECRETS[name][0])
+    both = {name: SECRETS[name][0], f"{name}_file": str(path)}
+    with pytest.raises(SettingsError, match="exclude each other"):
+        Settings.read({}, both)
+    with pytest.raises(SettingsError, match="exclude each other"):
+        Settings.read({variable(key): text for key, text in both.items()}, {})
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_flag_wins_over_the_variables_of_a_secret(tmp_path: Path, name: str) -> None:
+    text, value = SECRETS[name]
+    path = tmp_path / "secret"
+    path.write_text(text)
+    for environ in (
+        {variable(name): "bad"},
+        {variable(f"{name}_file"): "/absent"},
+        {variable(name): "bad", variable(f"{name}_file"): "/absent"},
+    ):
+        assert getattr(Settings.read(environ, {name: text}), name) == value
+        assert getattr(Settings.read(environ, {f"{name}_file": str(path)}), name) == value
+
+
+def test_the_flags_of_a_secret_are_there_with_it() -> None:
+    parser = argparse.ArgumentParser()
+    Settings.add_flags(parser, "redis_url", "port")
+    options = parser.parse_args(["--redis-url-file", "x"])
+    assert options.redis_url_file == "x"
+    assert "service_key_file" not in vars(options)
+
+
+# What is allowed and most likely wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("SESIONES_IDLE_SECOND", "SESIONES_IDLE_SECONDS"),
+        ("SESIONES_REDISURL", "SESIONES_REDIS_URL"),
+        ("SESIONES_SERVICE_KEYS", "SESIONES_SERVICE_KEY"),
+        ("SESIONES_SERVICE_KEYFILE", "SESIONES_SERVICE_KEY_FILE"),
+        ("SESIONES_WORKER", "SESIONES_WORKERS"),
+        ("SESIONES_host", "SESIONES_HOST"),
+        ("sesiones_port", "SESIONES_PORT"),
+        ("SESIONES_", "SESIONES_"),
+        ("SESIONES_ZZZZ", "SESIONES_"),
+    ],
+)
+def test_an_unknown_variable_is_told_with_the_nearest_setting(name: str, nearest: str) -> None:
+    (line,) = warnings(Settings(), {name: "hunter2", "PATH": "/bin", "SESION": "x"}, [])
+    assert line.startswith(f"{name} is no setting")
+    assert nearest in line.partition("the nearest one is ")[2]
+    assert "hunter2" not in line
+
+
+def test_no_known_variable_is_told() -> None:
+    assert not list(warnings(Settings(), dict.fromkeys(variables(), "x"), []))
+    assert {variable(setting.name) for setting in fields(Settings)} < set(variables())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "url", "told"),
+    [
+        (["serve", "--redis-url", "redis://h"], "redis://h", []),
+        (["serve", "--redis-url", "redis://user@h"], "redis://user@h", []),
+        (["serve", "--redis-url=rediss://h?ssl_ca_certs=x"], "rediss://h?ssl_ca_certs=x", []),
+        (["serve", "--redis-url", "redis://:pw@h"], "redis://:pw@h", ["--redis-url"]),
+        (["serve", "--redis-url=redis://h?password=pw"], "redis://h?password=pw", ["--redis-url"]),
+        (["serve"], "redis://:pw@h", []),
+        (["serve", "--redis-url-file", "x"], "redis://:pw@h", []),
+        (["serve", "--service-key", KEY], "redis://h", ["--service-key"]),
+        (["serve", f"--service-key={KEY}"], "redis://h", ["--service-key"]),
+        (["serve", "--service-key-file", "x"], "redis://h", []),
+    ],
+)
+def test_a_secret_in_a_flag_is_told(arguments: list[str], url: str, told: list[str]) -> None:
+    lines = list(warnings(Settings(redis_url=url, service_key=(KEY,)), {}, arguments))
+    assert [line.split()[0] for line in lines] == told
+    assert not any("pw" in line or KEY in line for line in lines)
+
+
+def test_addresses_that_no_client_of_a_unix_socket_has_are_told() -> None:
+    for uds, allowed, count in (
+        ("/s", "127.0.0.1", 1),
+        ("/s", "*", 0),
+        ("/s", None, 0),
+        (None, "127.0.0.1", 0),
+    ):
+        settings = Settings(uds=uds, forwarded_allow_ips=allowed)
+        assert len(list(warnings(settings, {}, []))) == count
+
+
+# What may be shown
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://h:1/0", "redis://h:1/0"),
+        ("redis://user:hunter2@h:1/0?password=hunter2", "redis://h:1/0"),
+        ("unix://user:hunter2@/run/s.sock?db=1", "unix:///run/s.sock"),
+        (
+            "redis+sentinel://:hunter2@a:1,b:2/m?sentinel_password=hunter2",
+            "redis+sentinel://a:1,b:2/m",
+        ),
+        ("redis+sentinel://u:12/hunter2@a/m", "redis+sentinel://a/m"),
+        ("redis+cluster://u:hunter2@x@[::1]:7000", "redis+cluster://[::1]:7000"),
+    ],
+)
+def test_a_url_is_shown_without_credentials(url: str, shown: str) -> None:
+    assert public_url(url) == shown
+
+
+def test_what_differs_from_the_defaults_is_shown_without_secrets() -> None:
+    assert not list(Settings().changed())
+    settings = Settings(
+        port=0, redis_url="redis://:hunter2@h", service_key=(KEY,), access_log=True, uds="/s"
+    )
+    assert dict(settings.changed()) == {
+        "SESIONES_PORT": "0",
+        "SESIONES_UDS": "/s",
+        "SESIONES_REDIS_URL": "redis://h",
+        "SESIONES_SERVICE_KEY": "(hidden)",
+        "SESIONES_ACCESS_LOG": "1",
+    }
 
 
 URLS = st.one_of(

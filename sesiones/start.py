@@ -1,0 +1,63 @@
+"""The first moment of a process that serves, and the signals that stop it.
+
+The kernel discards a signal for which the first process of a container (PID 1) has no handler. So
+begin() comes before the imports of everything else, which take a quarter of a second; this module
+and the package itself import next to nothing.
+
+A signal that was ignored when the process started stays ignored: nohup ignores SIGHUP, and a shell
+ignores SIGINT for what it starts in the background.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def main() -> int:
+    """The command `sesiones`."""
+    if "serve" in sys.argv[1:2]:
+        begin()
+    from sesiones.__main__ import main
+
+    return main()
+
+
+def begin() -> None:
+    """From now on, a stopping signal ends the process with exit code 0. Nothing needs to be undone
+    yet, and an exception in the middle of the imports can crash a module written in C."""
+    for descriptor in 0, 1, 2:
+        # A closed one would be given to the next file that is opened, a listening socket for
+        # instance, and messages meant for standard error would go there.
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    on_stop(lambda *_: os._exit(0))
+
+
+def on_stop(handler: Callable[[int, Any], object]) -> None:
+    """Call the handler on each stopping signal that is not ignored."""
+    for number in STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Keep stopping signals waiting, here and in a process that is started meanwhile, until that
+    calls release()."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def release() -> None:
+    """Let them come."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
