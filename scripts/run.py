@@ -30,8 +30,7 @@ def main() -> int:
     """The exit code: 0, 1 when a server cannot start, 2 for bad settings."""
     # Until uvicorn takes the signals over, whatever ends us also ends Redis.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
-        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     try:
         settings = Settings.read(os.environ, {})
         with contextlib.ExitStack() as stack:

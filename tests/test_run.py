@@ -497,20 +497,3 @@ def test_damaged_data_is_one_line_and_stays_as_it_is(folder: Path, damaged: str)
     assert "var/redis" in line
     assert "--fix" not in line
     assert files(folder) == before
-
-
-def test_hangup_that_was_ignored_at_the_start_stays_ignored(folder: Path) -> None:
-    """As under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        run = Run(folder)
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    try:
-        run.wait_until_it_serves()
-        run.signal_group(signal.SIGHUP)
-        time.sleep(0.5)
-        assert run.request("GET", "/sesiones/self", "ses_" + "A" * 45)[0] == 401
-    finally:
-        run.process.terminate()
-        run.process.communicate(timeout=10)
