@@ -191,6 +191,24 @@ def test_export_line_names_redis_in_another_shell(folder: Path, place: str) -> N
     assert "export SESIONES_REDIS_URL=" in lines.pop()
 
 
+@needs_curl
+def test_tour_of_the_readme_works_after_the_export_line(folder: Path) -> None:
+    tour = (ROOT / "README.md").read_text("utf-8").partition("## Tour")[2].partition("\n## ")[0]
+    commands = "".join(re.findall(r"^```sh\n(.*?)^```$", tour, re.DOTALL | re.MULTILINE))
+    with running(folder) as run:
+        commands = commands.replace("127.0.0.1:8000", f"127.0.0.1:{run.port}")
+        script = (
+            f"{run.said['Env']}; cd '{folder}'; {commands}\n{sys.executable} -m sesiones doctor"
+        )
+        said = paste(script)
+    assert said.count('"Dispositivo":"laptop"') == 2
+    assert '"Dispositivo":"tablet"' in said
+    assert "HTTP/1.1 200 OK" in said
+    assert '{"Sesiones_Eliminadas":1}' in said
+    assert '"status":401' in said
+    assert "writes: Redis takes them" in said
+
+
 def make_parents(path: Path) -> Path:
     path.parent.mkdir(parents=True)
     return path
