@@ -146,6 +146,7 @@ class PipelinedConnection(asyncio.Protocol):
         except BaseException as error:
             self.fail(f"not written: {type(error).__name__}")
             if not isinstance(error, Exception):
+                future.exception()  # retrieved: no caller has the future
                 raise
         return future
 
