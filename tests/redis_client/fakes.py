@@ -32,7 +32,17 @@ class _Unprintable:
         raise ZeroDivisionError
 
 
-UNPACKABLE = [None, True, "\ud800", _Unprintable(), [], b"x".join, ("a",), {"a": 1}, bytearray(b"x")]
+UNPACKABLE = [
+    None,
+    True,
+    "\ud800",
+    _Unprintable(),
+    [],
+    b"x".join,
+    ("a",),
+    {"a": 1},
+    bytearray(b"x"),
+]
 """Arguments of a command that no bytes can be made of."""
 
 

@@ -46,14 +46,14 @@ class Mixed:
 
     async def execute(self, *arguments: Any, on_reply: Any = None, **how: Any) -> Any:
         reply = await self._commands.execute(*arguments, **how)
-        if self.on and arguments[0] == "EVALSHA":
+        if self.on and arguments[0] in ("EVALSHA", "EVAL"):
             reply = await self._mix(reply)
         if on_reply:
             on_reply(reply)
         return reply
 
-    async def execute_on_master(self, *arguments: Any, keys: Any) -> Any:
-        reply = await self._commands.execute_on_master(*arguments, keys=keys)
+    async def execute_on_master(self, *arguments: Any, **how: Any) -> Any:
+        reply = await self._commands.execute_on_master(*arguments, **how)
         return await self._mix(reply) if self.on else reply
 
     async def _mix(self, reply: Any) -> Any:
@@ -223,6 +223,7 @@ class Relay:
         for pump in self._pumps:
             pump.cancel()
         await asyncio.gather(*self._pumps, return_exceptions=True)
+        await asyncio.sleep(0)  # until the transports are closed
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -253,7 +254,11 @@ class Relay:
                         writer.write(reply * times)
             writer.close()
 
-        await asyncio.gather(forth(), back())
+        try:
+            await asyncio.gather(forth(), back())
+        finally:
+            for end in writer, server_writer:
+                end.transport.abort()
 
 
 @contextlib.asynccontextmanager
@@ -319,7 +324,8 @@ async def test_a_reply_that_comes_twice_or_never_gives_no_caller_anothers_sessio
         assert wrong == []
         assert sum(isinstance(found, Sesion) for _, found in outcomes) > len(outcomes) / 3
         assert any(relay.connections > 1 for relay in relays)
-        assert ERROR in caplog.text or "Redis is unavailable" in caplog.text
+        if any(isinstance(found, StoreUnavailable) for _, found in outcomes):
+            assert ERROR in caplog.text or "Redis is unavailable" in caplog.text
 
 
 async def test_without_the_tag_a_reply_that_comes_twice_gives_another_users_session(
