@@ -168,8 +168,10 @@ class Server:
         self._listener = listener
 
     def _lost(self, connection: PipelinedConnection) -> None:
-        self._open_connections.discard(connection)
+        # First: answered_at() still counts this connection. Else tombstones that are older than the
+        # new connection's last answer would be forgotten now that they have to be replayed.
         self._listener(lambda _: True)
+        self._open_connections.discard(connection)
 
     @property
     def idle(self) -> bool:

@@ -27,8 +27,8 @@ configured Redis."""
 READ_FIRST_SECONDS = 0.001
 """How long a timer that is due lets the event loop poll its sockets before it acts."""
 PAUSED_SECONDS_MAX = 0.05
-"""How long at the most, when the timer itself is late: the process was paused, perhaps just before a
-command was written, and the reply has yet to come."""
+"""How long at the most, when the timer itself is late: the process was paused, perhaps just before
+a command was written, and the reply has yet to come."""
 
 
 class ReadFirstTimer:

@@ -61,6 +61,7 @@ class Batcher(Generic[Question, Answer]):
         self._paused_seconds = 0.0
         """How long the process did not run, while questions waited: not their waiting time."""
         self._ticking = False
+        self._tick_due = 0.0
 
     def submit(self, question: Question, done: Callable[[Answer | Exception], None]) -> None:
         """Ask; ``done`` is called with the answer, or with what went wrong."""
@@ -69,7 +70,6 @@ class Batcher(Generic[Question, Answer]):
         if not self._scheduled:
             self._schedule(loop)
         if not self._ticking:
-            self._ticking = True
             self._tick_later(loop)
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -80,6 +80,7 @@ class Batcher(Generic[Question, Answer]):
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         self._scheduled = False
         now = time.monotonic()
+        self._notice_pause(now)
         waited = now - self._timeout_seconds - self._paused_seconds
         late = bisect_right(self._waiting, waited, key=_asked)
         if late:
@@ -97,18 +98,24 @@ class Batcher(Generic[Question, Answer]):
             self._schedule(loop)
 
     def _tick_later(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.call_later(TICK_SECONDS, self._tick, loop, time.monotonic() + TICK_SECONDS)
+        self._ticking = True
+        self._tick_due = time.monotonic() + TICK_SECONDS
+        loop.call_later(TICK_SECONDS, self._tick, loop)
 
-    def _tick(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
-        """A timer that is late: the process was paused (SIGSTOP, a virtual machine that stalls)."""
-        late_seconds = time.monotonic() - due
-        if late_seconds > TICK_SECONDS:
-            self._paused_seconds += late_seconds
-        self._ticking = bool(self._waiting)
-        if self._ticking:
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._notice_pause(time.monotonic())
+        if self._waiting:
             self._tick_later(loop)
         else:
+            self._ticking = False
             self._paused_seconds = 0.0
+
+    def _notice_pause(self, now: float) -> None:
+        """A timer that is late: the process was paused (SIGSTOP, a virtual machine that stalls)."""
+        late_seconds = now - self._tick_due
+        if self._ticking and late_seconds > TICK_SECONDS:
+            self._paused_seconds += late_seconds
+            self._tick_due = now
 
     async def _run(self, batch: list[_Waiting[Question, Answer]], deadline: float) -> None:
         answers: Sequence[Answer | Exception]

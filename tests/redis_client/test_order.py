@@ -8,7 +8,6 @@ the reply of its own command, or an exception, in time.
 import asyncio
 import itertools
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -270,12 +269,9 @@ def play(variant: type[PipelinedConnection], program: list[tuple[Any, ...]]) -> 
 
 
 @pytest.fixture(autouse=True)
-def virtual_clock(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> Iterator[None]:
+def virtual_clock(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(connections, "time", CLOCK)
     caplog.set_level(logging.CRITICAL, "sesiones.redis")  # callbacks fail by the thousand
-    yield
 
 
 @QUICK

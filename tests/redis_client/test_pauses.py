@@ -73,7 +73,7 @@ async def test_a_paused_service_gives_up_no_check_whose_reply_has_arrived(
         checking = False
         await asyncio.gather(*tasks)
         client.close()
-    assert statuses.keys() == {200}, statuses
+        assert statuses.keys() == {200}, (statuses, service.log)
     assert statuses[200] > 10 * CALLERS
 
 

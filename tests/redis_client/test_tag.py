@@ -1,6 +1,6 @@
 """The tag of a script's reply: should a connection hand callers each other's replies, whatever the
-bug, each of those calls is a 503, the connections are closed and the log says so. No caller ever has
-another user's session."""
+bug, each of those calls is a 503, the connections are closed and the log says so. No caller ever
+has another user's session."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
-from redis import Redis
 
 from scripts.redis_server import RedisCluster, RedisServer, free_port
 from sesiones import tokens
