@@ -1,4 +1,4 @@
-"""The scenarios of order and silence can fail: each of these answers or services breaks a promise."""
+"""The scenarios of order and silence can fail: each answer or service here breaks a promise."""
 
 import orjson
 import pytest

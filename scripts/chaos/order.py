@@ -153,7 +153,7 @@ async def _hold(fault: AbstractContextManager[None], seconds: float) -> None:
 
 def _kill_connections(server: RedisServer) -> None:
     with Redis(unix_socket_path=str(server.socket)) as client:
-        client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")  # type: ignore[no-untyped-call]
+        client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
 
 async def _play(kind: str, deploy: Deploy, short: bool) -> Bar:

@@ -32,7 +32,7 @@ class _Unprintable:
         raise ZeroDivisionError
 
 
-UNPACKABLE = [
+UNPACKABLE: list[Any] = [
     None,
     True,
     "\ud800",

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
+from redis.exceptions import NoScriptError
 
 from scripts.redis_server import RedisCluster, RedisServer, free_port
 from sesiones import tokens
@@ -99,7 +100,7 @@ async def mixed(url: str, request: pytest.FixtureRequest) -> AsyncIterator[Mixed
     await commands.aclose()
 
 
-OPERATIONS: dict[str, Callable[[SessionStore, Sesion], Awaitable[Any]]] = {
+OPERATIONS: dict[str, Callable[[SessionStore, Sesion], Coroutine[Any, Any, Any]]] = {
     "find": lambda store, own: store.find(own.Token_Sesion),
     "create": lambda store, own: store.create(own.ID_Usuario, "another"),
     "update": lambda store, own: store.update(own._replace(Dispositivo="renamed")),
@@ -159,7 +160,7 @@ async def untagged(
         how["on_reply"] = lambda tagged: on_reply(tagged[1])
     try:
         tagged = await execute("EVALSHA", script.sha, *rest, keys=keys, **how)
-    except scripts.NoScriptError:
+    except NoScriptError:
         tagged = await execute("EVAL", script.source, *rest, keys=keys, **how)
     return tagged[1] if len(tagged) > 1 else None
 
