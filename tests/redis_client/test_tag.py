@@ -286,15 +286,15 @@ async def relayed(
 
 
 async def check_beside_a_spoilt_reply(
-    store: SessionStore, relays: list[Relay], users: int = 120
+    store: SessionStore, relays: list[Relay], users: int = 120, replies: int = 3
 ) -> list[tuple[int, Any]]:
     """Each user, and what find() gave for its token, of checks at any moment while each relay
-    spoils three replies."""
+    spoils so many replies."""
     own = await asyncio.gather(*(store.create(user, f"of {user}") for user in range(users)))
     outcomes: list[tuple[int, Any]] = []
 
     async def check(user: int) -> None:
-        for _ in range(15):
+        for _ in range(1800 // users):
             try:
                 found: Any = await store.find(own[user].Token_Sesion)
             except StoreUnavailable as error:
@@ -303,7 +303,7 @@ async def check_beside_a_spoilt_reply(
             await asyncio.sleep(random.random() * 0.02)
 
     for relay in relays:
-        relay.spoil = 3
+        relay.spoil = replies
     await asyncio.gather(*(check(user) for user in range(users)))
     assert sum(relay.spoilt for relay in relays) >= 3
     return outcomes
@@ -329,9 +329,12 @@ async def test_a_reply_that_comes_twice_or_never_gives_no_caller_anothers_sessio
 
 
 async def test_without_the_tag_a_reply_that_comes_twice_gives_another_users_session(
-    url: str, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(scripts, "call", untagged)
-    async with relayed(url, "twice", monkeypatch) as (store, relays):
-        outcomes = await check_beside_a_spoilt_reply(store, relays)
-        assert [user for user, found in outcomes if getattr(found, "ID_Usuario", user) != user]
+    with RedisServer(port=str(free_port())) as server:
+        url = f"redis://127.0.0.1:{server.port}"
+        async with relayed(url, "twice", monkeypatch) as (store, relays):
+            # Few users: a call carries a check or two, and the next one's reply has the same shape.
+            outcomes = await check_beside_a_spoilt_reply(store, relays, users=9, replies=200)
+            assert [user for user, found in outcomes if getattr(found, "ID_Usuario", user) != user]
