@@ -32,8 +32,9 @@ class Reply:
 
 
 def environment() -> dict[str, str]:
-    """This process's, without settings."""
-    return {k: v for k, v in os.environ.items() if not k.startswith("SESIONES_")}
+    """This process's, without settings, and without what a `make` above it tells its children."""
+    foreign = "SESIONES_", "MAKE", "MFLAGS"
+    return {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
 
 
 def comes_true(condition: Callable[[], bool], seconds: float) -> bool:

@@ -67,7 +67,9 @@ class Fake:
             arguments = ("EVAL", source.partition("\n")[2], *arguments[2:])
         return self.redis.execute_command(*arguments)  # type: ignore[no-untyped-call]
 
-    async def execute_on_master(self, *arguments: Argument, keys: Sequence[str]) -> Any:
+    async def execute_on_master(
+        self, *arguments: Argument, keys: Sequence[str], repeatable: bool = False
+    ) -> Any:
         return await self.execute(*arguments)
 
     async def masters(self) -> dict[str, Execute]:

@@ -577,8 +577,8 @@ class _Wrapped:
     async def execute(self, *arguments: Argument, **how: Any) -> Any:
         return await self.commands.execute(*arguments, **how)
 
-    async def execute_on_master(self, *arguments: Argument, keys: Sequence[str]) -> Any:
-        return await self.commands.execute_on_master(*arguments, keys=keys)
+    async def execute_on_master(self, *arguments: Argument, keys: Sequence[str], **how: Any) -> Any:
+        return await self.commands.execute_on_master(*arguments, keys=keys, **how)
 
     async def masters(self) -> dict[str, Execute]:
         return {"redis": self.execute}

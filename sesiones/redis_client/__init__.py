@@ -47,7 +47,9 @@ class Commands(Protocol):
         comes, even if the caller was cancelled; it must not raise.
         """
 
-    async def execute_on_master(self, *arguments: Argument, keys: Sequence[str]) -> Any:
+    async def execute_on_master(
+        self, *arguments: Argument, keys: Sequence[str], repeatable: bool = False
+    ) -> Any:
         """The same of a command that a replica, or a master that has been replaced, would answer
         too: it raises if that is not ruled out."""
 

@@ -174,10 +174,12 @@ class Cluster:
             if redirections > 1:
                 await asyncio.sleep(REDIRECTED_SECONDS)
 
-    async def execute_on_master(self, *arguments: Argument, keys: Sequence[str]) -> Any:
+    async def execute_on_master(
+        self, *arguments: Argument, keys: Sequence[str], repeatable: bool = False
+    ) -> Any:
         slots = {key_slot(key.encode()) for key in keys}
         address = await self._master(min(slots))
-        reply = await self._server(address).execute_on_master(*arguments)
+        reply = await self._server(address).execute_on_master(*arguments, repeatable=repeatable)
 
         async def agrees(other: Address) -> bool:
             view, _ = masters_of(await self._server(other).execute("CLUSTER", "SLOTS"), other[0])

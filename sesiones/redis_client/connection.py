@@ -146,6 +146,7 @@ class PipelinedConnection(asyncio.Protocol):
         except BaseException as error:
             self.fail(f"not written: {type(error).__name__}")
             if not isinstance(error, Exception):
+                future.exception()  # retrieved: no caller has the future
                 raise
         return future
 
@@ -245,7 +246,7 @@ class PipelinedConnection(asyncio.Protocol):
         if self._in_flight:
             left = self._seconds_left()
             if left <= 0:
-                self._watchdog = ReadFirstTimer(self._loop, self._loop.time(), self._late)
+                self._watchdog = ReadFirstTimer(self._loop, self._loop.time() + left, self._late)
                 return
             seconds = min(seconds, left)
         elif (

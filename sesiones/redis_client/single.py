@@ -84,9 +84,13 @@ class Server:
             raise UnconfirmedError(f"confirmed by {count} of {replicas} replicas in time")
         return reply
 
-    async def execute_on_master(self, *arguments: Argument, keys: Sequence[str] = ()) -> Any:
+    async def execute_on_master(
+        self, *arguments: Argument, keys: Sequence[str] = (), repeatable: bool = False
+    ) -> Any:
         # Asked on the same connection, behind the answer: it was the master's.
-        connection, reply, role = await self._execute_twice(arguments, ("ROLE",))
+        connection, reply, role = await self._execute_twice(
+            arguments, ("ROLE",), repeatable=repeatable
+        )
         is_master = isinstance(role, list) and role[:1] == [b"master"]
         if not is_master or not await self._is_named(connection):
             connection.fail("not the master's")
@@ -108,11 +112,17 @@ class Server:
         return (await self._execute_twice(("ASKING",), arguments))[2]
 
     async def _execute_twice(
-        self, first: tuple[Argument, ...], second: tuple[Argument, ...]
+        self,
+        first: tuple[Argument, ...],
+        second: tuple[Argument, ...],
+        *,
+        repeatable: bool = False,
     ) -> tuple[PipelinedConnection, Any, Any]:
         """One right after the other, on one connection."""
         connection = await self._connected()
-        replies = await asyncio.gather(connection.send(first), connection.send(second))
+        replies = await asyncio.gather(
+            *(connection.send(each, repeatable=repeatable) for each in (first, second))
+        )
         return connection, *replies
 
     async def _connected(self) -> PipelinedConnection:
@@ -158,8 +168,10 @@ class Server:
         self._listener = listener
 
     def _lost(self, connection: PipelinedConnection) -> None:
-        self._open_connections.discard(connection)
+        # First: answered_at() still counts this connection. Else tombstones that are older than the
+        # new connection's last answer would be forgotten now that they have to be replayed.
         self._listener(lambda _: True)
+        self._open_connections.discard(connection)
 
     @property
     def idle(self) -> bool:

@@ -26,6 +26,9 @@ configured Redis."""
 
 READ_FIRST_SECONDS = 0.001
 """How long a timer that is due lets the event loop poll its sockets before it acts."""
+PAUSED_SECONDS_MAX = 0.05
+"""How long at the most, when the timer itself is late: the process was paused, perhaps just before
+a command was written, and the reply has yet to come."""
 
 
 class ReadFirstTimer:
@@ -37,17 +40,20 @@ class ReadFirstTimer:
     the input has woken.
     """
 
-    __slots__ = ("_callback", "_handle", "_loop")
+    __slots__ = ("_callback", "_handle", "_loop", "_when")
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, when: float, callback: Callable[[], object]
     ) -> None:
         self._loop = loop
         self._callback = callback
+        self._when = when
         self._handle: asyncio.Handle = loop.call_at(when, self._due)
 
     def _due(self) -> None:
-        self._handle = self._loop.call_later(READ_FIRST_SECONDS, self._polled)
+        late_seconds = self._loop.time() - self._when
+        seconds = max(READ_FIRST_SECONDS, min(late_seconds, PAUSED_SECONDS_MAX))
+        self._handle = self._loop.call_later(seconds, self._polled)
 
     def _polled(self) -> None:
         self._handle = self._loop.call_soon(self._callback)

@@ -88,7 +88,7 @@ class _LoopState:
 
     async def aclose(self) -> None:
         await self.replay.aclose()
-        for commands in self._every_commands:
+        for commands in self._every_commands | {self.runner.reads}:
             await commands.aclose()
         await asyncio.sleep(0)  # until the transports that were aborted are closed
         self.events.flush()
@@ -446,6 +446,7 @@ class SessionStore:
         runner = ScriptRunner(
             commands,
             self._connect() if self._wait_replicas else commands,
+            self._connect(),
             wait_replicas=self._wait_replicas,
             timeout_seconds=self._timeout_seconds,
             outages=self._outages,

@@ -16,6 +16,9 @@ Answer = TypeVar("Answer")
 _Waiting = tuple[Question, Callable[[Answer | Exception], None], float]
 """A question, who is told the answer, and when it was asked."""
 
+TICK_SECONDS = 0.05
+"""How often a queue looks whether the process was paused, while questions wait."""
+
 logger = logging.getLogger("sesiones.store")
 
 
@@ -55,6 +58,10 @@ class Batcher(Generic[Question, Answer]):
         self._waiting: list[_Waiting[Question, Answer]] = []
         self._in_flight: set[asyncio.Task[None]] = set()
         self._scheduled = False
+        self._paused_seconds = 0.0
+        """How long the process did not run, while questions waited: not their waiting time."""
+        self._ticking = False
+        self._tick_due = 0.0
 
     def submit(self, question: Question, done: Callable[[Answer | Exception], None]) -> None:
         """Ask; ``done`` is called with the answer, or with what went wrong."""
@@ -62,6 +69,8 @@ class Batcher(Generic[Question, Answer]):
         self._waiting.append((question, done, time.monotonic()))
         if not self._scheduled:
             self._schedule(loop)
+        if not self._ticking:
+            self._tick_later(loop)
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         if len(self._in_flight) < self._in_flight_max:
@@ -71,7 +80,9 @@ class Batcher(Generic[Question, Answer]):
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         self._scheduled = False
         now = time.monotonic()
-        late = bisect_right(self._waiting, now - self._timeout_seconds, key=_asked)
+        self._notice_pause(now)
+        waited = now - self._timeout_seconds - self._paused_seconds
+        late = bisect_right(self._waiting, waited, key=_asked)
         if late:
             # Else, where more is asked than answered, the queue would grow without end.
             overdue, self._waiting = self._waiting[:late], self._waiting[late:]
@@ -85,6 +96,26 @@ class Batcher(Generic[Question, Answer]):
         task.add_done_callback(self._finish)
         if self._waiting:
             self._schedule(loop)
+
+    def _tick_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._ticking = True
+        self._tick_due = time.monotonic() + TICK_SECONDS
+        loop.call_later(TICK_SECONDS, self._tick, loop)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._notice_pause(time.monotonic())
+        if self._waiting:
+            self._tick_later(loop)
+        else:
+            self._ticking = False
+            self._paused_seconds = 0.0
+
+    def _notice_pause(self, now: float) -> None:
+        """A timer that is late: the process was paused (SIGSTOP, a virtual machine that stalls)."""
+        late_seconds = now - self._tick_due
+        if self._ticking and late_seconds > TICK_SECONDS:
+            self._paused_seconds += late_seconds
+            self._tick_due = now
 
     async def _run(self, batch: list[_Waiting[Question, Answer]], deadline: float) -> None:
         answers: Sequence[Answer | Exception]

@@ -21,7 +21,7 @@ from sesiones.store.tombstones import Tombstones
 logger = logging.getLogger("sesiones.store")
 
 WRITES_SILENT_SECONDS = 1.0
-"""How long checks do without writes, once a write was not answered and a read was."""
+"""How long checks do without writes, once a write was not answered in half of its time."""
 
 Answer = Sesion | Exception | None
 Submit = Callable[[str, Callable[[Answer], None]], None]
@@ -108,10 +108,15 @@ class CheckQueue:
                 ]
             # Its user's keys are being moved from node to node: no slide, it would need them all.
             sesiones, _ = await self._read(PEEK, batch, deadline)
-        except (WritesRefused, WritesSilent) as error:
+        except WritesRefused:
             sesiones, _ = await self._read(PEEK, batch, deadline, on_master=True)
-            if isinstance(error, WritesSilent):
+        except WritesSilent:
+            if time.monotonic() >= self._writes_silent_until:  # else another batch was the first
                 self._writes_silent_until = time.monotonic() + WRITES_SILENT_SECONDS
+                # Where the way to Redis was lost without a sign, its connections are as dead, and
+                # there is no time left to find that out.
+                self._runner.reads.reset()
+            sesiones, _ = await self._read(PEEK, batch, deadline, on_master=True)
         return _active(sesiones)
 
     async def peek(self, token: str) -> Sesion | None:
@@ -132,7 +137,7 @@ class CheckQueue:
         commands = self._runner.commands
         execute: Execute = commands.execute
         if on_master:
-            execute = commands.execute_on_master
+            execute = self._runner.reads.execute_on_master
         elif script is PEEK:
             execute = partial(execute, reads=True)
         replies = await self._runner.run(

@@ -63,6 +63,9 @@ class Script:
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
         self.cross_slot = "allow-cross-slot-keys" in shebang
         """A batch takes keys of many slots, so the call declares none; a lone key redirects it."""
+        self.read_only = "no-writes" in shebang
+        """While writes are paused, Redis holds back a script that it does not know by its digest:
+        it might write. So one that does not is sent with its source."""
 
 
 CHECK, PEEK = Script("check"), Script("peek")
@@ -84,10 +87,14 @@ async def call(
     rest = (len(declared), *declared, *arguments, tag)
     if on_reply := how.get("on_reply"):
         how["on_reply"] = partial(_if_tagged, tag, on_reply)
-    try:
-        tagged = await execute("EVALSHA", script.sha, *rest, keys=keys, **how)
-    except NoScriptError:
-        tagged = await execute("EVAL", script.source, *rest, keys=keys, **how)
+    by_source = partial(execute, "EVAL", script.source, *rest, keys=keys, **how)
+    if script.read_only:
+        tagged = await by_source()
+    else:
+        try:
+            tagged = await execute("EVALSHA", script.sha, *rest, keys=keys, **how)
+        except NoScriptError:
+            tagged = await by_source()
     if tagged[0] != tag:
         raise MismatchedReplyError
     return tagged[1] if len(tagged) > 1 else None
@@ -133,15 +140,19 @@ class ScriptRunner:
         self,
         commands: Commands,
         writes: Commands,
+        reads: Commands,
         *,
         wait_replicas: int,
         timeout_seconds: float,
         outages: Outages,
         metrics: Metrics,
     ) -> None:
-        """``writes``: for what waits for replicas; a check must not wait behind it."""
+        """``writes``: for what waits for replicas; a check must not wait behind it. ``reads``: for
+        checks while writes are not to be had: a write that Redis holds back (CLIENT PAUSE) holds up
+        all that is sent behind it on its connection."""
         self.commands = commands
         self.writes = writes
+        self.reads = reads
         self._wait_replicas = wait_replicas
         self._timeout_seconds = timeout_seconds
         self._outages = outages
@@ -186,7 +197,7 @@ class ScriptRunner:
         if deadline is None:
             deadline = loop.time() + self._timeout_seconds
         how: dict[str, Any] = {"on_reply": on_reply} if on_reply else {}
-        if script is CHECK:
+        if script in (CHECK, PEEK):
             how["repeatable"] = True
         try:
             async with Deadline(deadline):
@@ -204,7 +215,13 @@ class ScriptRunner:
                             raise
                         await asyncio.sleep(MOVING_SECONDS)
                     except SilentError:
-                        raise WritesSilent from None
+                        if script is CHECK:
+                            raise WritesSilent from None
+                        tries -= 1
+                        if tries < 1:
+                            raise
+                        if script is PEEK:
+                            self.reads.reset()  # to other nodes, too: they may be as dead
                     except (ReadOnlyError, RedisConnectionError) as error:
                         tries -= 1
                         if isinstance(error, ReadOnlyError):
@@ -235,8 +252,8 @@ class ScriptRunner:
 
     def reset(self) -> None:
         """Drop the connections."""
-        self.commands.reset()
-        self.writes.reset()
+        for commands in {self.commands, self.writes, self.reads}:
+            commands.reset()
 
 
 def _kind(error: Exception) -> str:
