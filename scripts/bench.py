@@ -7,14 +7,16 @@
 Every server runs on one core, the load (wrk) and Redis on another; short rounds alternate between
 the servers, for a shared machine changes its pace from one second to the next, and a figure is the
 median of its rounds. The cost is CPU time: utime + stime of the server's processes over the
-requests served, which others on the machine disturb less than rates. In every round the replies
-to a sample of tokens are checked to be those sessions. Rates and latencies are of a closed loop at
-saturation: good for comparing servers, not for sizing one.
+requests served, which others on the machine disturb less than rates. The other servers read a plain
+hash of seven fields, with the same data. In every round the replies to a sample of tokens are
+checked to be those sessions. Rates and latencies are of a closed loop at saturation: good for
+comparing servers, not for sizing one.
 """
 
 import argparse
 import asyncio
 import dataclasses
+import hashlib
 import http.client
 import json
 import os
@@ -38,11 +40,12 @@ from redis import Redis
 
 from scripts.redis_server import RedisCluster, RedisServer, free_port
 from scripts.seed import positive
-from sesiones import tokens
 from sesiones.app import open_store
 from sesiones.settings import Settings
 
 SERVER_CORE, LOAD_CORE = 0, 1
+IDLE_SECONDS = 40_000
+DEVICE = "Mozilla/5.0 (X11; Linux x86_64) Firefox/".ljust(40, "1")
 
 Parameters = dict[str, str]
 
@@ -278,15 +281,14 @@ async def seed(redis_url: str, sessions: int) -> list[tuple[int, str]]:
         Settings(),
         redis_url=redis_url,
         redis_timeout=10,
-        idle_seconds=40000,
+        idle_seconds=IDLE_SECONDS,
     )
     store = open_store(settings)
     made: list[tuple[int, str]] = []
-    device = "Mozilla/5.0 (X11; Linux x86_64) Firefox/".ljust(40, "1")
 
     async def some(start: int) -> None:
         for usuario in range(start, sessions, 64):
-            sesion = await store.create(usuario, device)
+            sesion = await store.create(usuario, DEVICE)
             made.append((usuario, sesion.Token_Sesion))
             if len(made) % 1000 == 0:
                 progress(f"seeding: {len(made):,} of {sessions:,} sessions")
@@ -296,20 +298,31 @@ async def seed(redis_url: str, sessions: int) -> list[tuple[int, str]]:
     return made
 
 
+def store_plainly(redis_port: int, sessions: list[tuple[int, str]]) -> None:
+    """The same sessions for the other servers, as a team would store them by itself."""
+    now = int(time.time())
+    with Redis(port=redis_port) as client:
+        for first in range(0, len(sessions), 1000):
+            pipeline = client.pipeline(transaction=False)
+            for usuario, token in sessions[first : first + 1000]:
+                fields = {"id": usuario + 1, "usuario": usuario, "inicio": now, "estado": 1}
+                fields |= {"actividad": now, "ventana": IDLE_SECONDS}
+                pipeline.hset(plain_key_of(token), mapping=fields | {"dispositivo": DEVICE})
+                pipeline.expireat(plain_key_of(token), now + IDLE_SECONDS)
+            pipeline.execute()
+
+
 def progress(text: str) -> None:
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def key_of(token: str) -> str:
-    return f"sesiones:{{{tokens.bucket(token)}}}:s:{tokens.digest(token)}"
+def plain_key_of(token: str) -> str:
+    return f"session:{hashlib.sha256(token.encode()).hexdigest()}"
 
 
 def render(server: Server, token: str) -> str:
-    key = key_of(token)
-    if server.name == "webdis":
-        key = key.replace("{", "%7B").replace("}", "%7D")
-    return server.request.replace("{token}", token).replace("{key}", key)
+    return server.request.replace("{token}", token).replace("{key}", plain_key_of(token))
 
 
 @contextmanager
@@ -502,6 +515,7 @@ def main() -> int:
         before = used_memory(redis_port)
         sessions = asyncio.run(seed(f"redis://127.0.0.1:{redis_port}", options.sessions))
         memory = (used_memory(redis_port) - before) / options.sessions
+        store_plainly(redis_port, sessions)
         progress("")
         print(f"{memory:.0f} bytes of Redis memory a session, index included\n")
         single = [redis], sessions
