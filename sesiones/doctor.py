@@ -25,6 +25,8 @@ NOTHING_ADVICE = (
     "Unless the service is new: check SESIONES_KEY_PREFIX and the database of SESIONES_REDIS_URL."
 )
 SHOWN_FAULTS = 20
+LISTPACK_BYTES = 2200
+"""What redis.conf has: the longest device and its session's numbers."""
 COUNTERS_MAX = 4096
 """The keys of ours that never expire: a counter a bucket."""
 
@@ -391,7 +393,7 @@ async def _listpack(execute: Execute) -> Finding:
     if not reply:
         return Finding("ok", subject, "not known: the server has no such setting, or hides it")
     value = int(reply[1])
-    if value >= 2048:
+    if value >= LISTPACK_BYTES:
         return Finding("ok", subject, str(value))
-    advice = f"A session with a long device takes three times the memory: set {subject} 2048."
+    advice = f"A session takes more than twice the memory: set {subject} {LISTPACK_BYTES}."
     return Finding("warning", subject, str(value), advice)

@@ -132,7 +132,7 @@ def store(fake: Fake) -> SessionStore:
 
 def sessions(fake: Fake) -> list[str]:
     """The session keys that physically exist."""
-    return [key.decode() for key in fake.redis.keys("*}:s:*") if isinstance(key, bytes)]
+    return [key.decode() for key in fake.redis.keys("*}:h:*") if isinstance(key, bytes)]
 
 
 def given(sesion: Sesion, expiracion: int, actividad: int) -> Sesion:

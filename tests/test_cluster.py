@@ -54,7 +54,7 @@ def index_key(user: int) -> str:
 
 
 def session_key(token: str) -> str:
-    return f"sesiones:{{{tokens.bucket(token)}}}:s:{tokens.digest(token)}"
+    return f"sesiones:{{{tokens.bucket(token)}}}:h:{tokens.digest(token)}"
 
 
 def users_with_own_slots(start: int, number: int) -> list[int]:
@@ -193,7 +193,7 @@ async def test_slots_that_move_under_load(cluster: RedisCluster) -> None:
     assert sum(done.values()) > 1000
     for user in users:
         keys = state(cluster, user)
-        sessions = [key for key in keys if ":s:" in key]
+        sessions = [key for key in keys if ":h:" in key]
         assert all(expires > 0 for key, (_, expires) in keys.items() if key[-2:] != ":n")
         port = cluster.owner(slot_of(user))
         members = cluster.clients[port].zrange(index_key(user), 0, -1)
@@ -248,7 +248,7 @@ async def test_a_slot_of_which_some_keys_have_moved(cluster: RedisCluster) -> No
                 outcome = StoreUnavailable
                 assert await call(state, cluster, user) == before
             outcomes.append(outcome)
-        left = [key for key in await call(state, cluster, user) if ":s:" in key]
+        left = [key for key in await call(state, cluster, user) if ":h:" in key]
         if isinstance(outcome, int):
             assert not left
         for sesion in one, two:
@@ -295,7 +295,7 @@ async def test_what_expired_is_not_forgotten_while_its_key_may_be_elsewhere(
     async with store_at(cluster, touch_seconds=0) as store:
         made = [await store.create(user, device) for device in ("one", "two", "three")]
         mine, other, expired = made
-        key, member = session_key(expired.Token_Sesion), session_key(expired.Token_Sesion)[-43:]
+        key, member = session_key(expired.Token_Sesion), session_key(expired.Token_Sesion)[-22:]
         cluster.run(source, "ZADD", index, expired.Fecha_Inicio - 1, member)
         cluster.begin_move(slot, source, target)
         cluster.move_keys(source, target, key)

@@ -22,6 +22,7 @@ from sesiones.redis_client.single import UnconfirmedError
 from sesiones.sesion import Sesion
 from sesiones.store import SessionStore, StoreUnavailable
 from tests.conftest import available, open_store, replica_of
+from tests.records import record
 from tests.service import Service, comes_true
 from tests.test_metrics import counted
 
@@ -106,10 +107,10 @@ async def test_a_replica_has_what_is_acknowledged(pair: Pair) -> None:
         async with store_on(pair) as store:
             for number in range(50):
                 sesion = await store.create(7, "laptop")
-                key = f"sesiones:{{eQ}}:s:{tokens.digest(sesion.Token_Sesion)}"
+                key = f"sesiones:{{eQ}}:h:{tokens.digest(sesion.Token_Sesion)}"
                 assert replica.exists(key)
                 assert await store.update(sesion._replace(Dispositivo=f"device {number}"))
-                assert replica.hget(key, "dispositivo") == f"device {number}".encode()
+                assert record(replica, key)["dispositivo"] == f"device {number}"
                 assert await store.end(sesion.Token_Sesion, sesion.Token_Sesion) == 1
                 assert not replica.exists(key)
 
@@ -171,7 +172,7 @@ async def test_what_is_tried_again_changes_nothing(pair: Pair) -> None:
         made = await store._create(8, "laptop", token)
         gone = await store.create(8, "laptop")
         assert await store.end(token, gone.Token_Sesion) == 1
-        key = f"sesiones:{{{tokens.bucket(token)}}}:s:{tokens.digest(token)}"
+        key = f"sesiones:{{{tokens.bucket(token)}}}:h:{tokens.digest(token)}"
         before = pair.redis.hgetall(key), pair.redis.expiretime(key)
         assert await store._create(8, "phone", token) == made
         assert await store.end(token, gone.Token_Sesion) == 0

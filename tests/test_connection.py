@@ -676,7 +676,7 @@ async def test_sentinel_and_two_failovers() -> None:
         async with store_at(url, 0.25) as store:
             session = await until(lambda: store.create(7, "laptop"))
             token = session.Token_Sesion
-            assert len(one.keys("*:s:*")) == 1
+            assert len(one.keys("*:h:*")) == 1
             wait_until(lambda: redis.replicated(first))
 
             # The master is demoted, but its connections stay open. (Sentinel would wait 8 s.)
@@ -686,7 +686,7 @@ async def test_sentinel_and_two_failovers() -> None:
             assert (await until(lambda: store.find(token))).ID_Sesion == session.ID_Sesion
             await until(lambda: store.probe(5))
             other = (await until(lambda: store.create(7, "phone"))).Token_Sesion
-            assert len(two.keys("*:s:*")) == 2
+            assert len(two.keys("*:h:*")) == 2
             wait_until(lambda: redis.replicated(second))
 
             # The new master dies.
@@ -714,7 +714,7 @@ async def test_a_master_that_is_replaced_while_it_answers() -> None:
             assert redis.clients[old].info("replication")["role"] == "master"
             assert await until(lambda: store.end(token, token)) == 1
             assert await until(lambda: other.find(token)) is None
-            assert redis.clients[old].exists(f"sesiones:{{{token[4:6]}}}:s:{tokens.digest(token)}")
+            assert redis.clients[old].exists(f"sesiones:{{{token[4:6]}}}:h:{tokens.digest(token)}")
 
 
 async def test_what_answers_is_no_sentinel(monkeypatch: pytest.MonkeyPatch) -> None:

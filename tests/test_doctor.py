@@ -22,6 +22,7 @@ from sesiones.sesion import Sesion
 from sesiones.settings import Settings
 from sesiones.store import Refusal, StoreUnavailable
 from tests.conftest import open_store, replica_of
+from tests.records import write_record
 from tests.test_cluster import cluster  # noqa: F401, a fixture
 from tests.test_store import counter_key, digest, index_key, session_key
 
@@ -218,13 +219,13 @@ def test_each_fault_of_a_key(
     expected.append(f"{indexes[5]}: the index expires before its latest session")
     own.expire(counter_key(16), 1000)
     expected.append(f"{counter_key(16)}: the counter expires: ID_Sesion would repeat")
-    own.hdel(keys[7], "inicio")
-    expected.append(f"{keys[7]}: a field is missing or not a number of 0 to 2^53-1")
+    own.hset(keys[7], "1", "x")
+    expected.append(f"{keys[7]}: the field 1 is not a session")
     own.delete(keys[8])
     own.set(keys[8], "x", ex=1000)
     expected.append(f"{keys[8]}: WRONGTYPE Operation against a key holding the wrong kind of value")
     # Another prefix, and another's keys, are none of ours.
-    own.hset("sesiones2:{AA}:s:x", "a", "b")
+    own.hset("sesiones2:{AA}:h:x", "a", "b")
     own.set("sesiones:x", "y")
     assert sorted(faults(capsys, server.url)) == sorted(expected)
 
@@ -244,7 +245,7 @@ def test_on_a_cluster(
     assert int(first["text"].split()[0]) >= 120
     for server in cluster.servers.values():
         with Redis(unix_socket_path=str(server.socket), decode_responses=True) as node:
-            node.persist(next(node.scan_iter("*:s:*", count=1000)))
+            node.persist(next(node.scan_iter("*:h:*", count=1000)))
     assert [line.partition(": ")[2] for line in faults(capsys, url)] == [
         "the key has no expiry"
     ] * 3
@@ -392,12 +393,12 @@ def test_bad_records_cost_the_others_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     odd, bad, _ = (sesion.Token_Sesion for sesion in make(server.url, 7, 7, 7))
-    own.hset(session_key(odd), "actividad", 2**53 - 1)
-    own.hset(session_key(bad), "estado", 2)
+    write_record(own, session_key(odd), actividad=10**12)
+    write_record(own, session_key(bad), estado=2)
     assert main(["users", "7", "--redis-url", server.url]) == 0
     shown = capsys.readouterr().out
     assert "2 live sessions" in shown
-    assert f"used {2**53 - 1} " in shown
+    assert f"used {10**12} " in shown
     assert f"session {tokens.fingerprint(bad)}: " in caplog.text
 
 
@@ -428,7 +429,7 @@ def test_a_user(server: RedisServer, own: "Redis", capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert out == f'{{"Sesiones_Eliminadas":2}}\n0 sessions ended ({PLACE})\n'
     assert not own.exists(index_key(7))
-    assert len(own.keys("*:s:*")) == 1
+    assert len(own.keys("*:h:*")) == 1
     with pytest.raises(SystemExit):
         main([*command, "--end", "1", "--end-all"])
 
@@ -437,7 +438,7 @@ def test_a_device_does_not_drive_the_terminal(
     server: RedisServer, own: "Redis", capsys: pytest.CaptureFixture[str]
 ) -> None:
     (sesion,) = make(server.url, 7)
-    own.hset(session_key(sesion.Token_Sesion), "dispositivo", "a\x1b[2J\nb")
+    write_record(own, session_key(sesion.Token_Sesion), dispositivo="a\x1b[2J\nb")
     assert main(["users", "7", "--redis-url", server.url]) == 0
     assert capsys.readouterr().out.endswith("  a\\x1b[2J\\nb\n")
 

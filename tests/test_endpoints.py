@@ -24,6 +24,7 @@ from sesiones.problems import TITLES
 from sesiones.settings import Settings
 from tests import asgi
 from tests.conftest import KEY
+from tests.records import record, write_record
 from tests.service import Reply, Service
 
 pytestmark = pytest.mark.anyio
@@ -141,12 +142,12 @@ async def client(
 
 def key(token: str) -> str:
     """The Redis key of the session."""
-    return f"sesiones:{{{tokens.bucket(token)}}}:s:{tokens.digest(token)}"
+    return f"sesiones:{{{tokens.bucket(token)}}}:h:{tokens.digest(token)}"
 
 
 def age(redis: "Redis", sesion: dict[str, Any], seconds: int) -> None:
     """Make the session's last use lie further in the past."""
-    redis.hset(key(sesion["Token_Sesion"]), "actividad", int(time.time()) - seconds)
+    write_record(redis, key(sesion["Token_Sesion"]), actividad=int(time.time()) - seconds)
 
 
 def check_problem(reply: Reply, status: int) -> None:
@@ -239,7 +240,7 @@ async def test_a_check_slides(client: Client, redis: "Redis") -> None:
         reply = await client.send("GET", path, caller)
         expiry = int(reply.headers["x-fecha-expiracion"])
         assert expiry == redis.expiretime(key(sesion["Token_Sesion"]))
-        assert int(redis.hget(key(sesion["Token_Sesion"]), "actividad") or 0) == (expiry - 1800)
+        assert int(record(redis, key(sesion["Token_Sesion"]))["actividad"]) == (expiry - 1800)
 
 
 # 401
@@ -303,7 +304,7 @@ async def test_another_scheme_does_not_count(client: Client) -> None:
 
 async def test_the_session_of_a_bad_record_is_a_401(client: Client, redis: "Redis") -> None:
     sesion, good = await client.create(), await client.create()
-    redis.hdel(key(sesion["Token_Sesion"]), "dispositivo")
+    redis.hset(key(sesion["Token_Sesion"]), "1", "x")
     for method, path in CALLER_ROUTES:
         reply = await client.send(method, path, {"x-auth-token": sesion["Token_Sesion"]})
         assert reply.status == 401
@@ -745,7 +746,7 @@ async def test_put_of_no_live_session(client: Client, redis: "Redis") -> None:
     body = orjson.dumps(dead).replace(dead["Token_Sesion"].encode(), rb"\ud800")
     check_problem(await client.send("PUT", "/sesiones", SERVICE | JSON, body), 404)
     # A PUT brings nothing back.
-    assert list(redis.scan_iter("*:s:*", count=1000)) == []
+    assert list(redis.scan_iter("*:h:*", count=1000)) == []
 
 
 async def test_put_of_immutable_fields(client: Client, redis: "Redis") -> None:
@@ -764,9 +765,10 @@ async def test_put_of_immutable_fields(client: Client, redis: "Redis") -> None:
 async def test_put_of_impossible_dates(client: Client, redis: "Redis") -> None:
     sesion = await client.create()
     age(redis, sesion, 100)
-    last_use = int(redis.hget(key(sesion["Token_Sesion"]), "actividad") or 0)
+    stored = record(redis, key(sesion["Token_Sesion"]))
+    start, last_use = int(stored["inicio"]), int(stored["actividad"])
+    sesion["Fecha_Inicio"] = start
     before = dump(redis)
-    start = sesion["Fecha_Inicio"]
     for changes in [
         {"Fecha_Expiracion": start, "Ultima_Actividad": start},  # no window
         {"Fecha_Expiracion": start - 1, "Ultima_Actividad": start},

@@ -163,7 +163,7 @@ async def test_what_takes_over_is_told_each_time(own: "Redis") -> None:
             keys = [session_key(sesion.Token_Sesion) for sesion in part]
             assert await asyncio.to_thread(comes_true, lambda k=keys: not own.exists(*k), 5)  # type: ignore[misc]
         await goes(other, *made[1:])
-        assert own.keys("*:s:*") == []
+        assert own.keys("*:h:*") == []
         assert len(own.keys("*:u:*")) == 3
 
 
@@ -353,7 +353,7 @@ def remembered(clock: Clock) -> Tombstones:
 
 
 def key(number: int, tag: str = "eQ") -> str:
-    return f"sesiones:{{{tag}}}:s:{number}"
+    return f"sesiones:{{{tag}}}:h:{number}"
 
 
 def everything(_: str) -> bool:

@@ -54,8 +54,9 @@ for _, key in ipairs(redis.call('KEYS', '*')) do
   local expiry = redis.call('EXPIRETIME', key)
   if kind ~= 'n' and expiry == -1 then
     wrong[#wrong + 1] = key .. ' has no expiry'
-  elseif kind == 's' and expiry > now then
-    local user = redis.call('HGET', key, 'usuario') or ''
+  elseif kind == 'h' and expiry > now then
+    local text = redis.call('HGET', key, '1') or ''
+    local user = string.match(text, '^%d+ %d+ %d+ %d %d+ (%d+):') or ''
     local score = redis.call('ZSCORE', base .. 'u:' .. user, name)
     if tonumber(score or 0) ~= expiry then
       wrong[#wrong + 1] = key .. ' lives, and the index does not say so'
@@ -64,7 +65,7 @@ for _, key in ipairs(redis.call('KEYS', '*')) do
     local entries = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
     for i = 1, #entries, 2 do
       local score = tonumber(entries[i + 1])
-      if score > now and redis.call('EXISTS', base .. 's:' .. entries[i]) == 0 then
+      if score > now and redis.call('EXISTS', base .. 'h:' .. entries[i]) == 0 then
         wrong[#wrong + 1] = key .. ' has an entry without a session'
       end
       if score > expiry then
@@ -79,7 +80,9 @@ return wrong
 
 
 AGE = """
-redis.call('HSET', KEYS[1], 'inicio', ARGV[3])
+local text = redis.call('HGET', KEYS[1], '1')
+redis.call('HSET', KEYS[1], '1', (string.gsub(text, '^%d+ %d+',
+  ARGV[3] .. ' ' .. redis.call('TIME')[1] - ARGV[3])))
 redis.call('PEXPIREAT', KEYS[1], ARGV[2] * 1000 + 499)
 redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
 """
@@ -403,9 +406,9 @@ async def records_are_bad(nodes: Nodes, user: int) -> list[str]:
             case 0:
                 await nodes.redis.execute("SET", key, "x", "EX", 100)
             case 1:
-                await nodes.redis.execute("HDEL", key, nodes.random.choice(["id", "dispositivo"]))
+                await nodes.redis.execute("HSET", key, "1", "x")
             case 2:
-                await nodes.redis.execute("HSET", key, "ventana", "x")
+                await nodes.redis.execute("HSET", key, "1", nodes.random.choice(["", "1 1 1 x"]))
             case 3:
                 index = index_key(made[at].ID_Usuario)
                 await nodes.redis.execute("SET", index, "x", "EX", 100)
@@ -461,23 +464,29 @@ class Naive(SessionStore):
     async def command(self, *arguments: Argument) -> Any:
         return await self.commands.execute(*arguments)
 
+    async def record(self, token: str) -> list[str] | None:
+        """The numbers of a session's record, and its device."""
+        text = await self.command("HGET", session_key(token), "1")
+        if text is None:
+            return None
+        numbers, _, device = text.decode().partition(":")
+        return [*numbers.split(" "), device]
+
 
 class SlidesInSteps(Naive):
     """Reads the session, sees that it is there, and writes its new dates."""
 
     async def find(self, token: str) -> Sesion | None:
         key = session_key(token)
-        fields = await self.command("HMGET", key, "id", "usuario", "inicio", "dispositivo")
-        if fields[0] is None:
+        fields = await self.record(token)
+        if fields is None:
             return None
         now = int((await self.command("TIME"))[0])
-        await self.command("HSET", key, "actividad", now)
+        await self.command("HSET", key, "1", f"{now} 0 {' '.join(fields[2:6])}:{fields[6]}")
         await self.command("EXPIREAT", key, now + 1800)
-        await self.command("ZADD", index_key(int(fields[1])), now + 1800, digest(token))
-        ID_Sesion, ID_Usuario, Fecha_Inicio = map(int, fields[:3])
-        return Sesion(
-            ID_Sesion, ID_Usuario, token, Fecha_Inicio, now + 1800, 1, now, fields[3].decode()
-        )
+        await self.command("ZADD", index_key(int(fields[5])), now + 1800, digest(token))
+        Fecha_Inicio, _, _, _, ID_Sesion, ID_Usuario = map(int, fields[:6])
+        return Sesion(ID_Sesion, ID_Usuario, token, Fecha_Inicio, now + 1800, 1, now, fields[6])
 
 
 class PutsInSteps(Naive):
@@ -485,9 +494,10 @@ class PutsInSteps(Naive):
 
     async def update(self, given: Sesion) -> Sesion | Immutable | BadDates | None:
         key = session_key(given.Token_Sesion)
-        if not await self.command("EXISTS", key):
+        fields = await self.record(given.Token_Sesion)
+        if fields is None:
             return None
-        await self.command("HSET", key, "dispositivo", given.Dispositivo)
+        await self.command("HSET", key, "1", f"{' '.join(fields[:6])}:{given.Dispositivo}")
         return given
 
 
@@ -495,13 +505,13 @@ class EndsAllOfAList(Naive):
     """Reads the index, deletes what was in it, deletes the index."""
 
     async def end_all(self, caller: str, designated: str) -> int | Refusal:
-        fields = await self.command("HMGET", session_key(caller), "usuario")
-        if fields[0] is None:
+        fields = await self.record(caller)
+        if fields is None:
             return Refusal.UNAUTHENTICATED
-        user = int(fields[0])
+        user = int(fields[5])
         ended = 0
         for member in await self.command("ZRANGE", index_key(user), 0, -1):
-            ended += await self.command("DEL", f"{base(user)}s:{member.decode()}")
+            ended += await self.command("DEL", f"{base(user)}h:{member.decode()}")
         await self.command("DEL", index_key(user))
         return ended
 
@@ -515,9 +525,8 @@ class CreatesInSteps(Naive):
         now = int((await self.command("TIME"))[0])
         number = await self.command("INCR", counter_key(ID_Usuario))
         id_ = number * 4096 + tokens.bucket_number(tokens.bucket(token))
-        await self.command("HSET", key, "id", id_, "usuario", ID_Usuario, "inicio", now)
-        await self.command("HSET", key, "estado", 1, "actividad", now, "ventana", 1800)
-        await self.command("HSET", key, "dispositivo", Dispositivo)
+        numbers = f"{now} 0 1800 1 {id_} {ID_Usuario}"
+        await self.command("HSET", key, "1", f"{numbers}:{Dispositivo}")
         await self.command("EXPIREAT", key, now + 1800)
         await self.command("ZADD", index, now + 1800, digest(token))
         await self.command("EXPIREAT", index, now + 1800)
@@ -528,10 +537,10 @@ class BelievesTheKey(Naive):
     """A session is live while its key is there."""
 
     async def find(self, token: str) -> Sesion | None:
-        fields = await self.command("HMGET", session_key(token), "id", "usuario", "inicio")
-        if fields[0] is None:
+        fields = await self.record(token)
+        if fields is None:
             return None
-        ID_Sesion, ID_Usuario, Fecha_Inicio = map(int, fields)
+        Fecha_Inicio, _, _, _, ID_Sesion, ID_Usuario = map(int, fields[:6])
         return Sesion(ID_Sesion, ID_Usuario, token, Fecha_Inicio, 0, 1, 0, "d")
 
 
@@ -539,7 +548,10 @@ class BelievesTheIndex(Naive):
     """What the index has is what the user has."""
 
     async def end_all(self, caller: str, designated: str) -> int | Refusal:
-        user = int((await self.command("HMGET", session_key(caller), "usuario"))[0])
+        fields = await self.record(caller)
+        if fields is None:
+            return Refusal.UNAUTHENTICATED
+        user = int(fields[5])
         number: int = await self.command("ZCARD", index_key(user))
         ended = await super().end_all(caller, designated)
         return ended if isinstance(ended, Refusal) else number

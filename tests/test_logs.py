@@ -27,6 +27,7 @@ from redis import Redis
 from scripts.redis_server import RedisServer
 from sesiones import logs, tokens
 from tests.conftest import KEY
+from tests.records import write_record
 from tests.service import Service, comes_true, environment
 
 JSON = {"Content-Type": "application/json"}
@@ -434,7 +435,7 @@ def create(service: Service) -> str:
 
 
 def key(token: str) -> str:
-    return f"sesiones:{{{tokens.bucket(token)}}}:s:{tokens.digest(token)}"
+    return f"sesiones:{{{tokens.bucket(token)}}}:h:{tokens.digest(token)}"
 
 
 def send_everywhere(service: Service, token: str) -> None:
@@ -516,7 +517,7 @@ def test_no_token_in_the_log(logged: Service, redis: "Redis") -> None:
     index = f"sesiones:{{{tokens.bucket(live)}}}:u:7"
     redis.delete(index)
     redis.set(index, "x")
-    redis.hset(key(live), "actividad", sesion["Ultima_Actividad"] - 100)
+    write_record(redis, key(live), actividad=sesion["Ultima_Actividad"] - 100)
     body = str(sesion | {"Fecha_Expiracion": sesion["Fecha_Inicio"] + 600}).replace("'", '"')
     for method, path, headers in (
         ("GET", "/sesiones/self", {"x-auth-token": live}),
@@ -542,7 +543,7 @@ def test_no_token_in_the_log(logged: Service, redis: "Redis") -> None:
 def test_a_bad_record_is_named_by_its_fingerprint(logged: Service, redis: "Redis") -> None:
     token = create(logged)
     before = len(logged.log)
-    redis.hdel(key(token), "inicio")
+    redis.hset(key(token), "1", "x")
     reply = logged.request("GET", "/sesiones/self", {"x-auth-token": token})
     assert reply.status == 401
     (line,) = [line for line in logged.log[before:].splitlines() if " ERROR " in line]

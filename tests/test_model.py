@@ -44,15 +44,11 @@ class Held:
 
     def fields(self) -> dict[bytes, bytes]:
         sesion = self.sesion
-        return {
-            b"id": b"%d" % sesion.ID_Sesion,
-            b"usuario": b"%d" % sesion.ID_Usuario,
-            b"inicio": b"%d" % sesion.Fecha_Inicio,
-            b"estado": b"%d" % sesion.Estado_Sesion,
-            b"actividad": b"%d" % sesion.Ultima_Actividad,
-            b"ventana": b"%d" % self.ventana,
-            b"dispositivo": sesion.Dispositivo.encode(),
-        }
+        numbers = (
+            *(sesion.Fecha_Inicio, sesion.Ultima_Actividad - sesion.Fecha_Inicio, self.ventana),
+            *(sesion.Estado_Sesion, sesion.ID_Sesion, sesion.ID_Usuario),
+        )
+        return {b"1": f"{' '.join(map(str, numbers))}:{sesion.Dispositivo}".encode()}
 
 
 class Model(RuleBasedStateMachine):
@@ -300,7 +296,7 @@ class Model(RuleBasedStateMachine):
             expiry = redis.expiretime(name)
             if kind == "n":
                 assert (expiry, redis.get(name)) == (-1, b"%d" % self.made[bucket])
-            elif kind == "s":
+            elif kind == "h":
                 assert expiry >= self.now  # so it has one
                 if expiry > self.now:
                     held = live[rest[0]]

@@ -556,7 +556,7 @@ def test_redis_takes_no_writes(
                 direct.end(token, token, "logoutAll"),
             ):
                 assert_unavailable(reply)
-        assert len(redis.keys("*:s:*")) == 3
+        assert len(redis.keys("*:h:*")) == 3
     assert len(direct.service.log.splitlines()) - logged <= 4
     assert_recovers(direct, session)
     assert direct.check(other["Token_Sesion"]).status == 200
@@ -565,7 +565,7 @@ def test_redis_takes_no_writes(
 def test_a_replica_authenticates_nobody(direct: Deployment) -> None:
     session = direct.new_session()
     with cut_off(direct.server), direct.redis() as redis:
-        assert redis.exists(*redis.keys("*:s:*")) == 1
+        assert redis.exists(*redis.keys("*:h:*")) == 1
         assert_out(direct, session)
     assert_recovers(direct, session)
 

@@ -312,7 +312,7 @@ def test_a_coding_other_than_chunked_is_a_501(
         check_refusal(talk(service, request[:-7], request[-7:]), 501)
     (first, second) = parse(talk(service, check(token) + post(coding, body=coded)))
     assert (first.status, second.status) == (200, 501)
-    assert len(list(redis.scan_iter("*:s:*"))) == 1
+    assert len(list(redis.scan_iter("*:h:*"))) == 1
     # What is malformed comes first.
     check_refusal(talk(service, check(token, coding, HOST) + coded), 400)
     check_refusal(talk(service, check(token, coding, b"x: y\r\n" * 100) + coded), 431)
@@ -418,7 +418,7 @@ def test_ambiguous_framing(service: Service, redis: "Redis", token: bytes, frami
     smuggled = check(token, line=b"DELETE /sesiones/logout?Token_Sesion=%b HTTP/1.1" % token)
     for body in CREATION, b"0\r\n\r\n":
         check_refusal(talk(service, post(framing, body=body + smuggled)), 400)
-    assert len(list(redis.scan_iter("*:s:*"))) == 1
+    assert len(list(redis.scan_iter("*:h:*"))) == 1
 
 
 # Large heads

@@ -46,7 +46,7 @@ def start(redis_server: RedisServer, file: Path, *options: str) -> subprocess.Po
 
 def in_redis(redis: Redis) -> set[str]:
     """The names of the sessions that are there."""
-    return {key.decode().rpartition(":")[2] for key in redis.scan_iter("sesiones:*:s:*", 1000)}
+    return {key.decode().rpartition(":")[2] for key in redis.scan_iter("sesiones:*:h:*", 1000)}
 
 
 def in_file(path: Path) -> set[str]:
@@ -78,7 +78,7 @@ def test_again_it_brings_back_what_is_missing_and_changes_nothing_else(
     settings: Settings, redis: Redis, file: Path
 ) -> None:
     seed.seed(settings, file, users=5, sessions=2)
-    before = {key: redis.dump(key) for key in redis.scan_iter("sesiones:*:s:*")}
+    before = {key: redis.dump(key) for key in redis.scan_iter("sesiones:*:h:*")}
     ended = list(before)[:3]
     redis.delete(*ended)
     text = file.read_text()

@@ -7,6 +7,7 @@ import asyncio
 import base64
 import hashlib
 import logging
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -27,6 +28,7 @@ from sesiones.sesion import INT_MAX, Sesion
 from sesiones.store import BadDates, Immutable, Refusal, SessionStore, StoreUnavailable
 from sesiones.store.checks import CheckQueue
 from tests.conftest import open_store
+from tests.records import NUMBERS, record, write_record
 from tests.test_metrics import counted
 
 pytestmark = pytest.mark.anyio
@@ -57,11 +59,11 @@ def counter_key(ID_Usuario: int) -> str:
 
 
 def digest(token: str) -> str:
-    return base64.urlsafe_b64encode(hashlib.sha256(token.encode()).digest()).decode().rstrip("=")
+    return base64.urlsafe_b64encode(hashlib.sha256(token.encode()).digest()).decode()[:22]
 
 
 def session_key(token: str) -> str:
-    return f"sesiones:{{{token[4:6]}}}:s:{digest(token)}"
+    return f"sesiones:{{{token[4:6]}}}:h:{digest(token)}"
 
 
 def now(redis: Redis) -> int:
@@ -96,8 +98,7 @@ def indexed(*sesiones: Sesion | None) -> dict[str, int]:
 def age(redis: Redis, sesion: Sesion, seconds: int) -> Sesion:
     """Shift a session into the past, as if time had passed: all its dates, and its index entry."""
     key = session_key(sesion.Token_Sesion)
-    redis.hincrby(key, "inicio", -seconds)
-    redis.hincrby(key, "actividad", -seconds)
+    write_record(redis, key, inicio=int(record(redis, key)["inicio"]) - seconds)
     expiry = redis.expiretime(key) - seconds
     redis.expireat(key, expiry)
     redis.zadd(index_key(sesion.ID_Usuario), {digest(sesion.Token_Sesion): expiry})
@@ -193,15 +194,11 @@ class TestCreate:
         )
         assert tokens.bucket(token) == "eQ"
         assert state(redis) == {
-            f"sesiones:{{eQ}}:s:{digest(token)}": (
+            f"sesiones:{{eQ}}:h:{digest(token)}": (
                 {
-                    b"id": b"%d" % sesion.ID_Sesion,
-                    b"usuario": b"7",
-                    b"inicio": b"%d" % sesion.Fecha_Inicio,
-                    b"estado": b"1",
-                    b"actividad": b"%d" % sesion.Fecha_Inicio,
-                    b"ventana": b"1800",
-                    b"dispositivo": "portátil de Ana 🔑".encode(),
+                    b"1": (
+                        f"{sesion.Fecha_Inicio} 0 1800 1 {sesion.ID_Sesion} 7:portátil de Ana 🔑"
+                    ).encode()
                 },
                 sesion.Fecha_Expiracion,
             ),
@@ -287,12 +284,12 @@ class TestCreate:
     def test_again_for_the_same_key(self, redis: Redis) -> None:
         """The second try of a create whose reply was lost changes nothing, and ends nobody."""
         for number in range(2):
-            names = [f"{base(7)}s:{number}", index_key(7), counter_key(7)]
+            names = [f"{base(7)}h:{number}", index_key(7), counter_key(7)]
             made = redis.eval(lua("create"), 3, *names, 1937, 7, "d", IDLE, MAX, 2)
         before = state(redis)
         assert len(before) == 4
         for number in (1, 1, 0):
-            names = [f"{base(7)}s:{number}", index_key(7), counter_key(7)]
+            names = [f"{base(7)}h:{number}", index_key(7), counter_key(7)]
             again = redis.eval(lua("create"), 3, *names, 1937, 7, "d", IDLE, MAX, 2)
             assert number == 0 or again == made
         assert state(redis) == before
@@ -353,17 +350,17 @@ class TestLimit:
         store = open_more(max_per_user=10_000)
         first = await store.create(7, "primera")
         expiry = first.Fecha_Expiracion
-        many = {f"{i:043}": expiry - 1 for i in range(9_000)}
+        many = {f"{i:022}": expiry - 1 for i in range(9_000)}
         redis.zadd(index_key(7), many)
         with redis.pipeline(transaction=False) as pipeline:
             for name in many:
-                pipeline.hset(f"{base(7)}s:{name}", "id", 1)
-                pipeline.expireat(f"{base(7)}s:{name}", expiry - 1)
+                pipeline.hset(f"{base(7)}h:{name}", "1", "1 1 1 1 1 7:d")
+                pipeline.expireat(f"{base(7)}h:{name}", expiry - 1)
             pipeline.execute()
         lower = open_more(max_per_user=2)
         new = await lower.create(7, "nueva")
         assert index(redis, 7) == indexed(first, new)
-        assert len(redis.keys("*:s:*")) == 2
+        assert len(redis.keys("*:h:*")) == 2
 
     async def test_the_dead_do_not_count(self, open_more: Opener, redis: Redis) -> None:
         """What has expired is in the index until the next write, which drops it first."""
@@ -441,7 +438,7 @@ class TestFind:
             # Early, so that a slide shows at age 0 too.
             stored = sesion._replace(Fecha_Expiracion=moment + 100)
             key = session_key(sesion.Token_Sesion)
-            redis.hset(key, "ventana", window)
+            write_record(redis, key, ventana=window)
             redis.expireat(key, stored.Fecha_Expiracion)
             redis.delete(index_key(7))
             redis.zadd(index_key(7), indexed(stored))
@@ -456,13 +453,15 @@ class TestFind:
         assert index(redis, 7) == indexed(expected)
         assert redis.expiretime(key) == expected.Fecha_Expiracion
         assert redis.expiretime(index_key(7)) == expected.Fecha_Expiracion
-        assert redis.hget(key, "actividad") == b"%d" % expected.Ultima_Actividad
-        assert redis.hget(key, "ventana") == b"%d" % window
+        stored_fields = record(redis, key)
+        assert stored_fields["actividad"] == str(expected.Ultima_Actividad)
+        assert stored_fields["ventana"] == str(window)
 
     async def test_capped_at_max(self, redis: Redis, store: SessionStore) -> None:
         sesion = age(redis, await store.create(7, "d"), 1000)
         key = session_key(sesion.Token_Sesion)
-        redis.hset(key, "inicio", sesion.Ultima_Actividad - MAX + 2000)
+        begun = sesion.Ultima_Actividad - MAX + 2000
+        write_record(redis, key, inicio=begun, uso=sesion.Ultima_Actividad - begun)
         found = await store.find(sesion.Token_Sesion)
         assert found is not None
         assert found.Fecha_Inicio + MAX == found.Fecha_Expiracion == sesion.Ultima_Actividad + 2000
@@ -502,7 +501,7 @@ class TestFind:
         assert found.Ultima_Actividad > sesion.Ultima_Actividad
         await store.update(found._replace(Dispositivo="otro"))
         fields = redis.hgetall(key)
-        assert len(fields) == 9
+        assert len(fields) == 3
         assert fields.items() >= extra.items()
 
     async def test_slide_prunes_the_index(self, redis: Redis, store: SessionStore) -> None:
@@ -545,14 +544,15 @@ class TestUpdate:
         )
         assert await store.update(given) == given
         key = session_key(sesion.Token_Sesion)
-        assert redis.hgetall(key) == {
-            b"id": b"%d" % sesion.ID_Sesion,
-            b"usuario": b"7",
-            b"inicio": b"%d" % sesion.Fecha_Inicio,
-            b"estado": b"0",
-            b"actividad": b"%d" % given.Ultima_Actividad,
-            b"ventana": b"450",
-            b"dispositivo": "móvil".encode(),
+        assert record(redis, key) == {
+            "actividad": str(given.Ultima_Actividad),
+            "uso": "50",
+            "ventana": "450",
+            "estado": "0",
+            "id": str(sesion.ID_Sesion),
+            "usuario": "7",
+            "inicio": str(sesion.Fecha_Inicio),
+            "dispositivo": "móvil",
         }
         assert redis.expiretime(key) == given.Fecha_Expiracion
         assert index(redis, 7) == indexed(given)
@@ -747,11 +747,11 @@ class TestEnd:
     async def test_all_of_more_than_unpack_takes(self, open_more: Opener, redis: Redis) -> None:
         store = open_more(max_per_user=10_000)
         sesion = await store.create(7, "d")
-        many = {f"{i:043}": sesion.Fecha_Expiracion for i in range(9_000)}
+        many = {f"{i:022}": sesion.Fecha_Expiracion for i in range(9_000)}
         redis.zadd(index_key(7), many)
         with redis.pipeline(transaction=False) as pipeline:
             for name in many:
-                pipeline.set(f"{base(7)}s:{name}", 1, exat=sesion.Fecha_Expiracion)
+                pipeline.set(f"{base(7)}h:{name}", 1, exat=sesion.Fecha_Expiracion)
             pipeline.execute()
         assert await store.end_all(sesion.Token_Sesion, "") == 9_001
         assert keys(redis) == ["sesiones:{eQ}:n"]
@@ -900,6 +900,21 @@ async def test_a_dead_session_whose_key_is_there(redis: Redis, store: SessionSto
         pytest.skip("too slow a machine: the key was gone every time")
 
 
+def replaced(old: str, new: str) -> Callable[[Redis, str], object]:
+    """A record with another text in the place of one."""
+
+    def replace(redis: Any, key: str) -> object:
+        text, replacements = re.subn(old, new, str(redis.hget(key, "1"), "utf-8"), count=1)
+        assert replacements == 1
+        return redis.hset(key, "1", text)
+
+    return replace
+
+
+def changed(**fields: object) -> Callable[[Redis, str], object]:
+    return lambda redis, key: write_record(redis, key, **fields)
+
+
 BAD_RECORDS: dict[str, Any] = (
     {
         "a string": lambda redis, key: redis.set(key, "x", ex=100),
@@ -908,39 +923,44 @@ BAD_RECORDS: dict[str, Any] = (
             redis.rpush(key, 1),
             redis.expire(key, 100),
         ),
-        "an empty field": lambda redis, key: redis.hset(key, "ventana", ""),
         "no expiry": lambda redis, key: redis.persist(key),
         "no hash fields of ours": lambda redis, key: (
-            redis.delete(key),
             redis.hset(key, "x", 1),
-            redis.expire(key, 100),
+            redis.hdel(key, "1"),
         ),
-        "invalid UTF-8": lambda redis, key: redis.hset(key, "dispositivo", b"\xff\xfe"),
-        "estado 2": lambda redis, key: redis.hset(key, "estado", 2),
-        "estado 01": lambda redis, key: redis.hset(key, "estado", "01"),
-        "id a fraction": lambda redis, key: redis.hset(key, "id", "1.5"),
-        "inicio infinite": lambda redis, key: redis.hset(key, "inicio", "inf"),
-        "inicio nan": lambda redis, key: redis.hset(key, "inicio", "nan"),
-        "dates beyond any": lambda redis, key: redis.hset(
-            key, mapping={"inicio": "1e300", "ventana": "1e300"}
+        "the fields of an older layout": lambda redis, key: (
+            redis.hset(key, mapping={"id": 1, "usuario": 7, "dispositivo": "d"}),
+            redis.hdel(key, "1"),
         ),
-        "dates beyond Redis's": lambda redis, key: redis.hset(
-            key, mapping={"inicio": 10**17, "ventana": 10**17}
+        "an empty text": lambda redis, key: redis.hset(key, "1", ""),
+        "a device alone": replaced("^.*:", ""),
+        "no device": replaced(":.*", ""),
+        "invalid UTF-8": lambda redis, key: redis.hset(
+            key, "1", (redis.hget(key, "1") or b"") + b"\xff\xfe"
         ),
+        "estado 2": changed(estado=2),
+        "estado 01": changed(estado="01"),
+        "id a fraction": changed(id="1.5"),
+        "inicio infinite": changed(inicio="inf"),
+        "inicio nan": changed(inicio="nan"),
+        "ventana hexadecimal": changed(ventana="0x10"),
+        "dates beyond any": changed(inicio="9" * 400, ventana="9" * 400),
+        "dates beyond Redis's": changed(inicio=10**17, ventana=10**17),
+        "usuario beyond any": changed(usuario="9" * 400),
+        "two blanks": replaced(" ", "  "),
+        "a blank before": replaced("^", " "),
+        "a blank after": replaced(":", " :"),
+        "a number more": replaced(" ", " 1 "),
+        "a line more": replaced("^", "\n"),
         "index a string": lambda redis, key: redis.set(index_key(7), "x", ex=100),
         "index a list": lambda redis, key: (
             redis.delete(index_key(7)),
             redis.rpush(index_key(7), 1),
         ),
     }
-    | {
-        f"{field} missing": lambda redis, key, field=field: redis.hdel(key, field)
-        for field in ("id", "usuario", "inicio", "estado", "actividad", "ventana", "dispositivo")
-    }
-    | {
-        f"{field} not a number": lambda redis, key, field=field: redis.hset(key, field, "x1")
-        for field in ("id", "usuario", "inicio", "estado", "actividad", "ventana")
-    }
+    | {f"{field} missing": changed(**{field: ""}) for field in NUMBERS}
+    | {f"{field} not a number": changed(**{field: "x1"}) for field in NUMBERS}
+    | {f"{field} negative": changed(**{field: -1}) for field in NUMBERS}
 )
 
 
@@ -970,7 +990,8 @@ class TestBadRecords:
         replies = redis.eval(
             lua("check"), 0, 1, MAX, *(session_key(sesion.Token_Sesion) for sesion in order)
         )
-        assert [reply[1] for reply in (replies[0], *replies[2:4])] == [b"2061", b"8", b"9"]
+        users = [replies[at].partition(b":")[0].split(b" ")[5] for at in (0, 4, 6)]
+        assert users == [b"2061", b"8", b"9"]
 
     @pytest.mark.parametrize("score", ["inf", 4e18, 1e300, 10**10 + 0.5])
     async def test_bad_index_entry(
@@ -1016,7 +1037,7 @@ class TestBadRecords:
 
     async def test_is_no_caller(self, redis: Redis, store: SessionStore) -> None:
         victim, other = await store.create(7, "a"), await store.create(7, "b")
-        redis.hdel(session_key(victim.Token_Sesion), "usuario")
+        write_record(redis, session_key(victim.Token_Sesion), usuario="")
         for end in (store.end, store.end_all):
             ended = await end(victim.Token_Sesion, other.Token_Sesion)
             assert ended is Refusal.UNAUTHENTICATED
@@ -1175,15 +1196,16 @@ class TestServer:
             declared = [session_key(token), index_key(user), counter_key(user)]
             bucket = tokens.bucket_number(tokens.user_bucket(user))
             cluster_node.eval(lua("create"), 3, *declared, bucket, user, "d", IDLE, MAX, 1000)
-            cluster_node.hincrby(session_key(token), "actividad", -100)
+            write_record(cluster_node, session_key(token), actividad=now(cluster_node) - 100)
             session_keys.append(session_key(token))
         assert len({key_slot(key.encode()) for key in session_keys}) > 250
         moment = now(cluster_node)
         for name in ("peek", "check"):
             replies: Any = cluster_node.eval(lua(name), 0, 1, MAX, *session_keys)
             *sessions, _, _ = replies
-            assert [int(session[1]) for session in sessions] == list(range(300))
-        assert all(int(session[4]) >= moment for session in sessions)
+            fields = [text.partition(b":")[0].split(b" ") for text in sessions[::2]]
+            assert [int(field[5]) for field in fields] == list(range(300))
+        assert all(int(field[0]) + int(field[1]) >= moment for field in fields)
         without = lua("check").replace(",allow-cross-slot-keys", "")
         with pytest.raises(ResponseError, match="slot"):
             cluster_node.eval(without, 0, 1, MAX, *session_keys)

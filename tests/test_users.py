@@ -162,10 +162,10 @@ def test_deep_is_not_misled_by_odd_keys_of_the_bucket(users: Users, own: "Redis"
     own.delete(index_key(7))
     base = session_key(sesion.Token_Sesion)[: -len(digest(sesion.Token_Sesion))]
     own.set(f"{base}x", "x", ex=1000)
-    own.set(base + "\u00ff" * 43, "x", ex=1000)
-    own.set(f"{base}{'A' * 43}", "x", ex=1000)  # of another type
-    own.hset(f"{base}{'B' * 43}", "usuario", "7")  # neither whole nor with an expiry
-    own.copy(session_key(sesion.Token_Sesion), f"{base}x:{'C' * 43}")
+    own.set(base + "\u00ff" * 22, "x", ex=1000)
+    own.set(f"{base}{'A' * 22}", "x", ex=1000)  # of another type
+    own.hset(f"{base}{'B' * 22}", "1", "7")  # neither whole nor with an expiry
+    own.copy(session_key(sesion.Token_Sesion), f"{base}x:{'C' * 22}")
     assert users.listed("7", "--deep") == {sesion.ID_Sesion}
     assert users("7", "--end-all", "--deep")[1].startswith("1 session ended")
 
@@ -175,7 +175,7 @@ def test_deep_looks_at_every_key(users: Users, own: "Redis") -> None:
     (sesion,) = make(users.url, 7)
     own.delete(index_key(7))
     for start in range(0, 5000, 1000):
-        own.mset({f"sesiones:{{AA}}:s:{number}": "x" for number in range(start, start + 1000)})
+        own.mset({f"sesiones:{{AA}}:h:{number}": "x" for number in range(start, start + 1000)})
     assert users.listed("7", "--deep") == {sesion.ID_Sesion}
 
 

@@ -305,7 +305,7 @@ class Watch:
                 if message["channel"] == b"end":
                     return
                 kind = message["channel"].decode().rpartition(":")[2]
-                self.gone[kind] += b":s:" in message["data"]
+                self.gone[kind] += b":h:" in message["data"]
 
     async def audit(self) -> None:
         while True:

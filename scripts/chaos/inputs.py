@@ -6,6 +6,7 @@ A failure names the seed and the pieces that were sent; the same seed sends the 
 """
 
 import asyncio
+import itertools
 import logging
 import multiprocessing
 import os
@@ -113,14 +114,14 @@ class Store:
 
     def __init__(self) -> None:
         self.live: dict[int, tuple[bytes, int]] = {}
-        self.records: dict[str, list[Any]] = {}
+        self.records: dict[str, tuple[bytes, int]] = {}
         self.objects: list[list[bytes]] = []
         self.tokens: list[bytes] = [tokens.make(7).encode(), b"ses_", b"", b"x" * 49]
         for number, (user, state) in enumerate([(7, 1), (7, 1), (7, 0), (8, 1)], 1):
             token = tokens.make(user)
-            record = [str(v).encode() for v in (number, user, NOW, state, NOW, 1800, "móvil")]
-            key = f"sesiones:{{{tokens.bucket(token)}}}:s:{tokens.digest(token)}"
-            self.records[key] = [*record, NOW + 1800]
+            record = f"{NOW} 0 1800 {state} {number} {user}:móvil".encode()
+            key = f"sesiones:{{{tokens.bucket(token)}}}:h:{tokens.digest(token)}"
+            self.records[key] = record, NOW + 1800
             self.tokens += [token.encode()] * 2
             members = [number, user, f'"{token}"', NOW, NOW + 1800, state, NOW, '"móvil"']
             self.objects.append([str(member).encode() for member in members])
@@ -131,34 +132,35 @@ class Store:
         return [arguments[-1], self._reply(arguments, keys)]
 
     def _reply(self, arguments: tuple[Any, ...], keys: Sequence[str]) -> Any:
-        found = [self.records.get(key) for key in keys]
+        found: list[Any] = [self.records.get(key, (None, None)) for key in keys]
         match arguments[1]:
             case CREATE.sha:
                 user, device = arguments[7:9]
-                made = [b"4096", b"%d" % user, b"%d" % NOW, b"1", b"%d" % NOW, b"1800"]
-                return [[*made, device.encode(), NOW + 1800], []]
+                return [f"{NOW} 0 1800 1 4096 {user}:{device}".encode(), NOW + 1800, []]
             case UPDATE.sha:
                 return self._update(found[0], arguments[4:])
             case END.sha | END_ALL.sha:
-                caller, designated = found
-                if caller is None or caller[3] != b"1":
+                caller, designated = (text and text.partition(b":")[0].split() for text, _ in found)
+                if not caller or caller[3] != b"1":
                     return -1
-                if designated is not None and designated[1] != caller[1]:
+                if designated and designated[5] != caller[5]:
                     return -2
-                return [] if designated is None else [[b"A" * 43, *designated[:2]]]
-        return [*found, 0, []]
+                return [[b"A" * 22, *designated[4:]]] if designated else []
+        return [*itertools.chain(*found), 0, []]
 
     def on_owner_change(self, _: object) -> None:
         """Nothing ever changes."""
 
-    def _update(self, record: list[Any] | None, given: Sequence[Any]) -> list[Any]:
-        if record is None:
-            return [b"absent"]
-        if [b"%d" % value for value in given[:3]] != record[:3]:
+    def _update(self, record: Any, given: Sequence[Any]) -> list[Any]:
+        text, expiry = record
+        if text is None:
+            return [b"absent", None]
+        begun, *_, number, user = text.partition(b":")[0].split()
+        if [b"%d" % value for value in given[:3]] != [number, user, begun]:
             return [b"immutable", b"ID_Usuario"]
         if given[3] <= given[5]:
             return [b"dates", b"window"]
-        return [b"ok", record]
+        return [b"ok", text, expiry]
 
     async def aclose(self) -> None:
         pass

@@ -14,14 +14,14 @@ local function fault(what)
 end
 
 local function audit_session(base, digest)
-  local session = read(key)
-  if type(session) == 'string' then
-    fault(session)
+  local session, reason = read(key)
+  if reason then
+    fault(reason)
   elseif session then
-    local score = redis.pcall('ZSCORE', base .. 'u:' .. session[USUARIO], digest)
+    local score = redis.pcall('ZSCORE', base .. 'u:' .. session.usuario, digest)
     if type(score) ~= 'string' then
-      fault('the session is not in the index of user ' .. session[USUARIO])
-    elseif tonumber(score) ~= session[EXPIRACION] then
+      fault('the session is not in the index of user ' .. session.usuario)
+    elseif tonumber(score) ~= session.expiracion then
       fault('the session and the index differ in when it expires')
     end
   end
@@ -35,7 +35,7 @@ local function audit_index(base)
   local latest = 0
   for i = 1, #members, 2 do
     local expiracion = tonumber(members[i + 1])
-    if expiracion > now and redis.call('EXISTS', base .. 's:' .. members[i]) == 0 then
+    if expiracion > now and redis.call('EXISTS', base .. 'h:' .. members[i]) == 0 then
       fault('the index names a session that is not there')
     end
     latest = math.max(latest, expiracion)
@@ -51,11 +51,11 @@ end
 for _, argument in ipairs(ARGV) do
   key = argument
   local base, kind, rest = string.match(key, '^([^}]*}:)(%a)(.*)$')
-  if kind == 's' then
+  if kind == 'h' then
     audit_session(base, string.sub(rest, 2))
   elseif kind == 'u' then
     audit_index(base)
-  elseif redis.call('EXPIRETIME', key) > -1 then
+  elseif kind == 'n' and redis.call('EXPIRETIME', key) > -1 then
     fault('the counter expires: ID_Sesion would repeat')
   end
 end

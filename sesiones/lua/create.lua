@@ -7,7 +7,7 @@
 -- ARGV     bucket number, ID_Usuario, Dispositivo, idle seconds, max seconds, sessions a user
 --          may have
 --
--- Return value: the session as read() in session.lua gives it, and those that ended for it as
+-- Return value: the session as fetch() in session.lua gives it, and those that ended for it as
 -- delete() does: when the user has as many as allowed, the ones that expire first.
 
 local EPOCH = 1767225600 -- 2026-01-01, in Redis's time
@@ -16,12 +16,12 @@ local bucket, usuario, dispositivo = ARGV[1], ARGV[2], ARGV[3]
 local idle, max, allowed = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local base, digest = split(KEYS[1])
 
-local existing = read(KEYS[1])
+local existing, reason = read(KEYS[1])
 if existing then
-  if type(existing) == 'table' then
-    rewrite(KEYS[1], existing)
-  end
-  return {existing, {}}
+  rewrite(KEYS[1], existing)
+  return {existing.text, existing.expiracion, {}}
+elseif reason then
+  return {reason, false, {}}
 end
 
 -- What can fail comes first, so that an error leaves nothing half done: an index or a counter of
@@ -30,7 +30,7 @@ prune(KEYS[2])
 local surplus = redis.call('ZCARD', KEYS[2]) + 1 - allowed
 local first = surplus > 0 and redis.call('ZRANGE', KEYS[2], 0, surplus - 1) or {}
 for _, one in ipairs(first) do
-  redis.call('EXPIRETIME', base .. 's:' .. one)
+  redis.call('EXPIRETIME', base .. 'h:' .. one)
 end
 local n = redis.call('INCRBY', KEYS[3], 1)
 
@@ -49,10 +49,11 @@ for _, one in ipairs(first) do
   redis.call('ZREM', KEYS[2], one)
 end
 
-local session = {id, usuario, int(now), '1', int(now), int(idle), dispositivo}
+local session = {
+  actividad = now, ventana = idle, estado = '1', id = id, usuario = usuario, inicio = now,
+  dispositivo = dispositivo,
+}
 local expiracion = now + math.min(idle, max)
 redis.call('ZADD', KEYS[2], int(expiracion), digest)
-write(KEYS[1], session, expiracion, 'id', id, 'usuario', usuario,
-  'inicio', int(now), 'estado', '1', 'actividad', int(now), 'ventana', int(idle),
-  'dispositivo', dispositivo)
-return {session, ended}
+write(KEYS[1], session, expiracion)
+return {session.text, session.expiracion, ended}

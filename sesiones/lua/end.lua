@@ -7,7 +7,7 @@
 -- Return value: the sessions that ended, one or none, as delete() in session.lua gives them; or
 -- what refusal() does.
 
-local caller, designated = read_live(KEYS[1]), read_live(KEYS[2])
+local caller, designated = read(KEYS[1]), (read(KEYS[2]))
 local refused = refusal(caller, designated)
 if refused then
   return refused
@@ -17,7 +17,7 @@ elseif not designated then
 end
 
 local base, digest = split(KEYS[2])
-local index = base .. 'u:' .. caller[USUARIO]
+local index = base .. 'u:' .. caller.usuario
 -- First the key that a Cluster may have moved away already: then nothing has been written.
 wrong_type(redis.pcall('ZREM', index, digest))
 local ended = delete(base, digest)

@@ -9,10 +9,11 @@
 local base = split(KEYS[1])
 local indexes = {}
 for i, key in ipairs(KEYS) do
-  local fields = redis.pcall('HMGET', key, 'usuario')
-  wrong_type(fields)
-  if fields[1] then
-    indexes[i] = base .. 'u:' .. fields[1]
+  local text = redis.pcall('HGET', key, '1')
+  wrong_type(text)
+  local session = parse(text)
+  if session then
+    indexes[i] = base .. 'u:' .. session.usuario
     -- All or none: this fails when a Cluster has moved the index away already.
     redis.call('EXPIRETIME', indexes[i])
   end

@@ -7,18 +7,18 @@
 -- Return value: the live sessions that ended, as delete() in session.lua gives them; or what
 -- refusal() does.
 
-local caller, designated = read_live(KEYS[1]), read_live(KEYS[2])
+local caller, designated = read(KEYS[1]), (read(KEYS[2]))
 local refused = refusal(caller, designated)
 if refused then
   return refused
 end
 
 local base, own = split(KEYS[1])
-local index = base .. 'u:' .. caller[USUARIO]
+local index = base .. 'u:' .. caller.usuario
 local digests = redis.call('ZRANGEBYSCORE', index, '(' .. int(now), '+inf')
 -- All or none: this fails when a Cluster has moved one of them away already.
 for _, digest in ipairs(digests) do
-  redis.call('EXPIRETIME', base .. 's:' .. digest)
+  redis.call('EXPIRETIME', base .. 'h:' .. digest)
 end
 prune(index)
 local ended = {}

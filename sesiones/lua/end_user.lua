@@ -14,7 +14,7 @@ local chosen, seen = {}, {}
 -- Everything is read before anything is deleted: this fails when a Cluster has moved one of the
 -- keys away already.
 local function consider(digest, session, is_users)
-  if is_users and not seen[digest] and (ARGV[1] == '' or (session and session[ID] == ARGV[1])) then
+  if is_users and not seen[digest] and (ARGV[1] == '' or (session and session.id == ARGV[1])) then
     seen[digest] = true
     chosen[#chosen + 1] = digest
   end
@@ -22,11 +22,11 @@ end
 
 local index = redis.pcall('ZRANGEBYSCORE', KEYS[1], '(' .. int(now), '+inf')
 for _, digest in ipairs(wrong_type(index) and {} or index) do
-  consider(digest, read_live(base .. 's:' .. digest), true)
+  consider(digest, read(base .. 'h:' .. digest), true)
 end
 for i = 2, #ARGV do
-  local session = read_live(base .. 's:' .. ARGV[i])
-  consider(ARGV[i], session, session and session[USUARIO] == usuario)
+  local session = read(base .. 'h:' .. ARGV[i])
+  consider(ARGV[i], session, session and session.usuario == usuario)
 end
 
 local ended = {}

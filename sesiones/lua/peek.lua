@@ -4,7 +4,7 @@
 
 local reply = {}
 for i = 3, #ARGV do
-  reply[i - 2] = read(ARGV[i]) or false
+  reply[2 * i - 5], reply[2 * i - 4] = fetch(ARGV[i])
 end
-reply[#ARGV - 1], reply[#ARGV] = 0, {}
+reply[#reply + 1], reply[#reply + 2] = 0, {}
 return reply

@@ -6,7 +6,7 @@
 -- ARGV[1]  a key of ours, which is not touched
 
 local commands = {
-  DEL = {}, EXPIREAT = {'1'}, EXPIRETIME = {}, HMGET = {'f'}, HSET = {'f', 'v'}, INCRBY = {'1'},
+  DEL = {}, EXPIREAT = {'1'}, EXPIRETIME = {}, HGET = {'f'}, HSET = {'f', 'v'}, INCRBY = {'1'},
   ZADD = {'1', 'm'}, ZCARD = {}, ZRANGE = {'0', '1'}, ZRANGEBYSCORE = {'0', '1'}, ZREM = {'m'},
   ZREMRANGEBYSCORE = {'0', '1'},
 }

@@ -1,13 +1,17 @@
 -- Shared by every script: the store puts this text after the script's first line.
 --
--- <prefix>:{<bucket>}:s:<digest>   hash        one session; its expiry is the key's own
+-- <prefix>:{<bucket>}:h:<digest>   hash        one session, in the field 1; its expiry is the key's
+--                                              own. Other fields are ignored and preserved
 -- <prefix>:{<bucket>}:u:<usuario>  sorted set  the user's digests, scored by expiry
 -- <prefix>:{<bucket>}:n            string      the bucket's counter, never expires
 --
 -- The first key of a script gives it all others: they differ only after "}:".
 
-local ID, USUARIO, INICIO, ESTADO, ACTIVIDAD, VENTANA, DISPOSITIVO, EXPIRACION = 1, 2, 3, 4, 5, 6, 7, 8
+-- The field 1 (a name that is an integer takes a byte less): the integers are in decimal.
+-- inicio, the last use in seconds after it, ventana, estado, id, usuario: dispositivo
+local RECORD = '^(%d+) (%d+) (%d+) ([01]) (%d+) (%d+):(.*)$'
 
+local SECONDS_MAX = 1e12 -- of any date or window: EXPIREAT refuses what is far beyond
 local INT_MAX = 9007199254740991
 
 local now = tonumber(redis.call('TIME')[1])
@@ -19,7 +23,7 @@ end
 
 -- "<prefix>:{<bucket>}:" and the digest of a session's key.
 local function split(key)
-  return string.match(key, '^([^}]*}:)s:(.*)$')
+  return string.match(key, '^([^}]*}:)h:(.*)$')
 end
 
 -- A key of another type is a bad record of its own; any other error that redis.pcall() returns
@@ -36,62 +40,69 @@ local function wrong_type(reply)
   end
 end
 
--- Return value: nil when no session lives at the key (Redis keeps a key for the whole millisecond
--- of its expiry, so the clock decides); else its seven fields as strings and its expiry as a
--- number; else, for a record that cannot be a session, a string that says what is wrong with it.
-local function read(key)
-  local expiracion = redis.call('EXPIRETIME', key)
-  if expiracion == -1 then
-    return 'the key has no expiry'
-  end
-  if expiracion <= now then
+-- Return value: the fields of a reply to HGET, or nil when it is not the text of a session.
+local function parse(text)
+  if type(text) ~= 'string' then
     return nil
   end
-  local session = redis.pcall('HMGET', key,
-    'id', 'usuario', 'inicio', 'estado', 'actividad', 'ventana', 'dispositivo')
-  if session.err then
-    return wrong_type(session)
+  local inicio, uso, ventana, estado, id, usuario, dispositivo = string.match(text, RECORD)
+  if inicio and math.max(inicio, uso, ventana) <= SECONDS_MAX
+    and math.max(id, usuario) <= INT_MAX then
+    return {
+      inicio = tonumber(inicio), actividad = inicio + uso, ventana = tonumber(ventana),
+      estado = estado, id = id, usuario = usuario, dispositivo = dispositivo, text = text,
+    }
   end
-  for field = ID, VENTANA do
-    local number = tonumber(session[field])
-    if not number or number < 0 or number > INT_MAX then
-      return 'a field is missing or not a number of 0 to 2^53-1'
-    end
-  end
-  if not session[DISPOSITIVO] then
-    return 'dispositivo is missing'
-  end
-  session[EXPIRACION] = expiracion
-  return session
 end
 
--- Like read(), but nil for a record that is not a session: it counts as not live.
-local function read_live(key)
-  local session = read(key)
-  if type(session) == 'table' then
+-- What lies at a session's key, as the scripts return it. Redis keeps a key for the whole
+-- millisecond of its expiry, so the clock decides whether the session lives.
+-- Return value: its text and its expiry; or false twice, when no session lives there; or, for what
+-- cannot be a session, what is wrong with it, and false.
+local function fetch(key)
+  local expiracion = redis.call('EXPIRETIME', key)
+  if expiracion == -1 then
+    return 'the key has no expiry', false
+  elseif expiracion <= now then
+    return false, false
+  end
+  local text = redis.pcall('HGET', key, '1')
+  if type(text) == 'string' then
+    return text, expiracion
+  end
+  return wrong_type(text) or 'the field 1 is missing', false
+end
+
+-- Return value: the live session at the key, as parse() gives it and with its expiry; or nil, and
+-- what is wrong with it, if anything.
+local function read(key)
+  local text, expiracion = fetch(key)
+  local session = expiracion and parse(text)
+  if session then
+    session.expiracion = expiracion
     return session
   end
+  return nil, expiracion and 'the field 1 is not a session' or text
 end
 
 -- Whether the caller may end the designated session (nil when it is not live).
 -- Return value: nil when it may; -1 when the caller's own session is not live and active; -2 when
 -- the designated one is another user's.
 local function refusal(caller, designated)
-  if not caller or caller[ESTADO] ~= '1' then
+  if not caller or caller.estado ~= '1' then
     return -1
-  end
-  if designated and designated[USUARIO] ~= caller[USUARIO] then
+  elseif designated and designated.usuario ~= caller.usuario then
     return -2
   end
 end
 
 -- Deletes the session of a digest, which lies beside the others of its user.
--- Return value: its digest, ID and user ('' for a record that has none), or nil when there was none.
+-- Return value: its digest, ID and user ('' for what is no session), or nil when there was none.
 local function delete(base, digest)
-  local key = base .. 's:' .. digest
-  local fields = redis.pcall('HMGET', key, 'id', 'usuario')
+  local key = base .. 'h:' .. digest
+  local session = parse(redis.pcall('HGET', key, '1')) or {}
   if redis.call('DEL', key) == 1 then
-    return {digest, fields[1] or '', fields[2] or ''}
+    return {digest, session.id or '', session.usuario or ''}
   end
 end
 
@@ -106,7 +117,7 @@ local function prune(index)
   end
   local base = string.match(index, '^[^}]*}:')
   for _, digest in ipairs(expired) do
-    if type(redis.pcall('DEL', base .. 's:' .. digest)) == 'number' then
+    if type(redis.pcall('DEL', base .. 'h:' .. digest)) == 'number' then
       redis.call('ZREM', index, digest)
     end
   end
@@ -126,20 +137,20 @@ end
 -- Writes what a live session's key has already. A success that wrote nothing would be one that WAIT
 -- does not confirm, though it tells of what another connection has written just now.
 local function rewrite(key, session)
-  redis.call('EXPIREAT', key, int(session[EXPIRACION]))
+  redis.call('EXPIREAT', key, int(session.expiracion))
 end
 
--- Writes fields of an indexed session, named and valued in turn, and its expiry in the key and the
--- index. The index goes first: it alone can refuse (a key of another type), and then nothing has
--- been written. The expiry goes last: should its second end while the script runs, Redis 7.0
--- deletes the key at once, and a field written after that would make a key that never expires.
+-- Writes an indexed session, and its expiry in the key and the index. The index goes first: it alone
+-- can refuse (a key of another type), and then nothing has been written. The expiry goes last:
+-- should its second end while the script runs, Redis 7.0 deletes the key at once, and a field
+-- written after that would make a key that never expires.
 -- A session that its index has lost (evicted, or expired while the clock was ahead) ends instead:
 -- a logoutAll that has been acknowledged meanwhile cannot have found it.
 -- Return value: nil; a string that says why nothing was written; or the session that ended, as
 -- delete() gives it.
-local function write(key, session, expiracion, ...)
+local function write(key, session, expiracion)
   local base, digest = split(key)
-  local index = base .. 'u:' .. session[USUARIO]
+  local index = base .. 'u:' .. session.usuario
   local added = redis.pcall('ZADD', index, int(expiracion), digest)
   local refused = wrong_type(added)
   if refused then
@@ -149,7 +160,10 @@ local function write(key, session, expiracion, ...)
     return delete(base, digest)
   end
   settle(index)
-  redis.call('HSET', key, ...)
+  session.expiracion = expiracion
+  session.text = string.format('%.0f %.0f %.0f %s %s %s:%s', session.inicio,
+    session.actividad - session.inicio, session.ventana, session.estado, session.id,
+    session.usuario, session.dispositivo)
+  redis.call('HSET', key, '1', session.text)
   redis.call('EXPIREAT', key, int(expiracion))
-  session[EXPIRACION] = expiracion
 end

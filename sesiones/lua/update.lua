@@ -5,8 +5,8 @@
 -- ARGV     ID_Sesion, ID_Usuario, Fecha_Inicio, Fecha_Expiracion, Estado_Sesion,
 --          Ultima_Actividad, Dispositivo, max seconds
 --
--- Return value: {'ok', session as read() in session.lua gives it};
--- {'absent'} when no session lives at the key;
+-- Return value: {'ok', session as fetch() in session.lua gives it};
+-- {'absent', what is wrong with it, if anything} when no session lives at the key;
 -- {'unindexed', sessions as delete() gives them} when it ended because its index had lost it;
 -- {'immutable', field, ...} when fields differ that never change;
 -- {'dates', reason} with reason 'window' (Fecha_Expiracion is not after Ultima_Actividad),
@@ -15,14 +15,14 @@
 local expiracion, actividad = tonumber(ARGV[4]), tonumber(ARGV[6])
 local max = tonumber(ARGV[8])
 
-local session = read(KEYS[1])
-if type(session) ~= 'table' then
-  return {'absent', session}
+local session, reason = read(KEYS[1])
+if not session then
+  return {'absent', reason}
 end
 
 local immutable = {'immutable'}
-for argument, field in ipairs({ID, USUARIO, INICIO}) do
-  if session[field] ~= ARGV[argument] then
+for argument, stored in ipairs({session.id, session.usuario, int(session.inicio)}) do
+  if stored ~= ARGV[argument] then
     immutable[#immutable + 1] = ({'ID_Sesion', 'ID_Usuario', 'Fecha_Inicio'})[argument]
   end
 end
@@ -32,11 +32,11 @@ end
 
 -- Ultima_Actividad never goes back, nor beyond now.
 local given_window = expiracion - actividad
-actividad = math.max(session[ACTIVIDAD], math.min(actividad, now))
-session[ESTADO], session[ACTIVIDAD], session[DISPOSITIVO] = ARGV[5], int(actividad), ARGV[7]
+actividad = math.max(session.actividad, math.min(actividad, now))
+session.actividad, session.estado, session.dispositivo = actividad, ARGV[5], ARGV[7]
 
-if expiracion ~= session[EXPIRACION] then
-  local last = session[INICIO] + max
+if expiracion ~= session.expiracion then
+  local last = session.inicio + max
   if given_window < 1 then
     return {'dates', 'window'}
   elseif expiracion > last then
@@ -46,15 +46,13 @@ if expiracion ~= session[EXPIRACION] then
   if expiracion <= now then
     return {'dates', 'past'}
   end
-  session[VENTANA] = int(given_window)
+  session.ventana = given_window
 end
 
-local outcome = write(KEYS[1], session, expiracion, 'estado', session[ESTADO],
-  'actividad', session[ACTIVIDAD], 'ventana', session[VENTANA],
-  'dispositivo', session[DISPOSITIVO])
+local outcome = write(KEYS[1], session, expiracion)
 if type(outcome) == 'string' then
   return redis.error_reply(outcome)
 elseif outcome then
   return {'unindexed', {outcome}}
 end
-return {'ok', session}
+return {'ok', session.text, session.expiracion}

@@ -27,7 +27,7 @@ from sesiones.store import scripts
 from sesiones.store.checks import Answer, CheckQueue, Submit
 from sesiones.store.errors import StoreUnavailable
 from sesiones.store.events import SessionEvents
-from sesiones.store.keys import Keys
+from sesiones.store.keys import SESSION, Keys
 from sesiones.store.records import session_of
 from sesiones.store.replay import Replay
 from sesiones.store.scripts import Outages, Script, ScriptRunner, unavailable
@@ -216,10 +216,10 @@ class SessionStore:
         def on_reply(reply: Any) -> None:
             # Where the session of a first try has ended meanwhile, the second one has made it anew.
             self._tombstones.discard(key)
-            loop.events.ended("limit", self._keys.base(bucket), reply[1])
+            loop.events.ended("limit", self._keys.base(bucket), reply[2])
 
         with self._operation("create", ID_Usuario), unavailable():
-            made, _ = await loop.runner.write(
+            text, expiry, _ = await loop.runner.write(
                 scripts.CREATE,
                 [key, self._keys.index(ID_Usuario), self._keys.counter(bucket)],
                 tokens.bucket_number(bucket),
@@ -230,7 +230,7 @@ class SessionStore:
                 self._max_per_user,
                 on_reply=on_reply,
             )
-            sesion = session_of(token, made)
+            sesion = session_of(token, text, expiry)
         if sesion is None:
             raise StoreUnavailable("the new session could not be read back")
         loop.events.created(sesion.ID_Sesion, ID_Usuario, token)
@@ -276,7 +276,7 @@ class SessionStore:
                 case b"unindexed":
                     return None
                 case b"ok" | b"absent":
-                    return session_of(given.Token_Sesion, details[0] if details else None)
+                    return session_of(given.Token_Sesion, *details)
             raise ValueError(outcome)
 
     async def end(self, caller: str, designated: str) -> int | Refusal:
@@ -300,10 +300,10 @@ class SessionStore:
         """
         ID_Usuario = valid_integer("ID_Usuario", ID_Usuario)
         sesiones = []
-        for digest, record, _ in await self._sessions_of(ID_Usuario, deep):
+        for digest, text, expiry, _ in await self._sessions_of(ID_Usuario, deep):
             with unavailable():
                 fingerprint = tokens.fingerprint_of_digest(digest)
-                if sesion := session_of(f"ses_#{fingerprint}", record, fingerprint):
+                if sesion := session_of(f"ses_#{fingerprint}", text, expiry, fingerprint):
                     sesiones.append(sesion)
         return sesiones
 
@@ -324,7 +324,7 @@ class SessionStore:
                 scripts.END_USER,
                 [self._keys.index(ID_Usuario)],
                 which,
-                *(digest for digest, _, is_indexed in sessions if not is_indexed),
+                *(digest for digest, *_, is_indexed in sessions if not is_indexed),
                 tries=1,
                 on_reply=lambda ended: loop.events.ended("operator", base, ended),
             )
@@ -409,12 +409,12 @@ class SessionStore:
                     self._loops.get().runner.reset()  # demoted: the next one finds the master
                     raise
 
-    async def _sessions_of(self, ID_Usuario: int, deep: bool) -> list[tuple[str, Any, bool]]:
-        """The user's live sessions: digest, record (read() in lua/session.lua), and whether the
+    async def _sessions_of(self, ID_Usuario: int, deep: bool) -> list[tuple[str, Any, Any, bool]]:
+        """The user's live sessions: digest, what fetch() in lua/session.lua gives, and whether the
         user's index names it."""
         digests: set[bytes] = set()
         if deep:
-            base = f"{self._keys.base(tokens.user_bucket(ID_Usuario))}s:"
+            base = f"{self._keys.base(tokens.user_bucket(ID_Usuario))}{SESSION}"
             with unavailable():
                 async for _, keys in self._scan(f"{base}*"):
                     digests |= {key.removeprefix(base.encode()) for key in keys}
@@ -422,8 +422,8 @@ class SessionStore:
         runner = self._loops.get().runner
         found = await runner.run(scripts.LIST, [index], *filter(_DIGEST, digests))
         with unavailable():
-            sessions = [(digest.decode(), record, bool(known)) for digest, record, known in found]
-        if missing := sum(not is_indexed for _, _, is_indexed in sessions):
+            sessions = [(digest.decode(), *record, bool(known)) for digest, *record, known in found]
+        if missing := sum(not is_indexed for *_, is_indexed in sessions):
             logger.warning(
                 "the index of user %s is incomplete: it lacks %d of %d live sessions",
                 *(ID_Usuario, missing, len(sessions)),

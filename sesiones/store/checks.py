@@ -13,7 +13,7 @@ from sesiones.sesion import Sesion
 from sesiones.store.batching import Batcher
 from sesiones.store.errors import StoreUnavailable, WritesRefused, WritesSilent
 from sesiones.store.events import SessionEvents
-from sesiones.store.keys import Keys
+from sesiones.store.keys import SESSION, Keys
 from sesiones.store.records import session_of
 from sesiones.store.scripts import CHECK, PEEK, Script, ScriptRunner, unavailable
 from sesiones.store.tombstones import Tombstones
@@ -152,13 +152,12 @@ class CheckQueue:
         with unavailable():
             ended = replies.pop()
             slides: int = replies.pop()
-            sesiones = [
-                session_of(token, reply) for token, reply in zip(batch, replies, strict=True)
-            ]
+            records = zip(batch, replies[::2], replies[1::2], strict=True)
+            sesiones = [session_of(token, text, expiry) for token, text, expiry in records]
             for session in ended:
                 digest = session[0].decode()
                 key = next(key for key in keys if key.endswith(digest))
-                self._events.ended("unindexed", key.removesuffix(f"s:{digest}"), [session])
+                self._events.ended("unindexed", key.removesuffix(f"{SESSION}{digest}"), [session])
         if self._tombstones.any_of(keys):
             for index, key in enumerate(keys):
                 if key in self._tombstones:

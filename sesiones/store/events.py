@@ -12,6 +12,7 @@ from typing import Any
 
 from sesiones import tokens
 from sesiones.metrics import CREATED, ENDED, Metrics
+from sesiones.store.keys import SESSION
 from sesiones.store.records import number
 from sesiones.store.tombstones import Tombstones
 
@@ -40,7 +41,7 @@ class SessionEvents:
         them; ``base``: what their keys begin with. Raises MALFORMED_REPLY_ERRORS."""
         if not ended:
             return
-        self._tombstones.add([f"{base}s:{digest.decode()}" for digest, _, _ in ended])
+        self._tombstones.add([f"{base}{SESSION}{digest.decode()}" for digest, _, _ in ended])
         self._metrics.add(ENDED, reason, len(ended))
         self._waiting.extend((reason, entry) for entry in ended)
         if not self._scheduled:

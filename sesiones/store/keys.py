@@ -2,6 +2,9 @@
 
 from sesiones import tokens
 
+SESSION = "h:"
+"""Between a base and a session's digest."""
+
 
 class Keys:
     """The keys of one prefix."""
@@ -23,4 +26,4 @@ class Keys:
 
     def session(self, token: str) -> str:
         # base(), spelled out: every check comes here.
-        return f"{self._prefix}:{{{token[4:6]}}}:s:{tokens.digest(token)}"
+        return f"{self._prefix}:{{{token[4:6]}}}:{SESSION}{tokens.digest(token)}"

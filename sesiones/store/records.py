@@ -1,38 +1,46 @@
 """Replies of the scripts -> sessions."""
 
 import logging
-from typing import Any
+
+import orjson
 
 from sesiones import tokens
-from sesiones.sesion import Sesion
+from sesiones.sesion import INT_MAX, Sesion
 
 logger = logging.getLogger("sesiones.store")
 
 
+_COMMAS = b"," * 5
+"""What is left of a record's numbers without their digits."""
+
+
 def session_of(
-    token: str, reply: list[Any] | bytes | None, fingerprint: str | None = None
+    token: str, text: bytes | None, expiry: int | None = None, fingerprint: str | None = None
 ) -> Sesion | None:
-    """The session of a script's reply (read() in lua/session.lua). A record that is none is an
+    """The session of a script's reply (fetch() in lua/session.lua). A record that is none is an
     error of its own: logged, by the token's fingerprint, and as good as absent."""
-    if reply is None:
+    if text is None:
         return None
     try:
-        if isinstance(reply, bytes):
-            raise ValueError(reply.decode(errors="replace"))
-        id_, usuario, inicio, estado, actividad, _, dispositivo, expiracion = reply
-        if estado not in (b"0", b"1"):
-            raise ValueError("estado is neither 0 nor 1")
-        return Sesion(
-            int(id_),
-            int(usuario),
-            token,
-            int(inicio),
-            expiracion,
-            int(estado),
-            int(actividad),
-            dispositivo.decode(),
-        )
-    except ValueError as error:
+        if expiry is None:
+            raise ValueError(text.decode(errors="replace"))
+        # RECORD of lua/session.lua. As JSON its numbers take half the time of a pattern and int().
+        numbers, _, dispositivo = text.partition(b":")
+        numbers = numbers.replace(b" ", b",")
+        inicio, uso, _, estado, id_, usuario = orjson.loads(b"[%b]" % numbers)
+        if (
+            numbers.translate(None, b"0123456789") != _COMMAS
+            or estado > 1
+            or id_ > INT_MAX
+            or usuario > INT_MAX
+            or inicio + uso > INT_MAX
+            or not dispositivo
+        ):
+            raise ValueError("the field 1 is not a session")
+        # Not Sesion(): its __new__ is a call more, in Python.
+        fields = id_, usuario, token, inicio, expiry, estado, inicio + uso, dispositivo.decode()
+        return tuple.__new__(Sesion, fields)
+    except (TypeError, ValueError) as error:
         name = fingerprint or tokens.fingerprint(token)
         logger.error("bad record of session %s: %s", name, error)
         return None

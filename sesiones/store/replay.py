@@ -7,6 +7,7 @@ from collections.abc import Callable
 from sesiones.redis_client.tasks import SingleFlight
 from sesiones.store.errors import StoreUnavailable
 from sesiones.store.events import SessionEvents
+from sesiones.store.keys import SESSION
 from sesiones.store.scripts import END_AGAIN, ScriptRunner
 from sesiones.store.tombstones import Tombstones
 
@@ -54,7 +55,7 @@ class Replay:
         """Delete these sessions again. Return how many still existed, or None if Redis gave no
         answer and the batch must be retried."""
         generation = self._tombstones.generation
-        base = keys[0].rpartition("s:")[0]
+        base = keys[0].rpartition(SESSION)[0]
         try:
             ended = await self._runner.run(
                 END_AGAIN,
