@@ -1,5 +1,6 @@
 # make run            serve on 127.0.0.1:8000 with a Redis server of its own, until Ctrl-C
-# make test           the whole test suite
+# make test           the test suite, in less than three minutes
+# make test-slow      what takes longer: scenarios of `make chaos` in short, hung workers, environments
 # make check          lint, format and types
 # make coverage       the suite with branch coverage: slower
 #
@@ -20,14 +21,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 ENVIRONMENTS := $(addprefix .venv/,run load test gateways openapi browser wheel)
 
-.PHONY: $(ENVIRONMENTS) run test check coverage gateways gateways-table gateways-cost openapi browser \
+.PHONY: $(ENVIRONMENTS) run test test-slow check coverage gateways gateways-table gateways-cost openapi browser \
     chaos load bench wheel lock clean
 
 run: .venv/run
 	@$(BIN)/python -m scripts.run
 
+PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+
 test: .venv/test
-	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+	$(PYTEST) -m 'not slow'
+
+test-slow: .venv/test
+	$(PYTEST) -m slow
 
 check: .venv/test
 	$(BIN)/ruff check

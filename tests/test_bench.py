@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.redis,
     pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed"),
     pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two cores are needed"),

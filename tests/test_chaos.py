@@ -5,6 +5,8 @@ import pytest
 from scripts.chaos import NotInstalledError
 from scripts.chaos.__main__ import SCENARIOS
 
+pytestmark = pytest.mark.slow
+
 ELSEWHERE = {"races"}
 """The suite plays these as tests of their own."""
 

@@ -10,6 +10,8 @@ from scripts.chaos import churn
 from sesiones.store import scripts
 from sesiones.store.events import SessionEvents
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_promise_can_be_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """By sessions that never expire, numbers that repeat and ends that nobody counts."""

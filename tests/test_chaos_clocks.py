@@ -6,6 +6,8 @@ import pytest
 
 from scripts.chaos import clocks
 
+pytestmark = pytest.mark.slow
+
 needs_faketime = pytest.mark.skipif(clocks.library() is None, reason="libfaketime is not installed")
 
 NAIVE = """

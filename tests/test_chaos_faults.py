@@ -12,6 +12,8 @@ from scripts.redis_server import RedisServer
 from sesiones import tokens
 from tests.service import Service
 
+pytestmark = pytest.mark.slow
+
 JSON = {"Content-Type": "application/json"}
 WINDOW = Window(10.0, 10.1, 11.0, 11.1)
 """Of a fault, in seconds."""

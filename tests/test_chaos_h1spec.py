@@ -3,8 +3,12 @@
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from scripts.chaos.h1spec import REFUSED, judge
 from tests.service import Service
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_lenient_server_fails(service: Service) -> None:

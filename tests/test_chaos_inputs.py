@@ -19,6 +19,8 @@ from sesiones.problems import Problem, unauthorized
 from sesiones.sesion import Sesion
 from tests.service import Reply
 
+pytestmark = pytest.mark.slow
+
 TOKEN, OTHER = (b"ses_eQ" + letter * 43 for letter in (b"A", b"B"))
 SESION = Sesion(1, 7, TOKEN.decode(), 1, 2, 1, 1, "d")
 DATE = b"date: x\r\ncache-control: no-store\r\n"

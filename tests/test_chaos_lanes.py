@@ -11,6 +11,8 @@ from scripts.chaos.inputs import Store
 from scripts.chaos.lanes import Conversations, compare
 from sesiones.lane import _HARMLESS, FastLane
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("what", "doctored"),

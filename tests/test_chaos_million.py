@@ -8,6 +8,8 @@ from scripts import seed
 from scripts.chaos import million
 from sesiones.store import scripts
 
+pytestmark = pytest.mark.slow
+
 LOOP = "for _, digest in ipairs(digests) do\n"
 
 

@@ -7,6 +7,8 @@ from scripts.chaos import order, silence
 from scripts.chaos.traffic import Reply
 from sesiones import tokens
 
+pytestmark = pytest.mark.slow
+
 TOKEN = tokens.make(7)
 
 

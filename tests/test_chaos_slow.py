@@ -4,7 +4,11 @@ import os
 import socket
 import time
 
+import pytest
+
 from scripts.chaos.slow import held
+
+pytestmark = pytest.mark.slow
 
 
 def test_held() -> None:

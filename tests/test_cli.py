@@ -22,6 +22,8 @@ from tests.conftest import open_store
 from tests.service import environment
 from tests.test_store import index_key, session_key
 
+pytestmark = pytest.mark.slow
+
 SESIONES = (sys.executable, "-m", "sesiones")
 DEVICE = "móvil \u20ac \U0001f600"
 EVERY_COMMAND = [

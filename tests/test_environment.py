@@ -12,6 +12,8 @@ import pytest
 
 from tests.service import environment
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 BACKEND = """

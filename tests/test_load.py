@@ -16,6 +16,8 @@ import pytest
 
 from scripts import report
 
+pytestmark = pytest.mark.slow
+
 RATES = 200, 400
 INK = set(report.INK) - {"#000000"}  # the axes are black too
 

@@ -48,7 +48,8 @@ async def slowest_check(store: SessionStore, token: str, until: asyncio.Event) -
 
 
 @pytest.mark.parametrize(
-    ("sessions", "delay_seconds"), [(1000, 0.040), pytest.param(10_000, 0.150)]
+    ("sessions", "delay_seconds"),
+    [(1000, 0.040), pytest.param(10_000, 0.150, marks=pytest.mark.slow)],
 )
 async def test_checks_beside_a_logout_all_are_hardly_delayed(
     redis_server: RedisServer,

@@ -23,6 +23,8 @@ from scripts.redis_server import RedisServer, free_port, unix_url
 from tests.conftest import KEY
 from tests.service import comes_true, environment, refused
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")

@@ -70,7 +70,7 @@ def test_the_sessions_are_the_files_and_are_sessions_like_any_other(
     for (user, _), sesion in zip(made, asyncio.run(find_all()), strict=True):
         assert sesion is not None
         assert sesion.ID_Usuario == user
-        assert sesion.Fecha_Expiracion - sesion.Fecha_Inicio == settings.idle_seconds
+        assert sesion.Fecha_Expiracion - sesion.Ultima_Actividad == settings.idle_seconds
     assert all(redis.ttl(key) > 0 for key in redis.scan_iter("sesiones:*:[su]:*"))
 
 

@@ -18,6 +18,8 @@ import pytest
 from scripts.redis_server import RedisServer, free_port
 from tests.service import Service, comes_true, environment
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SERVE = [sys.executable, "-m", "sesiones", "serve"]
 COMMANDS = {

@@ -19,6 +19,8 @@ from sesiones.server import FILES_MIN, STOP_SECONDS
 from sesiones.workers import HANG_SECONDS
 from tests.service import Service, comes_true, environment, refused
 
+pytestmark = pytest.mark.slow
+
 
 def workers(log: str) -> list[int]:
     """Every one that has started, in order."""

@@ -21,6 +21,8 @@ from tests.redis_client.fakes import QUICK, UNPACKABLE, found_out, run
 from tests.redis_client.network import TIMEOUT_SECONDS, Network
 from tests.redis_client.variants import QueuesBeforeItPacks
 
+pytestmark = pytest.mark.slow
+
 KINDS = ["server", "sentinel_master", "cluster"]
 MAY_TAKE = 6
 """Timeouts: a master is looked up, connections are opened, and the command has its time."""

@@ -21,7 +21,7 @@ from sesiones.redis_client import single
 from tests.conftest import open_store
 from tests.service import Service
 
-pytestmark = [pytest.mark.anyio, pytest.mark.redis]
+pytestmark = [pytest.mark.slow, pytest.mark.anyio, pytest.mark.redis]
 
 TIMEOUT_SECONDS = 0.25
 CALLERS = 32

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from sesiones.redis_client import Commands, connect
 from sesiones.redis_client import cluster as clusters
 from sesiones.sesion import Sesion
 from sesiones.store import SessionStore, StoreUnavailable, scripts
+from tests.conftest import available
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
@@ -290,7 +292,9 @@ async def check_beside_a_spoilt_reply(
 ) -> list[tuple[int, Any]]:
     """Each user, and what find() gave for its token, of checks at any moment while each relay
     spoils so many replies."""
-    own = await asyncio.gather(*(store.create(user, f"of {user}") for user in range(users)))
+    own = await asyncio.gather(
+        *(available(partial(store.create, user, f"of {user}"), 20) for user in range(users))
+    )
     outcomes: list[tuple[int, Any]] = []
 
     async def check(user: int) -> None:
