@@ -6,16 +6,30 @@ import asyncio
 import httpx
 
 from sesiones import tokens
+from sesiones.redis_client.tasks import Deadline, PerLoop
 from sesiones.sesion import Sesion
 from sesiones.store import StoreUnavailable
 
 
 class SessionClient:
-    """A sesiones service at an URL, such as http://127.0.0.1:8000."""
+    """A sesiones service at an URL, such as http://127.0.0.1:8000.
+
+    One client serves any number of event loops and threads, like a SessionStore: each loop has
+    connections of its own, which are closed when the loop ends or by aclose() in it.
+    """
 
     def __init__(self, url: str, *, timeout_seconds: float = 1.0) -> None:
+        self._url = httpx.URL(url)
         self._timeout_seconds = timeout_seconds
-        self._http = httpx.AsyncClient(base_url=url, timeout=timeout_seconds, trust_env=False)
+        self._tls = httpx.create_ssl_context(trust_env=False)  # slow: once for all loops
+        self._loops = PerLoop(self._open_loop, httpx.AsyncClient.aclose)
+
+    def _open_loop(self) -> httpx.AsyncClient:
+        # find() has the deadline: httpx's own timeouts would give up replies that have arrived.
+        no_timeout = httpx.Timeout(None)
+        return httpx.AsyncClient(
+            base_url=self._url, verify=self._tls, timeout=no_timeout, trust_env=False
+        )
 
     async def find(self, token: str) -> Sesion | None:
         """The live and active session of the token, slid when due; else None. Anything that is not
@@ -25,9 +39,10 @@ class SessionClient:
         if valid is None:
             return None
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                response = await self._http.get("/sesiones/self", headers={"x-auth-token": valid})
-            # Not a proxy's: what others answer ends nobody's session, and begins none.
+            async with Deadline(asyncio.get_running_loop().time() + self._timeout_seconds):
+                http = self._loops.get()
+                response = await http.get("/sesiones/self", headers={"x-auth-token": valid})
+            # A 401 of a proxy between says nothing of the session.
             challenge = response.headers.get("www-authenticate", "")
             if response.status_code == 401 and 'realm="sesiones"' in challenge:
                 return None
@@ -41,8 +56,8 @@ class SessionClient:
             raise StoreUnavailable(f"no reply of a service: {type(error).__name__}") from error
 
     async def aclose(self) -> None:
-        """Close the connections to the service."""
-        await self._http.aclose()
+        """Close the running event loop's connections to the service, for good."""
+        await self._loops.get().aclose()
 
     async def __aenter__(self) -> "SessionClient":
         return self

@@ -17,7 +17,7 @@ first; ``flow``, which pauses reading when one begins to wait; and ``timeout_kee
 import asyncio
 import functools
 import select
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from typing import Any
 
 import httptools
@@ -35,6 +35,7 @@ from sesiones.heads import MALFORMED
 from sesiones.payloads import BODY_MAX_BYTES
 from sesiones.persistence import persistent
 from sesiones.problems import Problem
+from sesiones.redis_client.tasks import ReadFirstTimer
 
 HEAD_MAX_BYTES = 16 * 1024
 HEAD_MAX_FIELDS = 100
@@ -94,8 +95,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._parting: Problem | None = None  # the answer to a head that could not be read
         self._half_closed = False  # by the client: it still reads
         self._stopping = False  # the server: the next answer is the last one
-        self._deadline: asyncio.TimerHandle | None = None
-        self._stalled: asyncio.TimerHandle | None = None
+        self._deadline: ReadFirstTimer | None = None
+        self._stalled: ReadFirstTimer | None = None
         self._last_active = 0.0  # in the loop's time
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -126,7 +127,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stalled = self.loop.call_later(SEND_SECONDS, self.transport.abort)
+        self._stalled = self._timer(SEND_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -181,7 +182,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self._refuse(TOO_LARGE)
                 return
         if (self._in_head or self._in_body) and self._deadline is None:
-            self._deadline = self.loop.call_later(RECEIVE_SECONDS, self._too_slow)
+            self._deadline = self._timer(RECEIVE_SECONDS, self._too_slow)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -305,6 +306,10 @@ class HttpProtocol(HttpToolsProtocol):
         """Whether a request whose head is complete has not been answered."""
         return self.cycle is not None and not self.cycle.response_complete
 
+    def _timer(self, seconds: float, callback: Callable[[], object]) -> ReadFirstTimer:
+        """A pause of the process is not the client's: what came meanwhile is read first."""
+        return ReadFirstTimer(self.loop, self.loop.time() + seconds, callback)
+
     def _stop_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
@@ -312,7 +317,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         if self.flow.read_paused:  # it is the service that does not read
-            self._deadline = self.loop.call_later(RECEIVE_SECONDS, self._too_slow)
+            self._deadline = self._timer(RECEIVE_SECONDS, self._too_slow)
         else:
             self._refuse(TOO_SLOW)
 
@@ -376,13 +381,13 @@ class HttpProtocol(HttpToolsProtocol):
     def _close(self) -> None:
         if self.transport.can_write_eof():
             self.transport.write_eof()
-            self._deadline = self.loop.call_later(LINGER_SECONDS, self._hang_up)
+            self._deadline = self._timer(LINGER_SECONDS, self._hang_up)
         else:
             self._hang_up()
 
     def _hang_up(self) -> None:
         self.transport.close()  # which waits until the client has read everything
-        self._deadline = self.loop.call_later(SEND_SECONDS, self.transport.abort)
+        self._deadline = self._timer(SEND_SECONDS, self.transport.abort)
 
 
 @functools.cache  # there are few, and a flood of slow clients wants them at once

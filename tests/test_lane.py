@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import re
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any
@@ -568,6 +569,31 @@ async def test_a_client_that_does_not_read_is_cut(
                     with suppress(BlockingIOError, ConnectionError):
                         client.send(plain(target, TOKEN) * 500)
                     await asyncio.sleep(0.01)
+
+
+@pytest.mark.anyio
+async def test_a_client_that_reads_while_the_event_loop_is_held_up_is_not_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sesiones.protocol.SEND_SECONDS", 0.3)
+    async with lane() as served:
+        served.answer = SESION
+        with socket.create_connection(("127.0.0.1", served.port)) as client:
+            client.setblocking(False)
+            await until(lambda: bool(served.server.server_state.connections))
+            (connection,) = served.server.server_state.connections
+            unsent = plain(b"/sesiones/self", TOKEN) * 100_000
+            async with asyncio.timeout(20):
+                while not connection.flow.write_paused:
+                    with suppress(BlockingIOError):
+                        unsent = unsent[client.send(unsent[:65536]) :]
+                    await asyncio.sleep(0)
+            deadline = time.monotonic() + 0.6
+            while time.monotonic() < deadline:
+                with suppress(BlockingIOError):
+                    client.recv(1 << 20)
+            await asyncio.sleep(0.05)
+            assert connection in served.server.server_state.connections
 
 
 @pytest.mark.anyio

@@ -22,11 +22,12 @@ with warnings.catch_warnings():  # it would rather have another HTTP library
     from starlette.testclient import TestClient
 
 from sesiones.app import create_app
+from sesiones.client import SessionClient
 from sesiones.redis_client.tasks import PerLoop
 from sesiones.settings import Settings
 from sesiones.store import StoreUnavailable
-from tests.conftest import open_store
-from tests.service import comes_true
+from tests.conftest import KEY, open_store
+from tests.service import Service, comes_true
 
 Run = Callable[[Any], Any]
 
@@ -224,6 +225,86 @@ def test_aclose_ends_the_use_of_its_own_loop_alone(redis_server: RedisServer) ->
 
     asyncio.run(close())
     assert asyncio.run(store.create(7, "laptop")).ID_Usuario == 7
+
+
+# The client of a service
+
+
+def create_at(service: Service) -> str:
+    """The token of a new session."""
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    made = service.request("POST", "/sesiones", headers, b'{"ID_Usuario": 7, "Dispositivo": "d"}')
+    token: str = made.json()["Token_Sesion"]
+    return token
+
+
+@RUNS
+def test_client_is_usable_in_one_loop_after_another(service: Service, run: Run) -> None:
+    token = create_at(service)
+    client = SessionClient(f"http://127.0.0.1:{service.port}", timeout_seconds=5)
+    for _ in range(3):
+        assert run(client.find(token)).ID_Usuario == 7
+
+
+@pytest.mark.parametrize("run", [asyncio_run, uvloop_run])
+def test_connections_of_the_client_are_closed_with_their_loop(service: Service, run: Run) -> None:
+    token = create_at(service)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        client = SessionClient(f"http://127.0.0.1:{service.port}", timeout_seconds=5)
+        for _ in range(5):
+            run(client.find(token))
+        gc.collect()
+    assert client._loops.existing() == []
+
+
+def test_client_is_usable_in_a_loop_of_each_thread(service: Service) -> None:
+    """And each thread keeps its loop for several calls, beside the others."""
+    token = create_at(service)
+    client = SessionClient(f"http://127.0.0.1:{service.port}", timeout_seconds=5)
+    found: list[Any] = []
+
+    async def work() -> None:
+        for _ in range(5):
+            found.extend(await asyncio.gather(*(client.find(token) for _ in range(4))))
+
+    threads = [threading.Thread(target=lambda: asyncio.run(work())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert [each and each.ID_Usuario for each in found] == [7] * 160
+
+
+def test_aclose_of_the_client_ends_the_use_of_its_own_loop_alone(service: Service) -> None:
+    token = create_at(service)
+    client = SessionClient(f"http://127.0.0.1:{service.port}", timeout_seconds=5)
+
+    async def close() -> None:
+        await client.find(token)
+        await client.aclose()
+        with pytest.raises(StoreUnavailable):
+            await client.find(token)
+
+    asyncio.run(close())
+    assert asyncio.run(client.find(token)) is not None
+
+
+def test_client_reads_a_reply_that_arrived_while_its_process_was_paused(service: Service) -> None:
+    """The reply comes while the event loop, like a paused process, reads nothing."""
+    token = create_at(service)
+    client = SessionClient(f"http://127.0.0.1:{service.port}", timeout_seconds=0.5)
+
+    async def pause() -> None:
+        assert await client.find(token) is not None  # the connection is open now
+        asked = asyncio.create_task(client.find(token))
+        for _ in range(10):  # until the request has been sent
+            await asyncio.sleep(0)
+        time.sleep(1)  # noqa: ASYNC251
+        assert await asked is not None
+
+    for run in asyncio_run, uvloop_run:
+        run(pause())
 
 
 def test_values_are_closed_when_their_loop_ends_after_its_tasks() -> None:

@@ -1,6 +1,7 @@
 """HTTP/1.1 as it comes over the wire: raw sockets against the service as a process."""
 
 import re
+import signal
 import socket
 import struct
 import time
@@ -10,6 +11,7 @@ from contextlib import ExitStack
 import pytest
 from redis import Redis
 
+from scripts.redis_server import RedisServer
 from tests.conftest import KEY
 from tests.service import Reply, Service
 from tests.test_endpoints import check_problem
@@ -569,6 +571,37 @@ def test_slow_requests(service: Service, token: bytes) -> None:
             assert 4.4 < time.monotonic() - start < 8
         silent.sendall(check(token, b"Connection: close\r\n"))
         assert statuses(read(silent)) == [200]
+
+
+def test_requests_that_arrive_while_the_service_is_paused_are_not_slow(
+    redis_server: RedisServer, redis: "Redis"
+) -> None:
+    """The 5 s of their first bytes end within the pause, but their last bytes were sent in time."""
+    parts = [
+        (b"GET /sesiones/self HTTP/1.1\r\n" + HOST, b"\r\n", 401),
+        (post(LENGTH, body=CREATION[:-1]), CREATION[-1:], 201),
+        (post(CHUNKED, body=b"%x\r\n" % len(CREATION)), CREATION + b"\r\n0\r\n\r\n", 201),
+    ]
+    with (
+        Service(
+            SESIONES_REDIS_URL=redis_server.url,
+            SESIONES_SERVICE_KEY=KEY,
+            SESIONES_REDIS_TIMEOUT="5",
+        ) as service,
+        ExitStack() as stack,
+    ):
+        assert service.process is not None
+        connections = [stack.enter_context(service.connect()) for _ in parts]
+        for connection, (first, _, _) in zip(connections, parts, strict=True):
+            connection.sendall(first)
+        time.sleep(4.5)
+        service.process.send_signal(signal.SIGSTOP)
+        for connection, (_, rest, _) in zip(connections, parts, strict=True):
+            connection.sendall(rest)
+        time.sleep(1)
+        service.process.send_signal(signal.SIGCONT)
+        for connection, (_, _, status) in zip(connections, parts, strict=True):
+            assert [reply.status for reply in receive(connection)] == [status]
 
 
 # Bodies
