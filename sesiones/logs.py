@@ -44,7 +44,7 @@ _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_mess
 
 
 def _named(text: str) -> str:
-    """Tokens by their fingerprints, whoever logged them."""
+    """The text with fingerprints in the place of tokens."""
     return _TOKEN.sub(lambda match: f"ses_#{tokens.fingerprint(match[0])}", text)
 
 
