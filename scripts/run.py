@@ -36,6 +36,7 @@ LEFT_SECONDS = 10.0
 
 def main() -> int:
     """The exit code: 0, 1 when a server cannot start, 2 for bad settings."""
+    start.begin()
     # Until serve() takes the signals over, what ends this process also ends Redis.
     start.on_stop(lambda *_: sys.exit(0))
     try:

@@ -58,12 +58,13 @@ def processes(folder: Path) -> list[int]:
 class Run:
     """A `make run` in the foreground of a terminal: a process group of its own."""
 
-    def __init__(self, folder: Path, **variables: str) -> None:
+    def __init__(self, folder: Path, *, redirections: str = "", **variables: str) -> None:
+        command = ["/bin/sh", "-c", f'exec "$@" {redirections}', "sh"]
         self.port = free_port()
         self.errors = folder / f"errors-{self.port}"
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "scripts.run"],
+                [*command, sys.executable, "-m", "scripts.run"],
                 cwd=folder,
                 env=environment() | {"SESIONES_PORT": str(self.port)} | variables,
                 stdout=subprocess.PIPE,
@@ -328,6 +329,27 @@ def test_after_a_kill_the_next_run_serves_the_same_sessions(folder: Path) -> Non
     with running(folder) as again:
         assert again.request("GET", "/sesiones/self", token)[0] == 200
         assert len(processes(folder)) == 2
+
+
+def test_redis_does_not_hold_the_port_where_output_is_closed(folder: Path) -> None:
+    """A closed standard descriptor would be the listening socket's, and Redis would inherit it."""
+    run = Run(folder, redirections="<&- >&-")
+    try:
+        assert comes_true(lambda: answers(run), 10)
+        run.process.kill()
+        run.ended()
+        with pytest.raises(ConnectionRefusedError):
+            run.request("GET", "/livez")
+    finally:
+        run.process.kill()
+        run.process.communicate()
+
+
+def answers(run: Run) -> bool:
+    try:
+        return run.request("GET", "/livez")[0] == 200
+    except OSError:
+        return False
 
 
 # What it refuses.
