@@ -13,8 +13,14 @@ import shlex
 import socket
 import stat
 import sys
+import time
 from collections.abc import Iterator, Set
 from pathlib import Path
+from typing import IO
+
+from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from scripts.redis_binary import find_binaries, find_binary
 from scripts.redis_server import RedisServer, unix_url
@@ -24,10 +30,13 @@ from sesiones.settings import Settings, SettingsError
 
 VAR = Path(__file__).parents[1] / "var"
 DATA = VAR / "redis"
+LEFT_SECONDS = 10.0
+"""What a Redis server that is left from a killed run may take to end."""
 
 
 def main() -> int:
     """The exit code: 0, 1 when a server cannot start, 2 for bad settings."""
+    start.begin()
     # Until serve() takes the signals over, what ends this process also ends Redis.
     start.on_stop(lambda *_: sys.exit(0))
     try:
@@ -36,7 +45,7 @@ def main() -> int:
             # First the port: when it is taken, nothing else has been started.
             listeners, name = stack.enter_context(listen(settings))
             if _wants_redis(os.environ.keys(), settings):
-                lock = stack.enter_context(_lock(VAR / "lock"))
+                lock = stack.enter_context(_lock())
                 server = stack.enter_context(_redis(lock))
                 settings = dataclasses.replace(settings, redis_url=server.url)
                 print(f"Env:   export SESIONES_REDIS_URL={shlex.quote(server.url)}")
@@ -63,16 +72,45 @@ def _wants_redis(variables: Set[str], settings: Settings) -> bool:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[int]:
-    """Two Redis servers on one append-only file would ruin it. The first one inherits the lock's
-    file, so that it is held until that server has ended, whatever became of us."""
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError("a Redis server of another `make run` is using var/redis") from None
-        yield file.fileno()
+def _lock() -> Iterator[int]:
+    """Two Redis servers on one append-only file would ruin it. Ours inherits the lock's file, so
+    that it is held until that server has ended, whatever became of us.
+
+    The other lock ends with this process. Where it is free, a Redis server that holds the first one
+    is left from a run that was killed, and is told to end. Raises OSError.
+    """
+    VAR.mkdir(exist_ok=True)
+    with (VAR / "run.lock").open("w") as run, (VAR / "lock").open("w") as inherited:
+        if not _is_locked(run):
+            raise OSError("another `make run` is using var/redis")
+        if not _is_locked(inherited):
+            for path in _socket_paths():
+                _end_redis(path)
+            deadline = time.monotonic() + LEFT_SECONDS
+            while not _is_locked(inherited):
+                if time.monotonic() > deadline:
+                    raise OSError("a Redis server of an earlier `make run` does not end")
+                time.sleep(0.05)
+        yield inherited.fileno()
+
+
+def _end_redis(path: Path) -> None:
+    """Tell the server at the socket to end, if there is one."""
+    retry = Retry(NoBackoff(), 0)
+    with (
+        contextlib.suppress(RedisError),
+        Redis(unix_socket_path=str(path), socket_timeout=1, retry=retry) as client,
+    ):
+        client.shutdown()
+
+
+def _is_locked(file: IO[str]) -> bool:
+    """Whether this process has got the lock."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ from sesiones.logs import TEXT_FORMAT, JsonFormatter, TextFormatter, escaped
 from sesiones.redis_client import connect
 from sesiones.server import ListenError, listen, serve
 from sesiones.sesion import INT_MAX, Sesion
-from sesiones.settings import Settings, SettingsError
+from sesiones.settings import Settings, SettingsError, warnings
 from sesiones.store import SessionStore, StoreUnavailable
 
 PATIENCE_SECONDS = 5.0
@@ -205,6 +205,9 @@ def _run(options: Namespace) -> int:
     settings = Settings.read(os.environ, vars(options))
     # A command says itself what went wrong; `serve` configures its log.
     logging.getLogger("sesiones").addHandler(logging.NullHandler())
+    if options.command in ("doctor", "users"):  # `serve` logs them
+        for warning in warnings(settings, os.environ, sys.argv):
+            complain(f"sesiones: warning: {warning}")
     match options.command:
         case "doctor":
             return asyncio.run(_doctor(settings, options))

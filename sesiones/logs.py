@@ -7,6 +7,7 @@ counted.
 """
 
 import logging
+import logging.config
 import os
 import re
 import socket
@@ -25,6 +26,8 @@ import orjson
 
 from sesiones import health, tokens
 
+logger = logging.getLogger(__name__)
+
 BACKLOG_MAX_BYTES = 4 * 1024 * 1024
 RETRY_SECONDS = 1.0
 """Until a write that has failed is tried again: the disk may be full."""
@@ -41,7 +44,7 @@ _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_mess
 
 
 def _named(text: str) -> str:
-    """Tokens by their fingerprints, whoever logged them."""
+    """The text with fingerprints in the place of tokens."""
     return _TOKEN.sub(lambda match: f"ses_#{tokens.fingerprint(match[0])}", text)
 
 
@@ -103,7 +106,8 @@ class StderrHandler(logging.Handler):
         self._backlog_bytes = 0
         self._dropped = 0
         self._is_failing = False
-        self._lock = threading.Lock()
+        # The garbage collector may run in the middle, and what it destroys may log.
+        self._lock = threading.RLock()
         self._drainer: threading.Thread | None = None
         self._write: Callable[[bytes], int] = len  # takes everything and writes nothing
         self._write_now: Callable[[bytes], int] = len
@@ -120,7 +124,7 @@ class StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         line = self._line(record)
         with self._lock:
-            if self._drainer is None:
+            if not self._backlog:
                 with suppress(OSError):  # which the thread will see, too
                     line = line[self._write_now(line) :]
                 if not line:
@@ -167,7 +171,7 @@ class StderrHandler(logging.Handler):
         """The line in the place of those that were dropped."""
         record = logging.makeLogRecord(
             {
-                "name": __name__,
+                "name": logger.name,
                 "levelno": logging.WARNING,
                 "levelname": "WARNING",
                 "msg": "%d log lines were dropped: standard error could not be written",
@@ -240,6 +244,19 @@ class Access(logging.Filter):
             record.args = (client, method, path, *rest)
             return path not in health.PATHS
         return True
+
+
+def set_up(log_format: str) -> None:
+    """Log on standard error, and with that what Python itself would write there, and wait:
+    warnings, and exceptions that have no caller."""
+    logging.config.dictConfig(config(log_format))
+    logging.captureWarnings(True)
+    sys.unraisablehook = _log_unraisable
+
+
+def _log_unraisable(what: "sys.UnraisableHookArgs") -> None:
+    error = what.exc_value
+    logger.error("%s: %r", what.err_msg or "Exception ignored in", what.object, exc_info=error)
 
 
 def config(log_format: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import functools
 import gc
 import ipaddress
 import logging
-import logging.config
 import os
 import resource
 import signal
@@ -67,7 +66,7 @@ def serve(settings: Settings, listeners: Sequence[socket.socket]) -> None:
         raise ListenError(
             f"cannot serve with at most {files} open files: allow {FILES_MIN} at least (ulimit -n)"
         )
-    logging.config.dictConfig(logs.config(settings.log_format))
+    logs.set_up(settings.log_format)
     for warning in warnings(settings, os.environ, sys.argv):
         logger.warning(warning)
     try:
@@ -94,7 +93,7 @@ def _work(
     line: socket.socket, listeners: Sequence[socket.socket], settings: Settings, rows: Rows
 ) -> None:
     """A worker process, which ends when the other end of the line is closed."""
-    logging.config.dictConfig(logs.config(settings.log_format))
+    logs.set_up(settings.log_format)
     try:
         server = _Server(_config(settings, rows), line)
         start.on_stop(server.handle_exit)

@@ -9,6 +9,7 @@ there is no free file descriptor, the supervisor tries again.
 """
 
 import logging
+import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -71,15 +72,21 @@ class Supervisor:
         self._arguments = arguments
         self._workers: list[_Worker] = []
         self._stopping = False
+        self._stop_at = 0.0
         self._failing = False
         self._start_at = self._looked_at = time.monotonic()
 
     def stop(self, *_: object) -> None:
         """A signal handler."""
+        if not self._stopping:
+            self._stop_at = time.monotonic()
         self._stopping = True
 
     def run(self) -> None:
         """Until stop() is called."""
+        # Where it was ignored when this process started, the kernel would keep no exit codes, and
+        # a worker that has died would seem to live.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
             while not self._stopping:
                 self._start_missing()
@@ -158,7 +165,7 @@ class Supervisor:
             self._start_at = time.monotonic() + RETRY_SECONDS
 
     def _end_all(self) -> None:
-        deadline = time.monotonic() + self._stop_seconds
+        deadline = (self._stop_at or time.monotonic()) + self._stop_seconds
         # Left open, it would take connections that no process will serve.
         for listener in self._listeners:
             listener.close()

@@ -199,6 +199,23 @@ def test_each_outcome_has_an_exit_code_of_its_own(server: RedisServer) -> None:
             assert re.fullmatch(r"sesiones: .+\n", errors), command
 
 
+@pytest.mark.parametrize("command", ["doctor --json", "users 9", "users 9 --end-all"])
+def test_a_likely_mistake_is_a_warning_that_shows_no_secret(
+    server: RedisServer, command: str
+) -> None:
+    url = "redis://u:hunter2@127.0.0.1:1"
+    ended, output, errors = run(
+        server, f"{command} --redis-url {url}", SESIONES_KEY_PREFX="x", SESIONES_HOST="::1"
+    )
+    warned = [line for line in errors.splitlines() if line.startswith("sesiones: warning: ")]
+    assert len(warned) == 2
+    assert "SESIONES_KEY_PREFX" in warned[0]
+    assert "nearest one is SESIONES_KEY_PREFIX" in warned[0]
+    assert "SESIONES_REDIS_URL_FILE" in warned[1]
+    assert "hunter2" not in output + errors
+    assert ended == (Exit.NO if command == "doctor --json" else Exit.UNAVAILABLE)
+
+
 @pytest.mark.parametrize("command", ["doctor", "users 9", "users 9 --end-all"])
 def test_an_interrupt_ends_a_command_without_a_traceback(command: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -1,6 +1,7 @@
 """No token is ever in a log; where one is named, its fingerprint is."""
 
 import fcntl
+import gc
 import hashlib
 import http.client
 import io
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.parse import quote
 
 import orjson
@@ -319,6 +321,123 @@ def test_a_record_that_cannot_be_formatted_is_one_line() -> None:
     handler.handle(logging.LogRecord("x", logging.ERROR, "file.py", 1, "%d", ("y",), None))
     handler.close()
     assert stream.getvalue() == "a record of x has no text: TypeError\n"
+
+
+def test_records_of_the_garbage_collector_harm_nothing() -> None:
+    reading, writing = pipe()
+    before = gc.get_threshold()
+    nested: list[str] = []
+    with handler_on(writing) as handler:
+
+        def collecting(phase: str, _: object) -> None:
+            if phase == "stop" and not nested:
+                nested.append("x")
+                handler.handle(few("nested"))
+                nested.clear()
+
+        def log() -> None:
+            for number in range(500):
+                handler.handle(few(f"{number} {'x' * 50}"))
+
+        thread = threading.Thread(target=log, daemon=True)
+        gc.callbacks.append(collecting)
+        gc.set_threshold(1)
+        try:
+            thread.start()
+            thread.join(10)
+        finally:
+            gc.set_threshold(*before)
+            gc.callbacks.remove(collecting)
+        assert not thread.is_alive()
+        lines = reader(reading)
+        assert next(lines)
+    lines.close()
+
+
+def test_no_line_is_in_the_middle_of_another_where_no_thread_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reading, writing = pipe()
+    with handler_on(writing, 100_000) as handler:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError))
+            handler.handle(few("a" * 6000))
+        os.set_blocking(reading, False)
+        shown = os.read(reading, 65536)
+        os.set_blocking(reading, True)
+        assert set(shown) == {ord("a")}
+        handler.handle(few("b"))
+        lines = reader(reading)
+        assert shown.decode() + next(lines) == "a" * 6000
+        assert next(lines) == "b"
+    lines.close()
+
+
+@pytest.mark.parametrize("what", ["warning", "unraisable"])
+def test_what_python_says_is_a_log_line(what: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SAYINGS[what]], capture_output=True, text=True, timeout=20
+    )
+    assert done.returncode == 0
+    records = [orjson.loads(line) for line in done.stderr.splitlines()]
+    assert [record["level"] for record in records] == ["WARNING" if what == "warning" else "ERROR"]
+    assert "oddity" in done.stderr
+
+
+SAYINGS = {
+    "warning": """
+from sesiones import logs
+import warnings
+logs.set_up("json")
+warnings.warn("oddity")
+""",
+    "unraisable": """
+from sesiones import logs
+class Odd:
+    def __del__(self):
+        raise ValueError("oddity")
+logs.set_up("json")
+Odd()
+""",
+}
+
+
+def test_supervisor_whose_log_is_not_read_replaces_workers_and_their_tracker(
+    redis_server: RedisServer,
+) -> None:
+    """Where the resource tracker of multiprocessing has died, Python warns."""
+    reading, writing = pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sesiones", "serve", "--port", "0", "--workers", "2"],
+        env=environment() | {"SESIONES_REDIS_URL": redis_server.url},
+        stderr=writing,
+    )
+    lines = reader(reading)
+    with process:
+        try:
+            match = next(filter(None, (re.search(r"listening on .*, (\d+)\)", x) for x in lines)))
+            port = int(match[1])  # and nothing more is read
+            assert comes_true(lambda: serves(port), 10)
+            os.set_blocking(writing, False)
+            with suppress(BlockingIOError):
+                while os.write(writing, b"x"):
+                    pass
+            os.set_blocking(writing, True)
+            before = children(process.pid)
+            for pid in before:
+                os.kill(pid, signal.SIGKILL)
+            assert comes_true(lambda: len(children(process.pid) - before) == 3, 10)
+            assert comes_true(lambda: serves(port), 10)
+            process.terminate()
+            assert process.wait(timeout=10) == 0
+        finally:
+            process.kill()
+            os.close(writing)
+            lines.close()
+
+
+def children(pid: int) -> set[int]:
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -60,12 +60,13 @@ def processes(folder: Path) -> list[int]:
 class Run:
     """A `make run` in the foreground of a terminal: a process group of its own."""
 
-    def __init__(self, folder: Path, **variables: str) -> None:
+    def __init__(self, folder: Path, *, redirections: str = "", **variables: str) -> None:
+        command = ["/bin/sh", "-c", f'exec "$@" {redirections}', "sh"]
         self.port = free_port()
         self.errors = folder / f"errors-{self.port}"
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "scripts.run"],
+                [*command, sys.executable, "-m", "scripts.run"],
                 cwd=folder,
                 env=environment() | {"SESIONES_PORT": str(self.port)} | variables,
                 stdout=subprocess.PIPE,
@@ -318,24 +319,37 @@ def test_an_impatient_ctrl_c_leaves_nothing_behind(folder: Path) -> None:
         assert not processes(folder)
 
 
-def test_after_a_kill_there_are_never_two_redis_on_one_file(folder: Path) -> None:
-    """Nothing can clean up after SIGKILL, but the next run must not ruin the data."""
+@needs_curl
+def test_after_a_kill_the_next_run_serves_the_same_sessions(folder: Path) -> None:
+    """Nothing can clean up after SIGKILL, and two Redis servers would ruin the data: the next run
+    first ends the one that is left."""
     with running(folder) as run:
+        token = re.findall(r"ses_[A-Za-z0-9_-]{45}", paste(run.said["Try"]))[0]
         run.process.kill()
         run.ended()
-    again = Run(folder)
+    assert len(processes(folder)) == 1
+    with running(folder) as again:
+        assert again.request("GET", "/sesiones/self", token)[0] == 200
+        assert len(processes(folder)) == 2
+
+
+def test_redis_does_not_hold_the_port_where_output_is_closed(folder: Path) -> None:
+    """A closed standard descriptor would be the listening socket's, and Redis would inherit it."""
+    run = Run(folder, redirections="<&- >&-")
     try:
-        if comes_true(lambda: again.process.poll() is not None or again_serves(again), 10):
-            redis = [pid for pid in processes(folder) if pid != again.process.pid]
-            assert len(redis) <= 1
+        assert comes_true(lambda: answers(run), 10)
+        run.process.kill()
+        run.ended()
+        with pytest.raises(ConnectionRefusedError):
+            run.request("GET", "/livez")
     finally:
-        again.process.terminate()
-        again.process.communicate(timeout=10)
+        run.process.kill()
+        run.process.communicate()
 
 
-def again_serves(run: Run) -> bool:
+def answers(run: Run) -> bool:
     try:
-        return run.request("GET", "/nada")[0] == 404
+        return run.request("GET", "/livez")[0] == 200
     except OSError:
         return False
 

@@ -35,8 +35,12 @@ def is_running(pid: int) -> bool:
 
 
 @contextmanager
-def two_workers(redis_server: RedisServer, *flags: str) -> Iterator[Service]:
-    with Service("--workers", "2", *flags, SESIONES_REDIS_URL=redis_server.url) as service:
+def two_workers(
+    redis_server: RedisServer, *flags: str, command: tuple[str, ...] = Service.command
+) -> Iterator[Service]:
+    new = Service("--workers", "2", *flags, SESIONES_REDIS_URL=redis_server.url)
+    new.command = command
+    with new as service:
         try:
             assert comes_true(lambda: service.log.count("startup complete") == 2, 10)
             yield service
@@ -159,6 +163,28 @@ def test_a_hung_worker_is_killed_and_replaced(redis_server: RedisServer) -> None
         assert comes_true(lambda: not is_running(hung), HANG_SECONDS + 3)
         assert comes_true(lambda: service.log.count("startup complete") == 3, 5)
         assert stop(service) < 3
+
+
+def test_a_dead_worker_is_replaced_where_the_end_of_children_was_ignored(
+    redis_server: RedisServer,
+) -> None:
+    with two_workers(redis_server, command=IGNORING_CHILDREN) as service:
+        os.kill(workers(service.log)[0], signal.SIGKILL)
+        assert comes_true(lambda: service.log.count("startup complete") == 3, 4)
+        assert "died: exit code -9" in service.log
+        stop(service)
+        assert "does not end" not in service.log
+
+
+IGNORING_CHILDREN = (
+    sys.executable,
+    "-c",
+    """
+import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+os.execv(sys.executable, [sys.executable, "-m", "sesiones", *sys.argv[1:]])
+""",
+)
 
 
 def test_a_pause_of_the_first_process_kills_no_worker(redis_server: RedisServer) -> None:
