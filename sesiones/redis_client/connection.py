@@ -10,7 +10,7 @@ transport, in that order, and these rules keep the two in step:
 
 1. A command is packed before it gets its entry: one that cannot be packed leaves neither.
 2. Nothing that can fail stands between the entry and the write. Should the write itself raise, the
-   connection is dropped, because nobody knows how much of the command is out.
+   connection is dropped, because it is not known how much of the command is out.
 3. An entry leaves the queue when its reply has been read, and in no other way: a cancelled caller
    keeps its place. Its reply is discarded.
 4. Whatever raises while replies are read drops the connection, with everything in flight.
