@@ -18,7 +18,8 @@ local base, digest = split(KEYS[1])
 
 local existing, reason = read(KEYS[1])
 if existing then
-  rewrite(KEYS[1], existing)
+  -- WAIT confirms only what its own connection wrote: a success must write something.
+  redis.call('EXPIREAT', KEYS[1], int(existing.expiracion))
   return {existing.text, existing.expiracion, {}}
 elseif reason then
   return {reason, false, {}}
@@ -41,7 +42,6 @@ local floor = math.floor((time[1] - EPOCH + time[2] / 1e6) * 256)
 if n < floor then
   n = redis.call('INCRBY', KEYS[3], int(floor - n))
 end
-local id = int(n * 4096 + bucket)
 
 local ended = {}
 for _, one in ipairs(first) do
@@ -50,8 +50,8 @@ for _, one in ipairs(first) do
 end
 
 local session = {
-  actividad = now, ventana = idle, estado = '1', id = id, usuario = usuario, inicio = now,
-  dispositivo = dispositivo,
+  inicio = now, actividad = now, ventana = idle, estado = '1',
+  id = int(n * 4096 + bucket), usuario = usuario, dispositivo = dispositivo,
 }
 local expiracion = now + math.min(idle, max)
 redis.call('ZADD', KEYS[2], int(expiracion), digest)

@@ -12,7 +12,8 @@ local refused = refusal(caller, designated)
 if refused then
   return refused
 elseif not designated then
-  rewrite(KEYS[1], caller)
+  -- WAIT confirms only what its own connection wrote: a success must write something.
+  redis.call('EXPIREAT', KEYS[1], int(caller.expiracion))
   return {}
 end
 

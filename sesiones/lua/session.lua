@@ -42,10 +42,8 @@ end
 
 -- Return value: the fields of a reply to HGET, or nil when it is not the text of a session.
 local function parse(text)
-  if type(text) ~= 'string' then
-    return nil
-  end
-  local inicio, uso, ventana, estado, id, usuario, dispositivo = string.match(text, RECORD)
+  local inicio, uso, ventana, estado, id, usuario, dispositivo =
+    string.match(type(text) == 'string' and text or '', RECORD)
   if inicio and math.max(inicio, uso, ventana) <= SECONDS_MAX
     and math.max(id, usuario) <= INT_MAX then
     return {
@@ -111,12 +109,9 @@ end
 -- stays when its key may be on another node of a Cluster: in a slot that is being moved, Redis
 -- takes what is not there for being elsewhere. An index of another type stays as it is.
 local function prune(index)
-  local expired = redis.pcall('ZRANGEBYSCORE', index, '-inf', int(now))
-  if expired.err then
-    return
-  end
   local base = string.match(index, '^[^}]*}:')
-  for _, digest in ipairs(expired) do
+  local expired = redis.pcall('ZRANGEBYSCORE', index, '-inf', int(now))
+  for _, digest in ipairs(expired) do -- nothing, when the reply is an error
     if type(redis.pcall('DEL', base .. 'h:' .. digest)) == 'number' then
       redis.call('ZREM', index, digest)
     end
@@ -132,12 +127,6 @@ local function settle(index)
     -- Rounded and bounded: a score that no script of ours gives must not fail the others' checks.
     redis.call('EXPIREAT', index, int(math.min(math.ceil(latest[2]), INT_MAX)))
   end
-end
-
--- Writes what a live session's key has already. A success that wrote nothing would be one that WAIT
--- does not confirm, though it tells of what another connection has written just now.
-local function rewrite(key, session)
-  redis.call('EXPIREAT', key, int(session.expiracion))
 end
 
 -- Writes an indexed session, and its expiry in the key and the index. The index goes first: it alone
