@@ -94,7 +94,7 @@ def main() -> int:
             SESIONES_REDIS_URL=redis.url,
             SESIONES_SERVICE_KEY=KEY,
             SESIONES_REDIS_TIMEOUT="5",
-            SESIONES_MAX_PER_USER="1000000",  # thousands are made for the user 0
+            SESIONES_MAX_PER_USER="10000",  # thousands are made for the user 0
         ) as service,
     ):
         return subprocess.call(
