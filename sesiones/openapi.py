@@ -590,7 +590,7 @@ _ERRORS = {
             "El cuerpo debe ser application/json o application/x-www-form-urlencoded.",
         ),
         falta=(
-            "Sin `Content-Type`",
+            "Sin Content-Type",
             "Falta Content-Type. El cuerpo debe ser application/json o "
             "application/x-www-form-urlencoded.",
         ),
