@@ -5,15 +5,18 @@ import asyncio
 import gc
 import logging
 import signal
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import uvloop
 from redis import Redis
+from redis.asyncio import ConnectionPool
 
 from scripts.redis_server import RedisCluster, RedisSentinels, RedisServer
 
@@ -23,6 +26,7 @@ with warnings.catch_warnings():  # it would rather have another HTTP library
 
 from sesiones.app import create_app
 from sesiones.client import SessionClient
+from sesiones.redis_client.single import Server
 from sesiones.redis_client.tasks import PerLoop
 from sesiones.settings import Settings
 from sesiones.store import StoreUnavailable
@@ -138,7 +142,8 @@ def test_threads_that_end_sessions_at_once_lose_no_tombstone(redis_server: Redis
     assert all(store._keys.session(token) in store._tombstones for token in made)
 
 
-def test_a_logout_of_one_loop_is_replayed_by_the_next(redis_server: RedisServer) -> None:
+@RUNS
+def test_a_logout_of_one_loop_is_replayed_by_the_next(redis_server: RedisServer, run: Run) -> None:
     """Between the two loops the master may have been replaced."""
     store, other = open_store(redis_server.url), open_store(redis_server.url)
     with Redis(unix_socket_path=str(redis_server.socket)) as redis:
@@ -147,7 +152,7 @@ def test_a_logout_of_one_loop_is_replayed_by_the_next(redis_server: RedisServer)
         key = store._keys.session(token)
         value, ttl = redis.dump(key), redis.pttl(key)
         assert value is not None
-        assert asyncio.run(store.end(token, token)) == 1
+        assert run(store.end(token, token)) == 1
         redis.restore(key, ttl, value)
 
         async def later() -> None:
@@ -335,3 +340,30 @@ def test_values_are_closed_when_their_loop_ends_after_its_tasks() -> None:
     asyncio.run(main())
     assert len(set(closed)) == 2
     assert values.existing() == []
+
+
+def test_a_thread_may_ask_when_the_connections_of_another_were_answered() -> None:
+    """It does so whenever it ends a session, and before it queues what is to be replayed."""
+    server = Server(ConnectionPool(), 0.25)
+    connections: set[Any] = server._open_connections
+    connections.add(Mock(answered_at=1.0))
+    over = threading.Event()
+
+    def open_and_lose() -> None:
+        other = Mock(answered_at=2.0)
+        while not over.is_set():
+            connections.add(other)
+            connections.discard(other)
+
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=open_and_lose)
+    try:
+        sys.setswitchinterval(1e-6)
+        thread.start()
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:
+            assert server.answered_at("aa") == 1.0
+    finally:
+        over.set()
+        thread.join()
+        sys.setswitchinterval(interval)

@@ -104,7 +104,8 @@ class Server:
         return {}
 
     def answered_at(self, tag: str) -> float:
-        moments = [connection.answered_at for connection in self._open_connections]
+        # Copied at once: another thread's loop may ask while this one opens or loses a connection.
+        moments = [connection.answered_at for connection in self._open_connections.copy()]
         return min(moments, default=time.monotonic())
 
     async def execute_asking(self, *arguments: Argument) -> Any:

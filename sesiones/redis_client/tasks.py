@@ -180,10 +180,10 @@ class PerLoop(Generic[Value]):
         known = self._values.get(loop)
         if known is not None:
             return known[0]
+        value = self._make()
         for other in list(self._values):
             if other.is_closed():  # closed without loop.shutdown_asyncgens()
                 self._values.pop(other, None)
-        value = self._make()
         closer = self._closer(loop, value)
         with contextlib.suppress(StopIteration):
             closer.asend(None).send(None)  # up to its yield, which waits for nothing

@@ -465,7 +465,9 @@ class SessionStore:
             observe=self._checked,
         )
         loop = _LoopState(runner, events, checks, Replay(runner, self._tombstones, events))
-        loop.replay.start()  # what another loop had no time for
+        # This loop's master may lack recent deletions, and a loop that was closed by hand has not
+        # queued its own. PerLoop still has the value of that one: answered_at() counts it.
+        loop.replay.owner_changed(lambda _: True)
         return loop
 
     async def _close_loop(self, loop: _LoopState) -> None:
