@@ -1,6 +1,7 @@
 """The front of the check: what goes out together, and that no asker harms another."""
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -139,6 +140,25 @@ async def test_what_has_waited_its_time_does_not_wait_for_another_call() -> None
         await desk.settle()
         assert desk.batches == [[0], [51]]
         assert desk.answers == [error or 0, *[OVERDUE] * 49, error or 51]
+
+
+async def test_pauses_lengthen_the_wait_of_those_that_waited_alone() -> None:
+    """Else each pause of a busy process would let all later questions wait for longer, too."""
+    desk = Desk(batch_max=1, in_flight_max=1, timeout=0.3)
+    desk.submit(0)
+    await desk.settle()
+    for question in (1, 2, 3):  # one waits at all times
+        desk.submit(question)
+        await asyncio.sleep(0.07)
+        time.sleep(0.5)
+        await asyncio.sleep(0.1)
+    asked = time.monotonic()
+    desk.submit(4)
+    await asyncio.sleep(0.35)
+    desk.open.set()
+    await desk.settle()
+    assert time.monotonic() - asked < 0.6, "a pause of the test itself"
+    assert desk.answers[:5].count(OVERDUE) == 4
 
 
 async def test_an_asker_that_fails_harms_no_other(caplog: pytest.LogCaptureFixture) -> None:

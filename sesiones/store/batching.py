@@ -13,8 +13,8 @@ from typing import Any, Generic, TypeVar
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
-_Waiting = tuple[Question, Callable[[Answer | Exception], None], float]
-"""A question, who is told the answer, and when it was asked."""
+_Waiting = tuple[Question, Callable[[Answer | Exception], None], float, float]
+"""A question, the callback for its answer, when it was asked, and when it is overdue."""
 
 TICK_SECONDS = 0.05
 """How often a queue looks whether the process was paused, while questions wait."""
@@ -22,16 +22,16 @@ TICK_SECONDS = 0.05
 logger = logging.getLogger("sesiones.store")
 
 
-def _asked(waiting: _Waiting[Any, Any]) -> float:
-    return waiting[2]
+def _due(waiting: _Waiting[Any, Any]) -> float:
+    return waiting[3]
 
 
 class Batcher(Generic[Question, Answer]):
     """Asks in batches through ``ask(questions, deadline)``, which returns an answer each, in order.
 
     The deadline is in the loop's time, which is time.monotonic()'s: ``timeout_seconds`` after the
-    oldest question came, but half of that is left for the call, so that nobody is refused for the
-    one who waited longest.
+    oldest question came, and by what the process was paused meanwhile later. Half of that is left
+    for the call: the question that waited longest must not fail the others of its batch.
 
     An answer may be an exception; what ``ask`` raises is the answer of the whole batch, and
     ``overdue()`` that of a question that has waited its whole time before it could go out. An asker
@@ -58,15 +58,14 @@ class Batcher(Generic[Question, Answer]):
         self._waiting: list[_Waiting[Question, Answer]] = []
         self._in_flight: set[asyncio.Task[None]] = set()
         self._scheduled = False
-        self._paused_seconds = 0.0
-        """How long the process did not run, while questions waited: not their waiting time."""
         self._ticking = False
         self._tick_due = 0.0
 
     def submit(self, question: Question, done: Callable[[Answer | Exception], None]) -> None:
         """Ask; ``done`` is called with the answer, or with what went wrong."""
         loop = asyncio.get_running_loop()
-        self._waiting.append((question, done, time.monotonic()))
+        asked = time.monotonic()
+        self._waiting.append((question, done, asked, asked + self._timeout_seconds))
         if not self._scheduled:
             self._schedule(loop)
         if not self._ticking:
@@ -81,8 +80,7 @@ class Batcher(Generic[Question, Answer]):
         self._scheduled = False
         now = time.monotonic()
         self._notice_pause(now)
-        waited = now - self._timeout_seconds - self._paused_seconds
-        late = bisect_right(self._waiting, waited, key=_asked)
+        late = bisect_right(self._waiting, now, key=_due)
         if late:
             # Else, where more is asked than answered, the queue would grow without end.
             overdue, self._waiting = self._waiting[:late], self._waiting[late:]
@@ -90,7 +88,7 @@ class Batcher(Generic[Question, Answer]):
         batch, self._waiting = self._waiting[: self._batch_max], self._waiting[self._batch_max :]
         if not batch:
             return
-        deadline = max(_asked(batch[0]) + self._timeout_seconds, now + self._timeout_seconds / 2)
+        deadline = max(_due(batch[0]), now + self._timeout_seconds / 2)
         task = loop.create_task(self._run(batch, deadline))
         self._in_flight.add(task)
         task.add_done_callback(self._finish)
@@ -108,19 +106,23 @@ class Batcher(Generic[Question, Answer]):
             self._tick_later(loop)
         else:
             self._ticking = False
-            self._paused_seconds = 0.0
 
     def _notice_pause(self, now: float) -> None:
-        """A timer that is late: the process was paused (SIGSTOP, a virtual machine that stalls)."""
+        """A timer that is late: the process was paused (SIGSTOP, a virtual machine that stalls).
+        That is no waiting time of the questions that wait; those that are asked later had none."""
         late_seconds = now - self._tick_due
         if self._ticking and late_seconds > TICK_SECONDS:
-            self._paused_seconds += late_seconds
             self._tick_due = now
+            due_max = now + self._timeout_seconds
+            self._waiting = [
+                (question, done, asked, min(due + late_seconds, due_max))
+                for question, done, asked, due in self._waiting
+            ]
 
     async def _run(self, batch: list[_Waiting[Question, Answer]], deadline: float) -> None:
         answers: Sequence[Answer | Exception]
         try:
-            answers = await self._ask([question for question, _, _ in batch], deadline)
+            answers = await self._ask([question for question, *_ in batch], deadline)
         except Exception as error:
             answers = [error] * len(batch)
         self._answer(batch, answers)
@@ -128,8 +130,8 @@ class Batcher(Generic[Question, Answer]):
     def _answer(
         self, batch: list[_Waiting[Question, Answer]], answers: Sequence[Answer | Exception]
     ) -> None:
-        self._observe([asked for _, _, asked in batch], answers)
-        for (_, done, _), answer in zip(batch, answers, strict=True):
+        self._observe([asked for _, _, asked, _ in batch], answers)
+        for (_, done, *_), answer in zip(batch, answers, strict=True):
             try:
                 done(answer)
             except Exception:
