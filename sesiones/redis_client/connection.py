@@ -9,11 +9,12 @@ was written. So one queue has an entry for each command whose bytes have been gi
 transport, in that order, and these rules keep the two in step:
 
 1. A command is packed before it gets its entry: one that cannot be packed leaves neither.
-2. Nothing that can fail stands between the entry and the write. Should the write itself raise, the
+2. Nothing that can fail stands between the entry and the write. Should either raise, the
    connection is dropped, because it is not known how much of the command is out.
 3. An entry leaves the queue when its reply has been read, and in no other way: a cancelled caller
    keeps its place. Its reply is discarded.
-4. Whatever raises while replies are read drops the connection, with everything in flight.
+4. Whatever raises while replies are read drops the connection, with everything in flight. So does
+   a KeyboardInterrupt, which can come between any two lines, in a loop that may go on after it.
 
 Time. Each entry has the time at which its command was sent, and one watchdog looks at the oldest
 entry. A reply that is late drops the connection. One that is late by half, on a connection that has
@@ -140,14 +141,15 @@ class PipelinedConnection(asyncio.Protocol):
         if self.transport.is_closing():
             future.set_exception(RedisConnectionError("connection lost"))
             return future
-        self._in_flight.append(_InFlight(future, time.monotonic(), repeatable, on_reply))
         try:
+            self._in_flight.append(_InFlight(future, time.monotonic(), repeatable, on_reply))
             self.transport.write(command)
-        except BaseException as error:
+        except Exception as error:
             self.fail(f"not written: {type(error).__name__}")
-            if not isinstance(error, Exception):
-                future.exception()  # retrieved: no caller has the future
-                raise
+        except BaseException as error:
+            future.cancel()  # no caller has it
+            self.fail(f"interrupted: {type(error).__name__}")
+            raise
         return future
 
     def confirmed(self, replicas: int) -> "asyncio.Future[int]":
@@ -187,9 +189,9 @@ class PipelinedConnection(asyncio.Protocol):
                 future.exception()  # retrieved, even where its caller has failed already
 
     def data_received(self, data: bytes) -> None:
-        self._received_at = time.monotonic()
-        self.silent = False
         try:
+            self._received_at = time.monotonic()
+            self.silent = False
             self._reader.feed(data)
             while (reply := self._reader.gets()) is not False:
                 self._deliver(reply)
@@ -198,6 +200,9 @@ class PipelinedConnection(asyncio.Protocol):
         except Exception:
             logger.exception("a reply could not be read")
             self.fail("a reply could not be read")
+        except BaseException as error:
+            self.fail(f"interrupted: {type(error).__name__}")
+            raise
         if self.retired and not self._in_flight:
             self.fail("replaced by another connection")
 

@@ -6,8 +6,10 @@ the reply of its own command, or an exception, in time.
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
+import sys
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -283,3 +285,60 @@ def test_the_nth_reply_belongs_to_the_nth_command(program: list[tuple[Any, ...]]
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_connection_that_breaks_a_rule_is_found_out(variant: type[PipelinedConnection]) -> None:
     found_out(PROGRAMS, partial(play, variant))
+
+
+@pytest.mark.parametrize("name", ["send", "data_received", "_deliver"])
+@pytest.mark.parametrize("skipped", range(4))
+def test_an_interrupt_between_any_two_lines_costs_no_caller_its_own_reply(
+    name: str, skipped: int
+) -> None:
+    """Ctrl-C, where the loop goes on: in a notebook, say. ``skipped``: calls before the one that is
+    interrupted."""
+    code = getattr(PipelinedConnection, name).__code__
+
+    async def interrupted_at(step: int) -> bool:
+        """Whether the function has so many lines."""
+        wire = Wire(lambda command: wire.output.extend(packed(command[1])))
+        connection = PipelinedConnection(opened(wire), TIMEOUT_SECONDS)
+        steps, calls = itertools.count(), itertools.count()
+        sent: list[tuple[bytes, asyncio.Future[Any]]] = []
+
+        def in_code(frame: Any, event: str, _: Any) -> Any:
+            # The first line is the call's own: what raises there has not begun.
+            if event == "line" and next(steps) == step:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return in_code
+
+        def trace(frame: Any, event: str, _: Any) -> Any:
+            return in_code if frame.f_code is code and next(calls) == skipped else None
+
+        def send(number: bytes) -> None:
+            sent.append((number, connection.send(("ECHO", number))))
+
+        def deliver() -> None:
+            wire.deliver(10_000)
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            for number in range(12):
+                with contextlib.suppress(KeyboardInterrupt):
+                    send(b"%d" % number)
+                if number % 3 == 2:
+                    with contextlib.suppress(KeyboardInterrupt):
+                        deliver()
+        finally:
+            sys.settrace(before)
+        deliver()
+        await asyncio.sleep(2 * TIMEOUT_SECONDS)
+        for own, future in sent:
+            if future.done() and future.exception() is None:
+                assert future.result() == own
+        connection.fail("the end")
+        return next(steps) > step
+
+    step = 1 if name == "data_received" else 0
+    while run(partial(interrupted_at, step)):
+        step += 1
+    assert step > 3
