@@ -16,6 +16,7 @@ from sesiones.redis_client.connection import Argument, OnReply, PipelinedConnect
 from sesiones.redis_client.tasks import (
     MALFORMED_REPLY_ERRORS,
     SingleFlight,
+    background,
     cancel,
     majority,
     retrieve_exception,
@@ -257,7 +258,7 @@ class SentinelMaster(Server):
         host, port = await self._discover()
         connection = await self._open_from(ConnectionPool(host=host, port=port, **self._options))
         self._unfollow()
-        self._following = asyncio.create_task(self._follow(connection))
+        self._following = background(self._follow(connection))
         return connection
 
     async def _verify(self, connection: PipelinedConnection) -> None:
@@ -270,8 +271,7 @@ class SentinelMaster(Server):
         named: Counter[Address] = Counter()
         reasons: list[str] = []
         asked: dict[asyncio.Future[Address], Sentinel] = {
-            asyncio.ensure_future(sentinel.master(self._name)): sentinel
-            for sentinel in self._sentinels
+            background(sentinel.master(self._name)): sentinel for sentinel in self._sentinels
         }
         waiting = set(asked)
         patience_seconds = None

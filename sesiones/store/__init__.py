@@ -88,8 +88,8 @@ class _LoopState:
 
     async def aclose(self) -> None:
         await self.replay.aclose()
-        for commands in self._every_commands | {self.runner.reads}:
-            await commands.aclose()
+        await self.runner.aclose()
+        await self.checks.aclose()
         await asyncio.sleep(0)  # until the transports that were aborted are closed
         self.events.flush()
 

@@ -11,6 +11,8 @@ from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
+from sesiones.redis_client.tasks import background
+
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 _Waiting = tuple[Question, Callable[[Answer | Exception], None], float, float]
@@ -89,7 +91,7 @@ class Batcher(Generic[Question, Answer]):
         if not batch:
             return
         deadline = max(_due(batch[0]), now + self._timeout_seconds / 2)
-        task = loop.create_task(self._run(batch, deadline))
+        task = background(self._run(batch, deadline))
         self._in_flight.add(task)
         task.add_done_callback(self._finish)
         if self._waiting:
@@ -136,6 +138,14 @@ class Batcher(Generic[Question, Answer]):
                 done(answer)
             except Exception:
                 logger.exception("an asker failed")
+
+    async def aclose(self, error: Exception) -> None:
+        """Answer what waits with the error, and wait for what is out, which must end soon."""
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            self._answer(waiting, [error] * len(waiting))
+        if self._in_flight:
+            await asyncio.wait(self._in_flight)
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)

@@ -77,6 +77,11 @@ class CheckQueue:
             )
         return batcher
 
+    async def aclose(self) -> None:
+        """Fail what waits. To be called when the connections are closed."""
+        closed = StoreUnavailable("closed")
+        await asyncio.gather(*(batcher.aclose(closed) for batcher in self._batchers.values()))
+
     async def _check(self, batch: list[str], deadline: float) -> Sequence[Answer]:
         self._metrics.batch_sent(len(batch))
         try:

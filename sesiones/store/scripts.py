@@ -157,6 +157,7 @@ class ScriptRunner:
         self._timeout_seconds = timeout_seconds
         self._outages = outages
         self._metrics = metrics
+        self._closed = False
 
     async def write(
         self,
@@ -239,8 +240,10 @@ class ScriptRunner:
         except MALFORMED_REPLY_ERRORS as error:
             raise StoreUnavailable(NOT_OURS) from error
         except (RedisError, OSError, TimeoutError) as error:
-            self._metrics.add(REDIS_ERRORS, _kind(error))
             reason = str(error) or type(error).__name__
+            if self._closed:  # by the program: that is no outage
+                raise StoreUnavailable(reason) from error
+            self._metrics.add(REDIS_ERRORS, _kind(error))
             outages = self._outages
             outage = outages.confirmation if isinstance(error, UnconfirmedError) else outages.redis
             outage.failed(reason)
@@ -254,6 +257,12 @@ class ScriptRunner:
         """Drop the connections."""
         for commands in {self.commands, self.writes, self.reads}:
             commands.reset()
+
+    async def aclose(self) -> None:
+        """Close the connections for good."""
+        self._closed = True
+        for commands in {self.commands, self.writes, self.reads}:
+            await commands.aclose()
 
 
 def _kind(error: Exception) -> str:
