@@ -150,7 +150,7 @@ async def test_pauses_lengthen_the_wait_of_those_that_waited_alone() -> None:
     for question in (1, 2, 3):  # one waits at all times
         desk.submit(question)
         await asyncio.sleep(0.07)
-        time.sleep(0.5)
+        time.sleep(0.5)  # noqa: ASYNC251
         await asyncio.sleep(0.1)
     asked = time.monotonic()
     desk.submit(4)
