@@ -59,6 +59,11 @@ RUNS = pytest.mark.parametrize("run", [asyncio_run, uvloop_run, bare_run])
 
 
 @pytest.fixture(autouse=True)
+def emptied(redis: Redis) -> None:
+    """Other tests leave keys of the wrong type for the same users."""
+
+
+@pytest.fixture(autouse=True)
 def no_complaint(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Neither a destroyed task nor an open socket is left for Python to complain of."""
     with warnings.catch_warnings():

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from redis import Redis
 
 from scripts.redis_server import RedisServer
 from sesiones import logs
@@ -17,6 +18,11 @@ pytestmark = pytest.mark.anyio
 
 ROUNDS = 3
 """The best one counts: what else runs on the machine delays checks, too."""
+
+
+@pytest.fixture(autouse=True)
+def emptied(redis: Redis) -> None:
+    """Other tests leave keys of the wrong type for the same users."""
 
 
 @pytest.fixture
