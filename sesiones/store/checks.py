@@ -95,34 +95,42 @@ class CheckQueue:
             self._metrics.batch_over(len(batch))
 
     async def _answers(self, batch: list[str], deadline: float) -> Sequence[Answer]:
-        if time.monotonic() < self._writes_silent_until:
-            sesiones, _ = await self._read(PEEK, batch, deadline, on_master=True)
-            return _active(sesiones)
-        try:
-            sesiones, slides = await self._read(CHECK, batch, deadline)
-            self._metrics.slid(slides)
-        except SlotMovedError:
-            if len(batch) > 1:
-                # They are no longer all on one node: each finds its own way.
-                alone = await asyncio.gather(
-                    *(self._answers([token], deadline) for token in batch), return_exceptions=True
-                )
-                return [
-                    answer if isinstance(answer, Exception) else answer[0]  # type: ignore[index]
-                    for answer in alone
-                ]
+        if time.monotonic() >= self._writes_silent_until:
+            try:
+                sesiones, slides = await self._read(CHECK, batch, deadline)
+                self._metrics.slid(slides)
+                return _active(sesiones)
+            except SlotMovedError:
+                return await self._answers_while_slots_move(batch, deadline)
+            except WritesRefused:
+                pass
+            except WritesSilent:
+                self._writes_are_silent()
+        sesiones, _ = await self._read(PEEK, batch, deadline, on_master=True)
+        return _active(sesiones)
+
+    async def _answers_while_slots_move(
+        self, batch: list[str], deadline: float
+    ) -> Sequence[Answer]:
+        if len(batch) == 1:
             # Its user's keys are being moved from node to node: no slide, it would need them all.
             sesiones, _ = await self._read(PEEK, batch, deadline)
-        except WritesRefused:
-            sesiones, _ = await self._read(PEEK, batch, deadline, on_master=True)
-        except WritesSilent:
-            if time.monotonic() >= self._writes_silent_until:  # else another batch was the first
-                self._writes_silent_until = time.monotonic() + WRITES_SILENT_SECONDS
-                # Where the way to Redis was lost without a sign, its connections are as dead, and
-                # there is no time left to find that out.
-                self._runner.reads.reset()
-            sesiones, _ = await self._read(PEEK, batch, deadline, on_master=True)
-        return _active(sesiones)
+            return _active(sesiones)
+        # They are no longer all on one node: each finds its own way.
+        alone = await asyncio.gather(
+            *(self._answers([token], deadline) for token in batch), return_exceptions=True
+        )
+        return [
+            answer if isinstance(answer, Exception) else answer[0]  # type: ignore[index]
+            for answer in alone
+        ]
+
+    def _writes_are_silent(self) -> None:
+        if time.monotonic() >= self._writes_silent_until:  # else another batch was the first
+            self._writes_silent_until = time.monotonic() + WRITES_SILENT_SECONDS
+            # Where the way to Redis was lost without a sign, its connections are as dead, and
+            # there is no time left to find that out.
+            self._runner.reads.reset()
 
     async def peek(self, token: str) -> Sesion | None:
         """The live session of a well-formed token, active or not, without using it."""

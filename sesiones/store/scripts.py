@@ -87,14 +87,11 @@ async def call(
     rest = (len(declared), *declared, *arguments, tag)
     if on_reply := how.get("on_reply"):
         how["on_reply"] = partial(_if_tagged, tag, on_reply)
-    by_source = partial(execute, "EVAL", script.source, *rest, keys=keys, **how)
-    if script.read_only:
-        tagged = await by_source()
-    else:
-        try:
-            tagged = await execute("EVALSHA", script.sha, *rest, keys=keys, **how)
-        except NoScriptError:
-            tagged = await by_source()
+    try:
+        named = ("EVAL", script.source) if script.read_only else ("EVALSHA", script.sha)
+        tagged = await execute(*named, *rest, keys=keys, **how)
+    except NoScriptError:
+        tagged = await execute("EVAL", script.source, *rest, keys=keys, **how)
     if tagged[0] != tag:
         raise MismatchedReplyError
     return tagged[1] if len(tagged) > 1 else None
@@ -153,6 +150,7 @@ class ScriptRunner:
         self.commands = commands
         self.writes = writes
         self.reads = reads
+        self._every_commands = {commands, writes, reads}
         self._wait_replicas = wait_replicas
         self._timeout_seconds = timeout_seconds
         self._outages = outages
@@ -255,13 +253,13 @@ class ScriptRunner:
 
     def reset(self) -> None:
         """Drop the connections."""
-        for commands in {self.commands, self.writes, self.reads}:
+        for commands in self._every_commands:
             commands.reset()
 
     async def aclose(self) -> None:
         """Close the connections for good."""
         self._closed = True
-        for commands in {self.commands, self.writes, self.reads}:
+        for commands in self._every_commands:
             await commands.aclose()
 
 
