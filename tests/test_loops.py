@@ -77,7 +77,7 @@ def no_complaint(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @RUNS
 def test_store_is_usable_in_one_loop_after_another(redis_server: RedisServer, run: Run) -> None:
-    store = open_store(redis_server.url)
+    store = open_store(redis_server.url, touch_seconds=60)
     made = [run(store.create(7, f"device {number}")) for number in range(3)]
     for sesion in made:
         assert run(store.find(sesion.Token_Sesion)).ID_Sesion == sesion.ID_Sesion
