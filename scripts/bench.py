@@ -40,7 +40,7 @@ from redis import Redis
 
 from scripts.redis_server import RedisCluster, RedisServer, free_port
 from scripts.seed import positive
-from sesiones.app import open_store
+from sesiones.http.app import open_store
 from sesiones.settings import Settings
 
 SERVER_CORE, LOAD_CORE = 0, 1

@@ -25,7 +25,7 @@ from pathlib import Path
 from scripts.gateways import GATEWAYS, Gateway, RunningGateway
 from scripts.redis_server import RedisServer, free_port
 from scripts.seed import positive
-from sesiones.app import open_store
+from sesiones.http.app import open_store
 from sesiones.settings import Settings
 
 APPLICATION = """

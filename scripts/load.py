@@ -25,8 +25,8 @@ from redis import Redis
 
 from scripts import report, seed, throughput
 from scripts.redis_server import RedisServer, free_port
+from sesiones.sesion import StoreUnavailable
 from sesiones.settings import Settings, SettingsError
-from sesiones.store import StoreUnavailable
 
 SCRIPTS = Path(__file__).parent
 USERS, SESSIONS = 1000, 10

@@ -15,7 +15,7 @@ import schemathesis
 
 from scripts.redis_server import RedisServer
 from sesiones import tokens
-from sesiones.endpoints import BAD_DATES
+from sesiones.http.sessions import BAD_DATES
 from sesiones.sesion import INT_MAX, Sesion
 from tests.service import Service
 

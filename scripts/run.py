@@ -24,8 +24,8 @@ from redis.retry import Retry
 
 from scripts.redis_binary import find_binaries, find_binary
 from scripts.redis_server import RedisServer, unix_url
-from sesiones import start
-from sesiones.server import ListenError, listen, serve
+from sesiones import signals
+from sesiones.http.server import ListenError, listen, serve
 from sesiones.settings import Settings, SettingsError
 
 VAR = Path(__file__).parents[1] / "var"
@@ -36,9 +36,9 @@ LEFT_SECONDS = 10.0
 
 def main() -> int:
     """The exit code: 0, 1 when a server cannot start, 2 for bad settings."""
-    start.begin()
+    signals.begin()
     # Until serve() takes the signals over, what ends this process also ends Redis.
-    start.on_stop(lambda *_: sys.exit(0))
+    signals.on_stop(lambda *_: sys.exit(0))
     try:
         settings = Settings.read(os.environ, {})
         with contextlib.ExitStack() as stack:

@@ -36,9 +36,10 @@ import uvloop
 
 from scripts.progress import Progress
 from sesiones import tokens
-from sesiones.app import open_store
+from sesiones.http.app import open_store
+from sesiones.sesion import StoreUnavailable
 from sesiones.settings import Settings, SettingsError
-from sesiones.store import SessionStore, StoreUnavailable
+from sesiones.store import SessionStore
 
 FIRST_USER = 9_000_000_000_000_000
 FILE = Path("var/load/tokens")

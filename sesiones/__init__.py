@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sesiones.sesion import Sesion
-    from sesiones.store import BadDates, Immutable, Refusal, SessionStore, StoreUnavailable
+    from sesiones.sesion import BadDates, Immutable, Refusal, Sesion, StoreUnavailable
+    from sesiones.store import SessionStore
 
 __all__ = ["BadDates", "Immutable", "Refusal", "Sesion", "SessionStore", "StoreUnavailable"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when it is used: the service handles signals before it imports the rest (start.py).
+    # Imported when it is used: the service handles signals before it imports the rest (signals.py).
     if name in __all__:
         from sesiones import store
 

@@ -1,4 +1,4 @@
-"""Metrics: counted in cells of memory, shown in Prometheus's text.
+"""Metrics: counted in cells of memory, which http/exposition.py shows in Prometheus's text.
 
 A check may spend a few hundred nanoseconds on being counted, less than one call of
 prometheus-client's. So each process adds to plain cells, a batch of checks at a time, and
@@ -15,25 +15,10 @@ import sys
 import tempfile
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.reduction import DupFd
-from typing import Any
-
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
-from starlette.requests import Request
-from starlette.responses import Response
-
-import sesiones
+from typing import Any, Literal
 
 ROW_BYTES = mmap.ALLOCATIONGRANULARITY
 
@@ -45,7 +30,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 class Family:
     """A metric: one series for each value of its label, or one without a label."""
 
-    kind: type[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]
+    kind: Literal["counter", "gauge", "histogram"]
     name: str
     help: str
     label: str = ""
@@ -62,17 +47,15 @@ OPERATIONS = ("check", "create", "update", "logout", "logout_all")
 
 FAMILIES = (
     CHECKS := Family(
-        CounterMetricFamily,
+        "counter",
         "sesiones_checks",
         "Tokens checked; missing: no well-formed one was sent, and Redis was not asked.",
         "outcome",
         ("valid", "invalid", "missing", "unavailable"),
     ),
-    SLIDES := Family(
-        CounterMetricFamily, "sesiones_slides", "Checks that moved Ultima_Actividad on."
-    ),
+    SLIDES := Family("counter", "sesiones_slides", "Checks that moved Ultima_Actividad on."),
     OPERATION_SECONDS := Family(
-        HistogramMetricFamily,
+        "histogram",
         "sesiones_operation_seconds",
         "From asking the store to its answer: waiting for a batch, Redis, a second try.",
         "operation",
@@ -80,35 +63,35 @@ FAMILIES = (
         SECONDS,
     ),
     IN_FLIGHT := Family(
-        GaugeMetricFamily,
+        "gauge",
         "sesiones_operations_in_flight",
         "Operations that Redis has not answered yet; checks once their batch is out.",
         "operation",
         OPERATIONS,
     ),
     BATCH := Family(
-        HistogramMetricFamily,
+        "histogram",
         "sesiones_check_batch_size",
         "Checks in one call of Redis.",
         bounds=SIZES,
     ),
     REDIS_SECONDS := Family(
-        HistogramMetricFamily,
+        "histogram",
         "sesiones_redis_seconds",
         "One call of a script, until Redis's reply.",
         bounds=SECONDS,
     ),
     REDIS_ERRORS := Family(
-        CounterMetricFamily,
+        "counter",
         "sesiones_redis_errors",
         "Calls without a reply in time, without a connection, refused by Redis; unconfirmed: what "
         "too few replicas have.",
         "reason",
         ("timeout", "connection", "refused", "unconfirmed"),
     ),
-    CREATED := Family(CounterMetricFamily, "sesiones_sessions_created", "Sessions made."),
+    CREATED := Family("counter", "sesiones_sessions_created", "Sessions made."),
     ENDED := Family(
-        CounterMetricFamily,
+        "counter",
         "sesiones_sessions_ended",
         "Sessions ended before they expired; limit: by a new one of a user who had the most; "
         "failover: once more, for they had come back; unindexed: a use found that their index had "
@@ -123,15 +106,15 @@ _FIRST = dict(zip((family.name for family in FAMILIES), _starts, strict=False))
 _WIDTH = sum(len(family.values) * family.width for family in FAMILIES)
 
 
-def _cell(family: Family, value: str = "") -> int:
+def cell(family: Family, value: str = "") -> int:
     """The first cell of a series."""
     return _FIRST[family.name] + family.values.index(value) * family.width
 
 
-_CHECK = _cell(OPERATION_SECONDS, "check")
-_VALID, _INVALID, _UNAVAILABLE = (_cell(CHECKS, v) for v in ("valid", "invalid", "unavailable"))
-_REDIS, _BATCH, _SLIDES = _cell(REDIS_SECONDS), _cell(BATCH), _cell(SLIDES)
-_CHECKS_IN_FLIGHT = _cell(IN_FLIGHT, "check")
+_CHECK = cell(OPERATION_SECONDS, "check")
+_VALID, _INVALID, _UNAVAILABLE = (cell(CHECKS, v) for v in ("valid", "invalid", "unavailable"))
+_REDIS, _BATCH, _SLIDES = cell(REDIS_SECONDS), cell(BATCH), cell(SLIDES)
+_CHECKS_IN_FLIGHT = cell(IN_FLIGHT, "check")
 
 
 class Rows:
@@ -176,7 +159,7 @@ def _memory_file() -> int:
         return os.dup(file.fileno())
 
 
-class Metrics(Collector):
+class Metrics:
     """What this process counts, and the others of its service; ``rows``: where they share it."""
 
     def __init__(self, rows: Rows | None = None) -> None:
@@ -185,11 +168,7 @@ class Metrics(Collector):
             memoryview(bytearray(ROW_BYTES)).cast("d") if rows is None else rows.claim()
         )
         for operation in OPERATIONS:
-            self._cells[_cell(IN_FLIGHT, operation)] = 0  # a predecessor's
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
-
-    # Counting
+            self._cells[cell(IN_FLIGHT, operation)] = 0  # a predecessor's
 
     def checked(self, asked: Sequence[float], answers: Sequence[object]) -> float:
         """Checks answered together: when each was asked, of time.monotonic() and in order, and
@@ -232,50 +211,20 @@ class Metrics(Collector):
 
     def add(self, family: Family, value: str = "", count: int = 1) -> None:
         """To a counter."""
-        self._cells[_cell(family, value)] += count
+        self._cells[cell(family, value)] += count
 
     def begun(self, operation: str) -> None:
         """One that is no check."""
-        self._cells[_cell(IN_FLIGHT, operation)] += 1
+        self._cells[cell(IN_FLIGHT, operation)] += 1
 
     def over(self, operation: str, seconds: float) -> None:
         """One that is no check: how long it took."""
-        cells, first = self._cells, _cell(OPERATION_SECONDS, operation)
+        cells, first = self._cells, cell(OPERATION_SECONDS, operation)
         cells[first + bisect_left(SECONDS, seconds)] += 1
         cells[first + len(SECONDS) + 1] += seconds
-        cells[_cell(IN_FLIGHT, operation)] -= 1
+        cells[cell(IN_FLIGHT, operation)] -= 1
 
-    # Showing
-
-    def collect(self) -> Iterator[Metric]:
-        """The sums of every process's cells, for prometheus-client."""
+    def sums(self) -> list[float]:
+        """Every cell, summed over the processes of the service."""
         rows = [self._cells] if self._rows is None else self._rows.read()
-        cells = [sum(column) for column in zip(*rows, strict=True)]
-        for family in FAMILIES:
-            names = [family.label] if family.label else []
-            shown: Any = family.kind(family.name, family.help, labels=names)
-            for value in family.values:
-                first = _cell(family, value)
-                labels = [value] if family.label else []
-                if family.bounds:
-                    counts = itertools.accumulate(cells[first : first + len(family.bounds) + 1])
-                    bounds = map(floatToGoString, (*family.bounds, float("inf")))
-                    buckets = list(zip(bounds, counts, strict=True))
-                    shown.add_metric(labels, buckets, cells[first + len(family.bounds) + 1])
-                else:
-                    shown.add_metric(labels, cells[first])
-            yield shown
-        build = GaugeMetricFamily(
-            "sesiones_build_info", "The version that runs.", labels=["version"]
-        )
-        build.add_metric([sesiones.__version__], 1)
-        yield build
-
-    async def show(self, request: Request) -> Response:
-        """GET, HEAD /metrics."""
-        try:
-            encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        except (TypeError, ValueError):  # a version that is no number
-            encode, content_type = choose_encoder("")
-        headers = {"Cache-Control": "no-store", "Content-Type": content_type}
-        return Response(encode(self._registry), headers=headers)
+        return [sum(column) for column in zip(*rows, strict=True)]

@@ -1,7 +1,10 @@
-"""The session object, and the rules of its fields: for the API's bodies and SessionStore alike."""
+"""The session object, the rules of its fields, and the outcomes of operations on it. The API and
+SessionStore share them."""
 
 import re
-from typing import NamedTuple
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal, NamedTuple
 
 import orjson
 
@@ -100,3 +103,31 @@ class Sesion(NamedTuple):
                 "Dispositivo": dispositivo,
             }
         )
+
+
+class Refusal(Enum):
+    """Why a session was not ended."""
+
+    UNAUTHENTICATED = -1
+    """The caller's own session is not live and active."""
+    FORBIDDEN = -2
+    """The designated session is another user's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Immutable:
+    """An update was refused: it changes fields that never change."""
+
+    fields: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BadDates:
+    """An update was refused: its Fecha_Expiracion is not after its Ultima_Actividad (window),
+    beyond the absolute lifetime (lifetime), or would have passed already (past)."""
+
+    reason: Literal["window", "lifetime", "past"]
+
+
+class StoreUnavailable(Exception):
+    """Redis cannot answer, or refuses: the operation may or may not have happened."""

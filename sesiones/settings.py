@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
-from sesiones.redis_client import connect
+from sesiones import redis_url
 
 SECONDS_MAX = 2**31 - 1
 FILE_MAX_BYTES = 64 * 1024
@@ -38,9 +38,9 @@ def _timeout(text: str) -> float:
 
 def _redis_url(text: str) -> str:
     try:
-        connect(text, timeout_seconds=1)
-    except Exception:
-        # redis-py raises many things. Without the cause: it may repeat a part of the password.
+        redis_url.check(text)
+    except ValueError:
+        # The cause is left out, because it may repeat a part of the password.
         raise ValueError(
             "is not a valid URL of redis://, rediss://, unix://, redis+sentinel:// or "
             "redis+cluster://"

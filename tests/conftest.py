@@ -12,7 +12,8 @@ import pytest
 from redis import Redis
 
 from scripts.redis_server import RedisServer, free_port
-from sesiones.store import SessionStore, StoreUnavailable
+from sesiones.sesion import StoreUnavailable
+from sesiones.store import SessionStore
 from tests.service import TOKEN, Service, comes_true
 
 KEY = "k" * 32

@@ -12,8 +12,8 @@ from redis.crc import key_slot
 
 from scripts.redis_server import RedisCluster, RedisServer, free_port
 from sesiones import tokens
-from sesiones.sesion import Sesion
-from sesiones.store import SessionStore, StoreUnavailable
+from sesiones.sesion import Sesion, StoreUnavailable
+from sesiones.store import SessionStore
 from tests.conftest import open_store, replica_of
 
 pytestmark = pytest.mark.anyio

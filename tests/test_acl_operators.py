@@ -9,10 +9,11 @@ import pytest
 from redis import Redis
 
 from scripts.redis_server import RedisServer, free_port
-from sesiones import doctor
+from sesiones.cli import doctor
 from sesiones.redis_client import connect
+from sesiones.sesion import StoreUnavailable
 from sesiones.settings import Settings
-from sesiones.store import SessionStore, StoreUnavailable
+from sesiones.store import SessionStore
 from tests.conftest import replica_of
 from tests.test_acl import forbidden, store_at, use
 

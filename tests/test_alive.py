@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from scripts.redis_server import free_port
-from sesiones import alive
-from sesiones.__main__ import Exit, main
+from sesiones.cli import Exit, alive, main
 from tests.service import Service, comes_true, environment
 
 NO_REDIS = "redis://127.0.0.1:1"

@@ -8,7 +8,8 @@ import pytest
 
 from scripts.redis_server import RedisServer
 from sesiones import tokens
-from sesiones.store import SessionStore, StoreUnavailable
+from sesiones.sesion import StoreUnavailable
+from sesiones.store import SessionStore
 from sesiones.store.batching import Batcher
 from tests.conftest import open_store
 

@@ -14,8 +14,8 @@ import uvloop
 from scripts.chaos.inputs import KEY, Soak, Store, _Sockets, in_process
 from scripts.chaos.mutations import Mutations
 from scripts.chaos.oracle import Oracle, Violation
-from sesiones.lane import FastLane
-from sesiones.problems import Problem, unauthorized
+from sesiones.http.fast_check import FastLane
+from sesiones.http.problems import Problem, unauthorized
 from sesiones.sesion import Sesion
 from tests.service import Reply
 
@@ -146,10 +146,10 @@ def broken(*_: Any, **__: Any) -> Any:
 @pytest.mark.parametrize(
     ("what", "doctored"),
     [
-        ("sesiones.endpoints.caller_token", any_token),
+        ("sesiones.http.sessions.caller_token", any_token),
         ("scripts.chaos.inputs.Store.execute", staticmethod(anyone)),
-        ("sesiones.payloads.creation", broken),
-        ("sesiones.heads.problem", lambda *_: None),
+        ("sesiones.http.requests.creation", broken),
+        ("sesiones.http.heads.problem", lambda *_: None),
     ],
 )
 def test_what_is_broken_is_seen(what: str, doctored: Any) -> None:

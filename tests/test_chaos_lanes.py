@@ -9,7 +9,7 @@ import uvloop
 
 from scripts.chaos.inputs import Store
 from scripts.chaos.lanes import Conversations, compare
-from sesiones.lane import _HARMLESS, FastLane
+from sesiones.http.fast_check import _HARMLESS, FastLane
 
 pytestmark = pytest.mark.slow
 
@@ -17,12 +17,18 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "doctored"),
     [
-        ("sesiones.lane._BEARER_TOKEN", re.compile(rb"[A-Za-z]+ *(ses_[A-Za-z0-9_-]{45})")),
-        ("sesiones.lane._VERIFY_TARGET", re.compile(rb"/sesiones/verificar.*", re.DOTALL)),
-        ("sesiones.lane._HARMLESS", _HARMLESS | {b"connection": b"close"}),
-        ("sesiones.lane.HOST", re.compile(rb".*", re.DOTALL)),
-        ("sesiones.lane._SELF", b"HTTP/1.1 200 OK\r\n%b%d%d%d%d%b\r\n%b"),
-        ("sesiones.lane.FastLane._owes", lambda _: False),
+        (
+            "sesiones.http.fast_check._BEARER_TOKEN",
+            re.compile(rb"[A-Za-z]+ *(ses_[A-Za-z0-9_-]{45})"),
+        ),
+        (
+            "sesiones.http.fast_check._VERIFY_TARGET",
+            re.compile(rb"/sesiones/verificar.*", re.DOTALL),
+        ),
+        ("sesiones.http.fast_check._HARMLESS", _HARMLESS | {b"connection": b"close"}),
+        ("sesiones.http.fast_check.HOST", re.compile(rb".*", re.DOTALL)),
+        ("sesiones.http.fast_check._SELF", b"HTTP/1.1 200 OK\r\n%b%d%d%d%d%b\r\n%b"),
+        ("sesiones.http.fast_check.FastLane._owes", lambda _: False),
     ],
 )
 def test_lane_that_is_too_lenient_differs(what: str, doctored: Any) -> None:

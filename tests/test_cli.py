@@ -17,7 +17,7 @@ import pytest
 from redis import Redis
 
 from scripts.redis_server import RedisServer
-from sesiones.__main__ import EXIT_CODES, Exit, main
+from sesiones.cli import EXIT_CODES, Exit, main
 from tests.conftest import open_store
 from tests.service import environment
 from tests.test_store import index_key, session_key
@@ -327,7 +327,7 @@ def test_what_flags_take_is_named_by_its_kind(capsys: pytest.CaptureFixture[str]
 
 def test_a_standard_descriptor_that_is_closed_is_not_given_to_redis(server: RedisServer) -> None:
     program = (
-        "import os, sys; from sesiones import console; console.prepare(); "
+        "import os, sys; from sesiones.cli import console; console.prepare(); "
         "files = {os.readlink(f'/proc/self/fd/{n}') for n in range(3)}; "
         "sys.exit(files != {'/dev/null'})"
     )

@@ -9,8 +9,8 @@ import pytest
 
 from sesiones import tokens
 from sesiones.redis_client import Argument, Execute, Listener, OnReply
-from sesiones.sesion import Sesion
-from sesiones.store import BadDates, Refusal, SessionStore
+from sesiones.sesion import BadDates, Refusal, Sesion
+from sesiones.store import SessionStore
 
 pytestmark = pytest.mark.anyio
 

@@ -20,8 +20,8 @@ from redis.crc import key_slot
 from scripts.redis_server import RedisCluster, RedisServer, free_port
 from sesiones import tokens
 from sesiones.redis_client.cluster import masters_of
-from sesiones.sesion import Sesion
-from sesiones.store import Refusal, SessionStore, StoreUnavailable
+from sesiones.sesion import Refusal, Sesion, StoreUnavailable
+from sesiones.store import SessionStore
 from tests.conftest import available, open_store
 
 pytestmark = pytest.mark.anyio

@@ -19,8 +19,8 @@ from scripts.redis_server import RedisServer, free_port
 from sesiones import tokens
 from sesiones.redis_client import connect, connection
 from sesiones.redis_client.single import UnconfirmedError
-from sesiones.sesion import Sesion
-from sesiones.store import SessionStore, StoreUnavailable
+from sesiones.sesion import Sesion, StoreUnavailable
+from sesiones.store import SessionStore
 from tests.conftest import available, open_store, replica_of
 from tests.records import record
 from tests.service import Service, comes_true

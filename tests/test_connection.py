@@ -26,8 +26,9 @@ from sesiones import tokens
 from sesiones.redis_client import Commands, connect, single
 from sesiones.redis_client.connection import SilentError
 from sesiones.redis_client.single import Affects
-from sesiones.redis_client.tasks import SingleFlight
-from sesiones.store import SessionStore, StoreUnavailable
+from sesiones.sesion import StoreUnavailable
+from sesiones.store import SessionStore
+from sesiones.tasks import SingleFlight
 from tests.conftest import available, open_store
 
 pytestmark = pytest.mark.anyio

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sesiones import tokens
-from sesiones.credentials import ServiceKeys, caller_token
+from sesiones.http.credentials import ServiceKeys, caller_token
 
 TOKEN = "ses_eQ-01XQr_KJS2gLGQi2jrM8R2FePYHZcuB_y2ywpRWxkI"
 RAW = TOKEN.encode()

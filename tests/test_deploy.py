@@ -16,7 +16,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from scripts.redis_binary import find_binary
 from scripts.redis_server import CONFIGURATION, wait_until
 from sesiones import tokens
-from sesiones.server import STOP_SECONDS
+from sesiones.http.server import STOP_SECONDS
 from sesiones.settings import Settings
 from tests.conftest import open_store
 

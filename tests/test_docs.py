@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 
 from scripts.chaos.__main__ import SCENARIOS
-from sesiones.problems import TITLES
+from sesiones.http.problems import TITLES
 from sesiones.settings import Settings
 
 ROOT = Path(__file__).parent.parent

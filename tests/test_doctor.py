@@ -15,12 +15,11 @@ from redis import Redis
 from redis.exceptions import AuthenticationError
 
 from scripts.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
-from sesiones import doctor, tokens
-from sesiones.__main__ import Exit, main
+from sesiones import tokens
+from sesiones.cli import Exit, doctor, main
 from sesiones.redis_client import Commands, Execute
-from sesiones.sesion import Sesion
+from sesiones.sesion import Refusal, Sesion, StoreUnavailable
 from sesiones.settings import Settings
-from sesiones.store import Refusal, StoreUnavailable
 from tests.conftest import open_store, replica_of
 from tests.records import write_record
 from tests.test_cluster import cluster  # noqa: F401, a fixture

@@ -19,8 +19,8 @@ from starlette.applications import Starlette
 
 from scripts.redis_server import RedisServer
 from sesiones import tokens
-from sesiones.app import create_app
-from sesiones.problems import TITLES
+from sesiones.http.app import create_app
+from sesiones.http.problems import TITLES
 from sesiones.settings import Settings
 from tests import asgi
 from tests.conftest import KEY

@@ -18,8 +18,8 @@ from redis import Redis
 
 from scripts.redis_server import RedisCluster, RedisSentinels, RedisServer
 from sesiones import tokens
-from sesiones.sesion import Sesion
-from sesiones.store import Refusal, SessionStore, StoreUnavailable, tombstones
+from sesiones.sesion import Refusal, Sesion, StoreUnavailable
+from sesiones.store import SessionStore, tombstones
 from sesiones.store.tombstones import Tombstones
 from tests.conftest import available, open_store
 from tests.service import comes_true

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from redis import Redis
 from starlette.applications import Starlette
 
-from sesiones import health, tokens
+from sesiones import logs, tokens
 from tests import asgi
 from tests.conftest import EXAMPLES, KEY
 from tests.service import Reply, Service
@@ -41,7 +41,7 @@ DOCUMENTED: dict[tuple[str, str], set[int]] = {
     LOGOUT: {200, 403} | BODY,
     LOGOUT_ALL: {200, 403} | BODY,
 }
-OTHERS = {*health.PATHS, "/metrics", "/openapi.json", "/docs"}
+OTHERS = {*logs.PROBE_PATHS, "/metrics", "/openapi.json", "/docs"}
 
 TYPES = ["application/json", "application/x-www-form-urlencoded"]
 TOKEN = tokens.make(7)

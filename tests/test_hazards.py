@@ -25,8 +25,8 @@ from redis.exceptions import NoScriptError, RedisError
 from scripts.redis_server import RedisServer
 from sesiones import tokens
 from sesiones.redis_client import Argument, Commands, Execute, Listener, connect
-from sesiones.sesion import Sesion
-from sesiones.store import BadDates, Immutable, Refusal, SessionStore, StoreUnavailable
+from sesiones.sesion import BadDates, Immutable, Refusal, Sesion, StoreUnavailable
+from sesiones.store import SessionStore
 from tests.test_store import base, counter_key, digest, index_key, lua, session_key
 
 pytestmark = pytest.mark.anyio

@@ -10,8 +10,8 @@ from redis.exceptions import ResponseError
 
 from scripts.chaos.faults import client, cut_off, full, misconf, noreplicas
 from scripts.redis_server import RedisServer
-from sesiones.health import Health
-from sesiones.problems import Problem
+from sesiones.http.operations import Health
+from sesiones.http.problems import Problem
 from sesiones.redis_client import Argument
 from sesiones.store import SessionStore
 from sesiones.store.scripts import SERVICE_SCRIPTS

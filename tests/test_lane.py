@@ -17,10 +17,9 @@ from starlette.types import Receive, Scope, Send
 
 from scripts.redis_server import RedisServer
 from sesiones import tokens
-from sesiones.lane import KNOWN_MAX_BYTES, FastLane
-from sesiones.protocol import PIECE_BYTES, HttpProtocol
-from sesiones.sesion import Sesion
-from sesiones.store import StoreUnavailable
+from sesiones.http.fast_check import KNOWN_MAX_BYTES, FastLane
+from sesiones.http.protocol import PIECE_BYTES, HttpProtocol
+from sesiones.sesion import Sesion, StoreUnavailable
 from tests.conftest import EXAMPLES, KEY
 from tests.service import Service
 
@@ -477,7 +476,7 @@ async def test_a_known_message_needs_no_parser(monkeypatch: pytest.MonkeyPatch) 
             answer = await served.send(data.replace(b"Host: ", b"X: %b\r\nHost: " % more))
             assert b" 200 " in answer
         assert len(known) == 1
-        monkeypatch.setattr("sesiones.lane.KNOWN_MAX", 5)
+        monkeypatch.setattr("sesiones.http.fast_check.KNOWN_MAX", 5)
         for path in range(20):
             for _ in range(2):
                 await served.send(plain(b"/sesiones/verificar/%d" % path, TOKEN))
@@ -556,7 +555,7 @@ async def test_keep_alive_ends_an_idle_connection_and_no_other() -> None:
 async def test_a_client_that_does_not_read_is_cut(
     monkeypatch: pytest.MonkeyPatch, target: bytes
 ) -> None:
-    monkeypatch.setattr("sesiones.protocol.SEND_SECONDS", 0.2)
+    monkeypatch.setattr("sesiones.http.protocol.SEND_SECONDS", 0.2)
     async with lane() as served:
         served.answer = SESION
         with socket.socket() as client:
@@ -575,7 +574,7 @@ async def test_a_client_that_does_not_read_is_cut(
 async def test_a_client_that_reads_while_the_event_loop_is_held_up_is_not_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sesiones.protocol.SEND_SECONDS", 0.3)
+    monkeypatch.setattr("sesiones.http.protocol.SEND_SECONDS", 0.3)
     async with lane() as served:
         served.answer = SESION
         with socket.create_connection(("127.0.0.1", served.port)) as client:
@@ -598,7 +597,7 @@ async def test_a_client_that_reads_while_the_event_loop_is_held_up_is_not_cut(
 
 @pytest.mark.anyio
 async def test_the_deadline_is_the_clients_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sesiones.protocol.RECEIVE_SECONDS", 0.2)
+    monkeypatch.setattr("sesiones.http.protocol.RECEIVE_SECONDS", 0.2)
     async with lane() as served:
         served.hold = True
         check = plain(b"/sesiones/self", TOKEN)
@@ -618,7 +617,7 @@ async def test_the_deadline_is_the_clients_alone(monkeypatch: pytest.MonkeyPatch
 async def test_an_upgrade_behind_a_check_keeps_its_deadline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sesiones.protocol.RECEIVE_SECONDS", 0.8)
+    monkeypatch.setattr("sesiones.http.protocol.RECEIVE_SECONDS", 0.8)
     async with lane() as served:
         served.answer = SESION
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)

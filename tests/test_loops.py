@@ -26,12 +26,13 @@ with warnings.catch_warnings():  # it would rather have another HTTP library
     from starlette.testclient import TestClient
 
 from sesiones import tokens
-from sesiones.app import create_app
-from sesiones.client import SessionClient
+from sesiones.clients.http import SessionClient
+from sesiones.http.app import create_app
 from sesiones.redis_client.single import Server
-from sesiones.redis_client.tasks import PerLoop
+from sesiones.sesion import StoreUnavailable
 from sesiones.settings import Settings
-from sesiones.store import StoreUnavailable, tombstones
+from sesiones.store import tombstones
+from sesiones.tasks import PerLoop
 from tests.conftest import KEY, available, open_store
 from tests.service import Service, comes_true
 

@@ -18,8 +18,10 @@ from redis import Redis
 
 from scripts.redis_server import RedisServer
 from sesiones import tokens
+from sesiones.http.exposition import Exposition
 from sesiones.metrics import SECONDS, Metrics
-from sesiones.store import SessionStore, StoreUnavailable
+from sesiones.sesion import StoreUnavailable
+from sesiones.store import SessionStore
 from tests.conftest import KEY, open_store
 from tests.service import Service, comes_true
 from tests.test_server import children
@@ -53,7 +55,7 @@ def counted(metrics: Metrics) -> Samples:
         name: value
         for name, value in (
             (f"{s.name}{list(s.labels.values())}", s.value)
-            for family in metrics.collect()
+            for family in Exposition(metrics).collect()
             for s in family.samples
         )
         if value and re.search(r"checks_total|slides|created|ended|errors|in_flight", name)
@@ -84,7 +86,7 @@ async def test_operations(redis_server: RedisServer, redis: "Redis") -> None:
             "sesiones_sessions_ended_total['logout']": 1,
             "sesiones_sessions_ended_total['logout_all']": 2,
         }
-        for family in store.metrics.collect():
+        for family in Exposition(store.metrics).collect():
             for sample in family.samples:
                 if sample.name == "sesiones_operation_seconds_count":
                     expected = {"check": 4, "create": 4, "update": 1, "logout": 2, "logout_all": 1}
@@ -130,7 +132,9 @@ def test_latencies_of_a_batch() -> None:
         now = time.monotonic()
         asked = [now - 0.03 + index * spread / 10 for index in range(10)]
         metrics.checked(asked, [None] * 10)
-        (family,) = (f for f in metrics.collect() if f.name == "sesiones_operation_seconds")
+        (family,) = (
+            f for f in Exposition(metrics).collect() if f.name == "sesiones_operation_seconds"
+        )
         seen = {
             sample.labels.get("le", sample.name): sample.value
             for sample in family.samples

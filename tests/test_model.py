@@ -20,8 +20,7 @@ from hypothesis.stateful import (
 )
 
 from sesiones import tokens
-from sesiones.sesion import Sesion
-from sesiones.store import BadDates, Immutable, Refusal
+from sesiones.sesion import BadDates, Immutable, Refusal, Sesion
 from tests.test_clock import Clock, Fake, fake_store
 
 T = TypeVar("T")

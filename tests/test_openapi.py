@@ -15,9 +15,10 @@ from redis import Redis
 from starlette.types import Receive, Scope, Send
 
 import sesiones
-from sesiones import openapi, tokens
-from sesiones.app import create_app
-from sesiones.routing import Routes
+from sesiones import tokens
+from sesiones.http import openapi
+from sesiones.http.app import create_app
+from sesiones.http.routes import Routes
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
 from tests import asgi

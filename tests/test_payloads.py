@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sesiones import payloads
-from sesiones.problems import Problem
+from sesiones.http import requests
+from sesiones.http.problems import Problem
 from sesiones.sesion import INT_MAX
 
 TOKEN = "ses_" + "A" * 45
@@ -69,11 +69,11 @@ def bad_fields(call: Callable[[], object]) -> list[str]:
 
 
 def create(body: bytes) -> tuple[int, str]:
-    return payloads.creation(payloads.parse_json(body), form=False)
+    return requests.creation(requests.parse_json(body), form=False)
 
 
 def create_form(body: bytes) -> tuple[int, str]:
-    return payloads.creation(payloads.parse_form(body), form=True)
+    return requests.creation(requests.parse_form(body), form=True)
 
 
 # JSON
@@ -131,20 +131,20 @@ def create_form(body: bytes) -> tuple[int, str]:
     ],
 )
 def test_not_a_json_object(body: bytes) -> None:
-    assert refused(lambda: payloads.parse_json(body)).status == 400
+    assert refused(lambda: requests.parse_json(body)).status == 400
 
 
 @given(st.dictionaries(st.text(), JSON))
 def test_any_json_object_is_read(members: dict[str, Any]) -> None:
     for ascii_only in True, False:
         body = json.dumps(members, ensure_ascii=ascii_only).encode("utf-8", "replace")
-        read = payloads.parse_json(body)
+        read = requests.parse_json(body)
         assert read.keys() == members.keys()
 
 
 @given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_an_object_or_a_400(body: bytes) -> None:
-    assert status(lambda: payloads.parse_json(body)) in (200, 400)
+    assert status(lambda: requests.parse_json(body)) in (200, 400)
 
 
 # Integers
@@ -248,7 +248,7 @@ def test_integers_by_their_value(value: int) -> None:
 def test_form_integers_by_their_spelling(text: str) -> None:
     canonical = re.fullmatch(r"0|[1-9][0-9]*", text, re.ASCII) and int(text) <= INT_MAX
     members = {"ID_Usuario": text, "Dispositivo": "d"}
-    assert status(lambda: payloads.creation(members, form=True)) == (200 if canonical else 422)
+    assert status(lambda: requests.creation(members, form=True)) == (200 if canonical else 422)
 
 
 def test_bounds_of_each_integer() -> None:
@@ -256,11 +256,11 @@ def test_bounds_of_each_integer() -> None:
         low = 1 if campo == "ID_Sesion" else 0
         high = 1 if campo == "Estado_Sesion" else INT_MAX
         for value in low, high:
-            given_ = payloads.update(OBJECT | {campo: value}, form=False)
+            given_ = requests.update(OBJECT | {campo: value}, form=False)
             assert getattr(given_, campo) == value
         for value in low - 1, high + 1, bool(low):
             members = OBJECT | {campo: value}
-            assert bad_fields(partial(payloads.update, members, form=False)) == [campo]
+            assert bad_fields(partial(requests.update, members, form=False)) == [campo]
 
 
 # Dispositivo
@@ -331,8 +331,8 @@ def test_devices_by_their_characters(device: str) -> None:
 
 @pytest.mark.parametrize("form", [False, True])
 def test_every_missing_field_is_named(form: bool) -> None:
-    assert bad_fields(lambda: payloads.update({}, form=form)) == list(OBJECT)
-    assert bad_fields(lambda: payloads.creation({}, form=form)) == ["ID_Usuario", "Dispositivo"]
+    assert bad_fields(lambda: requests.update({}, form=form)) == list(OBJECT)
+    assert bad_fields(lambda: requests.creation({}, form=form)) == ["ID_Usuario", "Dispositivo"]
 
 
 @given(st.data())
@@ -347,24 +347,24 @@ def test_exactly_the_bad_fields_are_named(data: st.DataObject) -> None:
             members[campo] = {"null": None, "list": [], "boolean": True, "float": 1.0}[spoil]
     if spoiled:
         expected = [campo for campo in OBJECT if campo in spoiled]
-        assert bad_fields(lambda: payloads.update(members, form=False)) == expected
+        assert bad_fields(lambda: requests.update(members, form=False)) == expected
     else:
-        assert json.loads(payloads.update(members, form=False).to_json()) == OBJECT
+        assert json.loads(requests.update(members, form=False).to_json()) == OBJECT
 
 
 @given(st.dictionaries(st.text().filter(lambda name: name not in OBJECT), JSON))
 def test_unknown_members_are_ignored(extra: dict[str, Any]) -> None:
-    assert json.loads(payloads.update(OBJECT | extra, form=False).to_json()) == OBJECT
+    assert json.loads(requests.update(OBJECT | extra, form=False).to_json()) == OBJECT
 
 
 def test_an_object_in_a_form() -> None:
-    members = payloads.parse_form(urlencode(OBJECT).encode())
-    assert json.loads(payloads.update(members, form=True).to_json()) == OBJECT
+    members = requests.parse_form(urlencode(OBJECT).encode())
+    assert json.loads(requests.update(members, form=True).to_json()) == OBJECT
 
 
 def test_form_digits_are_no_json_integers() -> None:
     members = {campo: str(value) for campo, value in OBJECT.items()}
-    assert bad_fields(lambda: payloads.update(members, form=False)) == INTEGERS
+    assert bad_fields(lambda: requests.update(members, form=False)) == INTEGERS
 
 
 # Forms and queries
@@ -390,7 +390,7 @@ def test_form_digits_are_no_json_integers() -> None:
     ],
 )
 def test_forms(text: bytes, members: dict[str, str]) -> None:
-    assert payloads.parse_form(text) == members
+    assert requests.parse_form(text) == members
 
 
 @pytest.mark.parametrize(
@@ -426,17 +426,17 @@ def test_forms(text: bytes, members: dict[str, str]) -> None:
     ],
 )
 def test_not_a_form(text: bytes) -> None:
-    assert refused(lambda: payloads.parse_form(text)).status == 400
+    assert refused(lambda: requests.parse_form(text)).status == 400
 
 
 @given(st.dictionaries(st.text(), st.text()))
 def test_any_form_is_read(members: dict[str, str]) -> None:
-    assert payloads.parse_form(urlencode(members).encode()) == members
+    assert requests.parse_form(urlencode(members).encode()) == members
 
 
 @given(st.binary())
 def test_any_bytes_are_a_form_or_a_400(text: bytes) -> None:
-    assert status(lambda: payloads.parse_form(text)) in (200, 400)
+    assert status(lambda: requests.parse_form(text)) in (200, 400)
 
 
 # Token_Sesion of a DELETE
@@ -452,7 +452,7 @@ def test_any_bytes_are_a_form_or_a_400(text: bytes) -> None:
     ],
 )
 def test_designation(body: dict[str, Any], query: dict[str, Any]) -> None:
-    assert payloads.designation(body, query) == "t"
+    assert requests.designation(body, query) == "t"
 
 
 @pytest.mark.parametrize(
@@ -470,4 +470,4 @@ def test_designation(body: dict[str, Any], query: dict[str, Any]) -> None:
     ],
 )
 def test_no_designation(body: dict[str, Any], query: dict[str, Any]) -> None:
-    assert bad_fields(lambda: payloads.designation(body, query)) == ["Token_Sesion"]
+    assert bad_fields(lambda: requests.designation(body, query)) == ["Token_Sesion"]

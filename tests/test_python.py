@@ -38,8 +38,8 @@ from starlette.websockets import WebSocket
 import sesiones
 from scripts.redis_server import RedisServer
 from sesiones import Refusal, Sesion, SessionStore, StoreUnavailable, tokens
-from sesiones.authentication import SessionBackend, Sessions, on_error
-from sesiones.client import SessionClient
+from sesiones.clients.http import SessionClient
+from sesiones.clients.starlette import SessionBackend, Sessions, on_error
 from sesiones.sesion import INT_MAX
 from sesiones.settings import Settings
 from tests import asgi

@@ -16,7 +16,8 @@ from redis import Redis
 
 from scripts.redis_binary import find_binaries
 from scripts.redis_server import CONFIGURATION, RedisServer
-from sesiones.store import SessionStore, StoreUnavailable
+from sesiones.sesion import StoreUnavailable
+from sesiones.store import SessionStore
 from tests.conftest import open_store
 
 pytestmark = pytest.mark.anyio

@@ -17,9 +17,8 @@ from redis import Redis
 from scripts import seed
 from scripts.redis_server import RedisServer
 from sesiones import tokens
-from sesiones.sesion import Sesion
+from sesiones.sesion import Sesion, StoreUnavailable
 from sesiones.settings import Settings
-from sesiones.store import StoreUnavailable
 from tests.conftest import open_store
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from scripts.redis_server import RedisSentinels
 from sesiones.redis_client import connect
-from sesiones.store import SessionStore, StoreUnavailable
+from sesiones.sesion import StoreUnavailable
+from sesiones.store import SessionStore
 from tests.conftest import available, open_store
 
 pytestmark = pytest.mark.redis

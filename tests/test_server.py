@@ -24,11 +24,11 @@ import uvicorn
 import sesiones
 from scripts.chaos.faults import hung
 from scripts.redis_server import RedisServer, free_port
-from sesiones.__main__ import main
-from sesiones.app import create_app
-from sesiones.lane import FastLane
-from sesiones.protocol import DRAIN_SECONDS, HttpProtocol
-from sesiones.server import ListenError, _Server, listen
+from sesiones.cli import main
+from sesiones.http.app import create_app
+from sesiones.http.fast_check import FastLane
+from sesiones.http.protocol import DRAIN_SECONDS, HttpProtocol
+from sesiones.http.server import ListenError, _Server, listen
 from sesiones.settings import Settings, SettingsError
 from tests import asgi
 from tests.conftest import KEY
@@ -257,7 +257,7 @@ def getaddrinfo(host, port, *args, **options):
     return [(socket.AF_INET6, 1, 6, "", ("::1", port, 0, 0)),
             (socket.AF_INET, 1, 6, "", ("127.0.0.1", port))]
 socket.getaddrinfo = getaddrinfo
-from sesiones.__main__ import main
+from sesiones.cli import main
 if __name__ == "__main__":
     sys.exit(main())
 """

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sesiones.__main__ import main
+from sesiones.cli import main
 from sesiones.settings import Settings, SettingsError, public_url, variables, warnings
 
 KEY = "k" * 32

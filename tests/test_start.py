@@ -130,10 +130,10 @@ def catches(pid: int, number: signal.Signals) -> bool:
 
 
 def test_what_is_imported_before_the_signals_are_handled_is_little() -> None:
-    program = "import sesiones.start, sys; print(*sys.modules)"
+    program = "import sesiones.signals, sys; print(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     loaded = set(shown.stdout.split())
-    assert "sesiones.start" in loaded
+    assert "sesiones.signals" in loaded
     assert loaded.isdisjoint({"asyncio", "redis", "uvicorn", "starlette", "sesiones.store"})
 
 

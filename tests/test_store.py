@@ -24,8 +24,8 @@ from redis.exceptions import ResponseError
 
 from scripts.redis_server import RedisServer
 from sesiones import tokens
-from sesiones.sesion import INT_MAX, Sesion
-from sesiones.store import BadDates, Immutable, Refusal, SessionStore, StoreUnavailable
+from sesiones.sesion import INT_MAX, BadDates, Immutable, Refusal, Sesion, StoreUnavailable
+from sesiones.store import SessionStore
 from sesiones.store.checks import CheckQueue
 from tests.conftest import open_store
 from tests.records import NUMBERS, record, write_record
@@ -41,7 +41,7 @@ NEIGHBOUR = 2061  # shares the bucket of user 7; user 8 does not
 
 def lua(name: str) -> str:
     """A script as the store loads it."""
-    folder = files("sesiones") / "lua"
+    folder = files("sesiones.store") / "lua"
     first, _, rest = (folder / f"{name}.lua").read_text("utf-8").partition("\n")
     return f"{first}\n{(folder / 'session.lua').read_text('utf-8')}\n{rest}"
 

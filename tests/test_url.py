@@ -5,7 +5,7 @@ import re
 import pytest
 
 from sesiones.redis_client import connect
-from sesiones.redis_client.url import Nodes, parse_cluster, parse_sentinel
+from sesiones.redis_url import Nodes, check, parse_cluster, parse_sentinel
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,8 @@ def test_cluster_url_is_read_as_it_is_meant(
         "redis:// a:1",
         "redis://a:1,b:2",
         "redis://a:0",
+        "redis://a/0?db=x",
+        "unix:///x.sock?db=-1",
         "redis://a:65536",
         "redis://a:6379\n",
         "redis://a\t:6379",
@@ -85,5 +87,7 @@ def test_cluster_url_is_read_as_it_is_meant(
     ],
 )
 def test_malformed_url_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=re.compile("")):
+        check(url)
     with pytest.raises(ValueError, match=re.compile("")):
         connect(url, 1)

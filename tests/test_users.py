@@ -13,8 +13,8 @@ from redis.exceptions import MovedError, OutOfMemoryError
 
 from scripts.redis_server import RedisCluster, RedisServer
 from sesiones import tokens
-from sesiones.__main__ import Exit, main
-from sesiones.doctor import place as place_of
+from sesiones.cli import Exit, main
+from sesiones.cli.doctor import place as place_of
 from sesiones.sesion import Sesion
 from sesiones.settings import Settings
 from sesiones.store import SessionStore

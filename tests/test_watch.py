@@ -12,9 +12,9 @@ from redis import Redis
 
 import sesiones
 from scripts.redis_server import RedisServer, free_port
-from sesiones import watch
+from sesiones.http import watch
+from sesiones.http.watch import Watch
 from sesiones.settings import Settings
-from sesiones.watch import Watch
 from tests.conftest import KEY, replica_of
 from tests.service import Service, comes_true, environment
 

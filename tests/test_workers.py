@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from scripts.redis_server import RedisServer, free_port
-from sesiones.server import FILES_MIN, STOP_SECONDS
-from sesiones.workers import HANG_SECONDS
+from sesiones.http.server import FILES_MIN, STOP_SECONDS
+from sesiones.http.workers import HANG_SECONDS
 from tests.service import Service, comes_true, environment, refused
 
 pytestmark = pytest.mark.slow
@@ -203,7 +203,8 @@ def test_a_pause_of_the_first_process_kills_no_worker(redis_server: RedisServer)
 
 STUCK = """
 import threading, time
-from sesiones import server, start
+from sesiones.http import server
+from sesiones import signals
 start.begin()
 async def hang(*_): time.sleep(60)
 server._Server.{method} = hang

@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sesiones import SessionStore, StoreUnavailable
-from sesiones.authentication import SessionBackend, on_error
+from sesiones.clients.starlette import SessionBackend, on_error
 
 PASSWORDS = {"7": "secreto"}  # yours: a password hash in a database
 

@@ -26,9 +26,10 @@ from scripts.chaos import Bar, resident
 from scripts.progress import Progress
 from scripts.redis_server import RedisServer
 from sesiones import tokens
+from sesiones.http.exposition import Exposition
 from sesiones.metrics import CREATED, ENDED
-from sesiones.sesion import Sesion
-from sesiones.store import SessionStore, StoreUnavailable
+from sesiones.sesion import Sesion, StoreUnavailable
+from sesiones.store import SessionStore
 from sesiones.store.tombstones import TOMBSTONE_TTL_SECONDS
 
 NODES = 3
@@ -358,7 +359,7 @@ def counted(stores: Sequence[SessionStore]) -> Counter[str]:
     """Their metrics: sessions created, and ended by the reason."""
     found: Counter[str] = Counter()
     for store in stores:
-        for family in store.metrics.collect():
+        for family in Exposition(store.metrics).collect():
             for sample in family.samples:
                 if sample.name == f"{CREATED.name}_total":
                     found["created"] += int(sample.value)

@@ -33,9 +33,9 @@ from scripts.chaos.oracle import Oracle, Violation
 from scripts.progress import Progress
 from scripts.redis_server import RedisServer
 from sesiones import tokens
-from sesiones.app import create_app
-from sesiones.lane import FastLane
-from sesiones.protocol import HttpProtocol
+from sesiones.http.app import create_app
+from sesiones.http.fast_check import FastLane
+from sesiones.http.protocol import HttpProtocol
 from sesiones.settings import Settings
 from sesiones.store.scripts import CREATE, END, END_ALL, UPDATE
 from tests.service import Service

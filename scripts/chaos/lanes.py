@@ -32,8 +32,8 @@ from scripts.chaos.mutations import Mutations
 from scripts.chaos.oracle import TOKEN
 from scripts.progress import Progress
 from sesiones import tokens
-from sesiones.lane import FastLane
-from sesiones.protocol import HttpProtocol
+from sesiones.http.fast_check import FastLane
+from sesiones.http.protocol import HttpProtocol
 
 MESSAGES, SHORT_MESSAGES = 1_000_000, 6_000
 PAIRS = 32

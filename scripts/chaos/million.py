@@ -21,7 +21,7 @@ from redis import Redis
 from scripts import seed
 from scripts.chaos import Bar
 from scripts.redis_server import RedisServer
-from sesiones.app import open_store
+from sesiones.http.app import open_store
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import orjson
 
-from sesiones.problems import TITLES
+from sesiones.http.problems import TITLES
 from sesiones.sesion import Sesion
 
 TOKEN = re.compile(rb"ses_[A-Za-z0-9_-]{45}")

@@ -18,7 +18,7 @@ import uvloop
 from scripts.chaos import Bar
 from scripts.chaos.traffic import Client, Event, Traffic, words
 from scripts.redis_server import RedisServer, free_port
-from sesiones.server import STOP_SECONDS
+from sesiones.http.server import STOP_SECONDS
 from tests.service import Service
 
 WORKERS, RATE, SECONDS = 4, 1000, 110

@@ -8,7 +8,7 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from sesiones.redis_client import url as urls
+from sesiones import redis_url
 from sesiones.redis_client.cluster import Cluster
 from sesiones.redis_client.connection import Argument, OnReply
 from sesiones.redis_client.single import Execute, Listener, SentinelMaster, Server
@@ -78,9 +78,8 @@ class Commands(Protocol):
 def connect(url: str, timeout_seconds: float) -> Commands:
     """Commands on the server that the URL names; no I/O until the first one.
 
-    URLs are redis-py's, and ``redis+sentinel://host:port,.../master/db`` and
-    ``redis+cluster://host:port,...``. Raises ValueError or whatever redis-py
-    raises for any other.
+    URLs are redis-py's, ``redis+sentinel://host:port,.../master/db`` and
+    ``redis+cluster://host:port,...``. Raises ValueError for any other.
     """
     options: dict[str, Any] = {
         "socket_timeout": timeout_seconds,
@@ -92,10 +91,10 @@ def connect(url: str, timeout_seconds: float) -> Commands:
     }
     scheme = url.partition("://")[0]
     if scheme == "redis+cluster":
-        nodes = urls.parse_cluster(url)
+        nodes = redis_url.parse_cluster(url)
         return Cluster(nodes.addresses, options | dict(nodes.credentials), timeout_seconds)
     if scheme == "redis+sentinel":
-        nodes = urls.parse_sentinel(url)
+        nodes = redis_url.parse_sentinel(url)
         return SentinelMaster(
             nodes.addresses,
             nodes.master,
@@ -103,7 +102,7 @@ def connect(url: str, timeout_seconds: float) -> Commands:
             options | dict(nodes.sentinel_credentials),
             timeout_seconds,
         )
-    urls.check_single(url)
+    redis_url.check_single(url)
     return Server(ConnectionPool.from_url(url, **options), timeout_seconds)
 
 

@@ -42,7 +42,7 @@ from sesiones.redis_client.single import (
     Server,
     UnconfirmedError,
 )
-from sesiones.redis_client.tasks import SingleFlight, majority
+from sesiones.tasks import SingleFlight, majority
 
 REFRESH_SECONDS = 0.1
 """Between two looks at the map at the least: a failover takes longer."""

@@ -41,7 +41,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from sesiones.redis_client.tasks import ReadFirstTimer, retrieve_exception
+from sesiones.tasks import ReadFirstTimer, retrieve_exception
 
 Argument = str | bytes | int
 OnReply = Callable[[Any], None]

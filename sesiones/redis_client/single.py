@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from sesiones.redis_client.connection import Argument, OnReply, PipelinedConnection
-from sesiones.redis_client.tasks import (
+from sesiones.tasks import (
     MALFORMED_REPLY_ERRORS,
     SingleFlight,
     background,

@@ -10,28 +10,33 @@ import logging
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
-from enum import Enum
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from redis.exceptions import NoPermissionError, ReadOnlyError
 
 from sesiones import tokens
 from sesiones.metrics import CHECKS, Metrics
 from sesiones.redis_client import Commands, Execute, connect
-from sesiones.redis_client.tasks import Deadline, PerLoop
-from sesiones.sesion import Sesion, valid_device, valid_integer
+from sesiones.sesion import (
+    BadDates,
+    Immutable,
+    Refusal,
+    Sesion,
+    StoreUnavailable,
+    valid_device,
+    valid_integer,
+)
 from sesiones.settings import Settings
 from sesiones.store import scripts
 from sesiones.store.checks import Answer, CheckQueue, Submit
-from sesiones.store.errors import StoreUnavailable
 from sesiones.store.events import SessionEvents
 from sesiones.store.keys import SESSION, Keys
 from sesiones.store.records import session_of
 from sesiones.store.replay import Replay
 from sesiones.store.scripts import Outages, Script, ScriptRunner, unavailable
 from sesiones.store.tombstones import Tombstones
+from sesiones.tasks import Deadline, PerLoop
 
 logger = logging.getLogger("sesiones.store")
 
@@ -43,30 +48,6 @@ _COUNTERS_AT_ONCE = 256
 """Counters that was_used() asks for at a time."""
 _DIGEST = re.compile(rb"[A-Za-z0-9_-]{%d}" % len(tokens.digest(""))).fullmatch
 """Of a session's key. No token leads to any other."""
-
-
-class Refusal(Enum):
-    """Why a session was not ended."""
-
-    UNAUTHENTICATED = -1
-    """The caller's own session is not live and active."""
-    FORBIDDEN = -2
-    """The designated session is another user's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Immutable:
-    """An update was refused: it changes fields that never change."""
-
-    fields: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BadDates:
-    """An update was refused: its Fecha_Expiracion is not after its Ultima_Actividad (window),
-    beyond the absolute lifetime (lifetime), or would have passed already (past)."""
-
-    reason: Literal["window", "lifetime", "past"]
 
 
 class _LoopState:

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from sesiones.redis_client.tasks import background
+from sesiones.tasks import background
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")

@@ -9,9 +9,9 @@ from functools import partial
 from sesiones.metrics import Metrics
 from sesiones.redis_client import Execute
 from sesiones.redis_client.cluster import SlotMovedError
-from sesiones.sesion import Sesion
+from sesiones.sesion import Sesion, StoreUnavailable
 from sesiones.store.batching import Batcher
-from sesiones.store.errors import StoreUnavailable, WritesRefused, WritesSilent
+from sesiones.store.errors import WritesRefused, WritesSilent
 from sesiones.store.events import SessionEvents
 from sesiones.store.keys import SESSION, Keys
 from sesiones.store.records import session_of

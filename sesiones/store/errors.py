@@ -1,8 +1,6 @@
-"""What the store raises."""
+"""What the store's parts raise for each other: kinds of StoreUnavailable."""
 
-
-class StoreUnavailable(Exception):
-    """Redis cannot answer, or refuses: the operation may or may not have happened."""
+from sesiones.sesion import StoreUnavailable
 
 
 class WritesRefused(StoreUnavailable):

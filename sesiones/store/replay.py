@@ -4,12 +4,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from sesiones.redis_client.tasks import SingleFlight
-from sesiones.store.errors import StoreUnavailable
+from sesiones.sesion import StoreUnavailable
 from sesiones.store.events import SessionEvents
 from sesiones.store.keys import SESSION
 from sesiones.store.scripts import END_AGAIN, ScriptRunner
 from sesiones.store.tombstones import Tombstones
+from sesiones.tasks import SingleFlight
 
 logger = logging.getLogger("sesiones.store")
 

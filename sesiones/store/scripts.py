@@ -25,8 +25,9 @@ from sesiones.redis_client import Argument, Commands, Execute, OnReply
 from sesiones.redis_client.cluster import SlotMovedError
 from sesiones.redis_client.connection import SilentError
 from sesiones.redis_client.single import UnconfirmedError
-from sesiones.redis_client.tasks import MALFORMED_REPLY_ERRORS, Deadline
-from sesiones.store.errors import StoreUnavailable, WritesRefused, WritesSilent
+from sesiones.sesion import StoreUnavailable
+from sesiones.store.errors import WritesRefused, WritesSilent
+from sesiones.tasks import MALFORMED_REPLY_ERRORS, Deadline
 
 logger = logging.getLogger("sesiones.store")
 
@@ -50,7 +51,7 @@ class Script:
     of a session."""
 
     def __init__(self, name: str) -> None:
-        folder = files("sesiones") / "lua"
+        folder = files("sesiones.store") / "lua"
         shebang, _, body = (folder / f"{name}.lua").read_text("utf-8").partition("\n")
         shared = (folder / "session.lua").read_text("utf-8")
         self.source = (

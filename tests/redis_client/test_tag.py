@@ -17,8 +17,8 @@ from scripts.redis_server import RedisCluster, RedisServer, free_port
 from sesiones import tokens
 from sesiones.redis_client import Commands, connect
 from sesiones.redis_client import cluster as clusters
-from sesiones.sesion import Sesion
-from sesiones.store import SessionStore, StoreUnavailable, scripts
+from sesiones.sesion import Sesion, StoreUnavailable
+from sesiones.store import SessionStore, scripts
 from tests.conftest import available
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]

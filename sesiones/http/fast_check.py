@@ -5,7 +5,7 @@ parser to the store's batch, and its answer from the batch to the socket. Only t
 is taken: HTTP/1.1, one well-formed token in one header, no body, nothing unfinished before it on
 the connection, and no header that changes how the connection goes on. Everything else goes to
 Starlette unchanged; what Starlette answers to the same bytes is the reference, and
-tests/test_lane.py compares the two byte for byte.
+tests/http/test_fast_check.py compares the two byte for byte.
 
 Relies, beyond protocol.py, on what HttpToolsProtocol does with ``self.cycle``: it looks at
 ``response_complete`` to queue a request behind it, sets ``keep_alive`` to false at shutdown, and
@@ -19,9 +19,9 @@ from typing import Any, ClassVar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sesiones import tokens
-from sesiones.heads import HOST
-from sesiones.problems import unauthorized, unavailable
-from sesiones.protocol import HEAD_MAX_BYTES, HEAD_MAX_FIELDS, HttpProtocol
+from sesiones.http.heads import HOST
+from sesiones.http.problems import unauthorized, unavailable
+from sesiones.http.protocol import HEAD_MAX_BYTES, HEAD_MAX_FIELDS, HttpProtocol
 from sesiones.sesion import Sesion
 
 _TOKEN = re.compile(rb"ses_[A-Za-z0-9_-]{45}")

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, NoMatchFound
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sesiones.problems import Problem
+from sesiones.http.problems import Problem
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 

@@ -8,12 +8,11 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sesiones.problems import Problem
-from sesiones.store import SessionStore, StoreUnavailable
+from sesiones.http.problems import Problem
+from sesiones.sesion import StoreUnavailable
+from sesiones.store import SessionStore
 
 READY_SECONDS = 0.2
-
-PATHS = ("/livez", "/readyz", "/healthz")
 
 _REASONS = {
     "READONLY": "Redis es una réplica y no admite escrituras.",

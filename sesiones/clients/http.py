@@ -6,9 +6,8 @@ import asyncio
 import httpx
 
 from sesiones import tokens
-from sesiones.redis_client.tasks import Deadline, PerLoop
-from sesiones.sesion import Sesion
-from sesiones.store import StoreUnavailable
+from sesiones.sesion import Sesion, StoreUnavailable
+from sesiones.tasks import Deadline, PerLoop
 
 
 class SessionClient:

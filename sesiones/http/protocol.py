@@ -30,12 +30,12 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from sesiones import heads
-from sesiones.heads import MALFORMED
-from sesiones.payloads import BODY_MAX_BYTES
-from sesiones.persistence import persistent
-from sesiones.problems import Problem
-from sesiones.redis_client.tasks import ReadFirstTimer
+from sesiones.http import heads
+from sesiones.http.heads import MALFORMED
+from sesiones.http.persistence import persistent
+from sesiones.http.problems import Problem
+from sesiones.http.requests import BODY_MAX_BYTES
+from sesiones.tasks import ReadFirstTimer
 
 HEAD_MAX_BYTES = 16 * 1024
 HEAD_MAX_FIELDS = 100

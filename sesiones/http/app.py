@@ -9,15 +9,17 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sesiones import docs
-from sesiones.credentials import ServiceKeys
-from sesiones.endpoints import Endpoints
-from sesiones.health import Health
+from sesiones.http import docs
+from sesiones.http.credentials import ServiceKeys
+from sesiones.http.exposition import Exposition
+from sesiones.http.operations import Health
+from sesiones.http.problems import Problem, unavailable
+from sesiones.http.routes import Routes, Service
+from sesiones.http.sessions import Endpoints
 from sesiones.metrics import Metrics, Rows
-from sesiones.problems import Problem, unavailable
-from sesiones.routing import Routes, Service
+from sesiones.sesion import StoreUnavailable
 from sesiones.settings import Settings
-from sesiones.store import SessionStore, StoreUnavailable
+from sesiones.store import SessionStore
 
 
 def create_app(
@@ -37,6 +39,7 @@ def create_app(
     store = open_store(settings, Metrics(rows))
     service_keys = ServiceKeys(settings.service_key, open_without=open_without_key)
     endpoints = Endpoints(store, service_keys)
+    exposition = Exposition(store.metrics)
     health = Health(store)
 
     routes = Routes(
@@ -47,7 +50,7 @@ def create_app(
             "/sesiones/logoutAll": {"DELETE": endpoints.logout_all},
             "/openapi.json": {"GET": docs.document, "HEAD": docs.document},
             "/docs": {"GET": docs.page, "HEAD": docs.page},
-            "/metrics": {"GET": store.metrics.show, "HEAD": store.metrics.show},
+            "/metrics": {"GET": exposition.show, "HEAD": exposition.show},
             "/livez": {"GET": health.live, "HEAD": health.live},
             "/readyz": {"GET": health.ready, "HEAD": health.ready},
             "/healthz": {"GET": health.ready, "HEAD": health.ready},
@@ -56,7 +59,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
-        yield {"check": store.checker()}  # for the fast lane (lane.py)
+        yield {"check": store.checker()}  # for fast_check.py
         await store.aclose()
 
     return Service(

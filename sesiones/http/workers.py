@@ -19,7 +19,7 @@ from multiprocessing import connection, get_context, resource_tracker
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from sesiones import start
+from sesiones import signals
 
 logger = logging.getLogger("sesiones.workers")
 
@@ -120,7 +120,7 @@ class Supervisor:
                 )
                 # A Ctrl-C reaches the whole process group: while a worker imports its program, it
                 # would be a traceback.
-                with start.held():
+                with signals.held():
                     process.start()
         except BaseException:
             line.close()

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from sesiones.problems import Problem
+from sesiones.http.problems import Problem
 
 HOST = re.compile(
     rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[A-Za-z0-9._~!$&'()*+,;=%:-]+\])(?::[0-9]*)?"

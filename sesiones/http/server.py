@@ -22,14 +22,14 @@ from typing import Any, Literal
 
 import uvicorn
 
-from sesiones import logs, start
-from sesiones.app import create_app
-from sesiones.lane import FastLane
+from sesiones import logs, signals
+from sesiones.http.app import create_app
+from sesiones.http.fast_check import FastLane
+from sesiones.http.protocol import SEND_SECONDS, HttpProtocol
+from sesiones.http.watch import Watch
+from sesiones.http.workers import BEAT_SECONDS, Supervisor
 from sesiones.metrics import Rows
-from sesiones.protocol import SEND_SECONDS, HttpProtocol
 from sesiones.settings import Settings, SettingsError, warnings
-from sesiones.watch import Watch
-from sesiones.workers import BEAT_SECONDS, Supervisor
 
 logger = logging.getLogger("sesiones.server")
 
@@ -74,11 +74,11 @@ def serve(settings: Settings, listeners: Sequence[socket.socket]) -> None:
             if settings.workers > 1:
                 arguments = _work, listeners, settings, Rows()
                 supervisor = Supervisor(settings.workers, KILL_SECONDS, *arguments)
-                start.on_stop(supervisor.stop)
+                signals.on_stop(supervisor.stop)
                 run = supervisor.run
             else:
                 server = _Server(_config(settings))
-                start.on_stop(server.handle_exit)
+                signals.on_stop(server.handle_exit)
                 run = functools.partial(server.run, list(listeners))
             for listener in listeners:
                 logger.info("listening on %s", listener.getsockname())
@@ -96,8 +96,8 @@ def _work(
     logs.set_up(settings.log_format)
     try:
         server = _Server(_config(settings, rows), line)
-        start.on_stop(server.handle_exit)
-        start.release()
+        signals.on_stop(server.handle_exit)
+        signals.release()
         server.run(list(listeners))
     except OSError as error:
         logger.error("the worker cannot serve: %s", error)

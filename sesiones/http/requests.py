@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
-from sesiones.problems import Problem
+from sesiones.http.problems import Problem
 from sesiones.sesion import (
     BOUNDS,
     DEVICE_MAX_CHARACTERS,

@@ -10,21 +10,11 @@ ignores SIGINT for what it starts in the background.
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-def main() -> int:
-    """The command `sesiones`."""
-    if "serve" in sys.argv[1:2]:
-        begin()
-    from sesiones.__main__ import main
-
-    return main()
 
 
 def begin() -> None:

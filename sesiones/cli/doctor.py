@@ -12,12 +12,13 @@ from urllib.parse import urlsplit
 from redis.connection import parse_url
 from redis.exceptions import NoPermissionError, RedisError
 
-from sesiones.console import counted
+from sesiones.cli.console import counted
 from sesiones.logs import escaped
 from sesiones.redis_client import Commands, Execute
-from sesiones.redis_client.tasks import MALFORMED_REPLY_ERRORS
+from sesiones.sesion import StoreUnavailable
 from sesiones.settings import Settings
-from sesiones.store import SessionStore, StoreUnavailable
+from sesiones.store import SessionStore
+from sesiones.tasks import MALFORMED_REPLY_ERRORS
 
 PINGS = 20
 PERMISSION_ADVICE = "Allow it: docs/operate.md has a user for the service and for doctor."

@@ -7,13 +7,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from sesiones import payloads
-from sesiones.credentials import Headers, ServiceKeys, caller_token
+from sesiones.http import requests
+from sesiones.http.credentials import Headers, ServiceKeys, caller_token
+from sesiones.http.problems import Problem, unauthorized, unavailable
+from sesiones.http.requests import Members
 from sesiones.metrics import CHECKS
-from sesiones.payloads import Members
-from sesiones.problems import Problem, unauthorized, unavailable
-from sesiones.sesion import Sesion
-from sesiones.store import BadDates, Immutable, Refusal, SessionStore, StoreUnavailable
+from sesiones.sesion import BadDates, Immutable, Refusal, Sesion, StoreUnavailable
+from sesiones.store import SessionStore
 
 BAD_DATES = {
     "window": "debe ser posterior a Ultima_Actividad",
@@ -65,14 +65,14 @@ class Endpoints:
     async def create(self, request: Request) -> Response:
         """POST /sesiones."""
         members, form = await self._service_body(request)
-        ID_Usuario, Dispositivo = payloads.creation(members, form=form)
+        ID_Usuario, Dispositivo = requests.creation(members, form=form)
         sesion = await self._store.create(ID_Usuario, Dispositivo)
         return _json(sesion.to_json(), status=201)
 
     async def update(self, request: Request) -> Response:
         """PUT /sesiones."""
         members, form = await self._service_body(request)
-        updated = await self._store.update(payloads.update(members, form=form))
+        updated = await self._store.update(requests.update(members, form=form))
         match updated:
             case None:
                 raise Problem(404, "No hay ninguna sesión viva con ese Token_Sesion.")
@@ -80,7 +80,7 @@ class Endpoints:
                 errores = [(campo, "no se puede cambiar") for campo in fields]
                 raise Problem(409, "Hay campos que no se pueden cambiar.", errores=errores)
             case BadDates(reason):
-                raise payloads.unprocessable(("Fecha_Expiracion", BAD_DATES[reason]))
+                raise requests.unprocessable(("Fecha_Expiracion", BAD_DATES[reason]))
         return _json(updated.to_json())
 
     async def logout(self, request: Request) -> Response:
@@ -96,8 +96,8 @@ class Endpoints:
     ) -> Response:
         caller = (await self._authenticate(request.scope)).Token_Sesion
         body, _ = await _read_body(request, optional=True)
-        query = payloads.parse_form(request.scope["query_string"])
-        ended = await end(caller, payloads.designation(body, query))
+        query = requests.parse_form(request.scope["query_string"])
+        ended = await end(caller, requests.designation(body, query))
         if ended is Refusal.UNAUTHENTICATED:  # it ended while the request was read
             raise unauthorized(presented=True)
         if ended is Refusal.FORBIDDEN:
@@ -139,7 +139,7 @@ async def _read_body(request: Request, *, optional: bool = False) -> tuple[Membe
     body = await _collect(request)
     if optional and not body:
         return {}, False
-    return parse(body), parse is payloads.parse_form
+    return parse(body), parse is requests.parse_form
 
 
 def _parser(headers: Headers) -> Callable[[bytes], Members]:
@@ -153,9 +153,9 @@ def _parser(headers: Headers) -> Callable[[bytes], Members]:
         )
     types = _values(headers, b"content-type")
     media_type = types[0].partition(b";")[0].strip().lower() if len(types) == 1 else b""
-    parse = payloads.PARSERS.get(media_type)
+    parse = requests.PARSERS.get(media_type)
     if parse is None:
-        accepted = " o ".join(media.decode() for media in payloads.PARSERS)
+        accepted = " o ".join(media.decode() for media in requests.PARSERS)
         missing = "" if any(types) else "Falta Content-Type. "
         raise Problem(415, f"{missing}El cuerpo debe ser {accepted}.")
     return parse
@@ -173,12 +173,12 @@ async def _has_body(request: Request) -> bool:
 
 
 async def _collect(request: Request) -> bytes:
-    too_large = Problem(413, f"El cuerpo supera los {payloads.BODY_MAX_BYTES} bytes.")
-    if int(request.headers.get("content-length", 0)) > payloads.BODY_MAX_BYTES:
+    too_large = Problem(413, f"El cuerpo supera los {requests.BODY_MAX_BYTES} bytes.")
+    if int(request.headers.get("content-length", 0)) > requests.BODY_MAX_BYTES:
         raise too_large
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > payloads.BODY_MAX_BYTES:
+        if len(body) > requests.BODY_MAX_BYTES:
             raise too_large
     return bytes(body)

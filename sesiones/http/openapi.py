@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 import sesiones
-from sesiones.problems import Problem
+from sesiones.http.problems import Problem
 from sesiones.sesion import INT_MAX, Sesion
 
 Object = dict[str, Any]

@@ -16,10 +16,9 @@ from starlette.authentication import (
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from sesiones.credentials import caller_token
-from sesiones.problems import unavailable
-from sesiones.sesion import Sesion
-from sesiones.store import StoreUnavailable
+from sesiones.http.credentials import caller_token
+from sesiones.http.problems import unavailable
+from sesiones.sesion import Sesion, StoreUnavailable
 
 
 class Sessions(Protocol):

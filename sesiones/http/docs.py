@@ -8,9 +8,9 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sesiones import openapi
+from sesiones.http import openapi
 
-_WEB = files("sesiones") / "web"
+_WEB = files("sesiones.http") / "web"
 
 
 def _source(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Redis's URLs: what each form may hold. Opens nothing."""
+"""The URLs of Redis, Sentinel and Cluster: what each form may hold. Opens nothing."""
 
 import re
 from collections.abc import Mapping
@@ -27,14 +27,22 @@ class Nodes:
     """The same, for the Sentinels."""
 
 
+def check(url: str) -> None:
+    """Raise ValueError for a URL that connect() would refuse."""
+    parsers = {"redis+cluster": parse_cluster, "redis+sentinel": parse_sentinel}
+    parsers.get(url.partition("://")[0], check_single)(url)
+
+
 def check_single(url: str) -> None:
     """Raise ValueError for what redis-py would accept in silence: an unescaped password that makes
     a host of its first half, a database that is no number, a list of hosts, options that break each
     connection."""
     parts = _split(url)
-    for name, _ in parse_qsl(parts.query, keep_blank_values=True):
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if not _OPTION.fullmatch(name):
             raise ValueError(f"the option {name} is not known")
+        if name == "db" and not _DATABASE.fullmatch(value):
+            raise ValueError("the database is not a number")
     if parts.scheme == "unix":
         if parts.hostname or not parts.path.startswith("/"):
             raise ValueError("unix:///path/of/the/socket has three slashes")

@@ -1,0 +1,1 @@
+"""For other processes: sessions in their own Starlette application, and over HTTP."""

@@ -1,0 +1,1 @@
+"""The wire and the API: HTTP to SessionStore and back."""
