@@ -62,7 +62,7 @@ openapi: .venv/openapi
 	$(BIN)/python -m scripts.openapi --max-time 60
 
 browser: .venv/browser
-	$(BIN)/python -m pytest tests/test_browser.py
+	$(BIN)/python -m pytest tests/http/test_docs_page.py
 
 chaos: .venv/test
 	$(BIN)/python -m scripts.chaos

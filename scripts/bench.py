@@ -38,10 +38,10 @@ from typing import Any
 
 from redis import Redis
 
-from scripts.redis_server import RedisCluster, RedisServer, free_port
 from scripts.seed import positive
 from sesiones.http.app import open_store
 from sesiones.settings import Settings
+from tests.harness.redis_server import RedisCluster, RedisServer, free_port
 
 SERVER_CORE, LOAD_CORE = 0, 1
 IDLE_SECONDS = 40_000

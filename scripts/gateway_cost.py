@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.gateways import GATEWAYS, Gateway, RunningGateway
-from scripts.redis_server import RedisServer, free_port
 from scripts.seed import positive
 from sesiones.http.app import open_store
 from sesiones.settings import Settings
+from tests.harness.redis_server import RedisServer, free_port
 
 APPLICATION = """
 daemon off; worker_processes 1; pid pid; error_log stderr; events {{}}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.redis_server import free_port
+from tests.harness.redis_server import free_port
 
 DOCS = Path(__file__).parents[1] / "docs" / "gateways"
 

@@ -24,9 +24,9 @@ from pathlib import Path
 from redis import Redis
 
 from scripts import report, seed, throughput
-from scripts.redis_server import RedisServer, free_port
 from sesiones.sesion import StoreUnavailable
 from sesiones.settings import Settings, SettingsError
+from tests.harness.redis_server import RedisServer, free_port
 
 SCRIPTS = Path(__file__).parent
 USERS, SESSIONS = 1000, 10

@@ -19,10 +19,10 @@ from typing import Any
 
 from locust import FastHttpUser, constant_throughput, events, task
 
-from scripts.ledger import Ledger, numbers
 from scripts.seed import FILE, FIRST_USER, SeedError, Session, read_tokens
 from sesiones import tokens
 from sesiones.sesion import INT_MAX
+from tests.harness.ledger import Ledger, numbers
 
 SEEDS_MAX = 10**9  # seed.py's users are these many from FIRST_USER on
 DEVICES = ("laptop", "tablet", "phone", "television")

@@ -13,11 +13,11 @@ from typing import Any
 import requests
 import schemathesis
 
-from scripts.redis_server import RedisServer
 from sesiones import tokens
 from sesiones.http.sessions import BAD_DATES
 from sesiones.sesion import INT_MAX, Sesion
-from tests.service import Service
+from tests.harness.redis_server import RedisServer
+from tests.harness.service import Service
 
 KEY = "k" * 32
 SERVICE_KEY = {"Authorization": f"Bearer {KEY}"}

@@ -22,11 +22,11 @@ from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from scripts.redis_binary import find_binaries, find_binary
-from scripts.redis_server import RedisServer, unix_url
 from sesiones import signals
 from sesiones.http.server import ListenError, listen, serve
 from sesiones.settings import Settings, SettingsError
+from tests.harness.redis_binary import find_binaries, find_binary
+from tests.harness.redis_server import RedisServer, unix_url
 
 VAR = Path(__file__).parents[1] / "var"
 DATA = VAR / "redis"

@@ -34,12 +34,12 @@ from typing import TypeVar
 
 import uvloop
 
-from scripts.progress import Progress
 from sesiones import tokens
 from sesiones.http.app import open_store
 from sesiones.sesion import StoreUnavailable
 from sesiones.settings import Settings, SettingsError
 from sesiones.store import SessionStore
+from tests.harness.progress import Progress
 
 FIRST_USER = 9_000_000_000_000_000
 FILE = Path("var/load/tokens")

@@ -23,9 +23,9 @@ from urllib.parse import urlsplit
 
 import sesiones
 from scripts import report
-from scripts.generator import Generators, Step
 from scripts.report import Report
 from scripts.seed import FILE, SeedError, Session, positive, read_tokens
+from tests.harness.generator import Generators, Step
 
 URL = "http://127.0.0.1:8000/sesiones/self"
 STEPS_MAX = 20

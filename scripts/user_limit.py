@@ -13,8 +13,8 @@ from typing import Any
 
 import uvloop
 
-from scripts.redis_server import RedisServer
 from sesiones.store import SessionStore
+from tests.harness.redis_server import RedisServer
 
 SESSIONS = 1000, 10_000
 ROUNDS = 5

@@ -9,8 +9,8 @@ import zipfile
 from pathlib import Path
 
 import sesiones
-from scripts.redis_server import RedisServer
-from tests.service import Service
+from tests.harness.redis_server import RedisServer
+from tests.harness.service import Service
 
 ROOT = Path(__file__).parents[1]
 WHEEL = ROOT / "dist" / f"sesiones-{sesiones.__version__}-py3-none-any.whl"

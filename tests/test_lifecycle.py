@@ -1,7 +1,7 @@
 """A session's life over a real socket: the test to read first."""
 
-from tests.conftest import KEY
-from tests.service import Service
+from tests.harness.service import Service
+from tests.harness.stores import KEY
 
 SERVICE = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
 

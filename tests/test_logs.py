@@ -26,11 +26,11 @@ import orjson
 import pytest
 from redis import Redis
 
-from scripts.redis_server import RedisServer
 from sesiones import logs, tokens
-from tests.conftest import KEY
-from tests.records import write_record
-from tests.service import Service, comes_true, environment
+from tests.harness.records import write_record
+from tests.harness.redis_server import RedisServer
+from tests.harness.service import Service, comes_true, environment
+from tests.harness.stores import KEY
 
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}

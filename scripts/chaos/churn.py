@@ -23,14 +23,14 @@ import redis.asyncio
 import uvloop
 
 from scripts.chaos import Bar, resident
-from scripts.progress import Progress
-from scripts.redis_server import RedisServer
 from sesiones import tokens
 from sesiones.http.exposition import Exposition
 from sesiones.metrics import CREATED, ENDED
 from sesiones.sesion import Sesion, StoreUnavailable
 from sesiones.store import SessionStore
 from sesiones.store.tombstones import TOMBSTONE_TTL_SECONDS
+from tests.harness.progress import Progress
+from tests.harness.redis_server import RedisServer
 
 NODES = 3
 IDLE_SECONDS, MAX_SECONDS = 2, 50  # 1,800 and 43,200 s, 864 times as fast

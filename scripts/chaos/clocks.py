@@ -19,10 +19,10 @@ import orjson
 from redis import Redis
 
 from scripts.chaos import Bar, NotInstalledError
-from scripts.progress import Progress
-from scripts.redis_server import RedisServer
 from sesiones import tokens
-from tests.service import Service
+from tests.harness.progress import Progress
+from tests.harness.redis_server import RedisServer
+from tests.harness.service import Service
 
 OFFSETS = 300, -300, 0
 """Of the nodes' clocks, in seconds."""

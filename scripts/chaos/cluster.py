@@ -16,10 +16,10 @@ from redis.crc import key_slot
 
 from scripts.chaos import Bar
 from scripts.chaos.failover import MAY_STOP_SECONDS, answered, counted, losses, settings, slowest
-from scripts.chaos.traffic import WRITES, Event, Traffic, words
-from scripts.redis_server import RedisCluster, wait_until
 from sesiones import tokens
-from tests.service import Service
+from tests.harness.redis_server import RedisCluster, wait_until
+from tests.harness.service import Service
+from tests.harness.traffic import WRITES, Event, Traffic, words
 
 RATE, SHORT_RATE = 2000, 300
 SECONDS, SHORT_SECONDS = 15, 4

@@ -14,14 +14,14 @@ from typing import NamedTuple
 import uvloop
 
 from scripts.chaos import Bar, resident
-from scripts.chaos.faults import client
 from scripts.chaos.outages import OUT, judge
-from scripts.chaos.traffic import Traffic, words
-from scripts.progress import Progress
-from scripts.redis_server import RedisServer
 from sesiones.sesion import Sesion
 from sesiones.store import SessionStore
-from tests.service import Service, comes_true
+from tests.harness.faults import client
+from tests.harness.progress import Progress
+from tests.harness.redis_server import RedisServer
+from tests.harness.service import Service, comes_true
+from tests.harness.traffic import Traffic, words
 
 LEAVERS, WARM_LEAVERS = 10_000, 2_000
 SHORT_LEAVERS, SHORT_WARM_LEAVERS = 300, 60

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from scripts.chaos import Bar
-from scripts.chaos.traffic import BACK, LOST, OVERWRITTEN, Event, Traffic, words
+from tests.harness.traffic import BACK, LOST, OVERWRITTEN, Event, Traffic, words
 
 TIMEOUT_SECONDS, SHORT_TIMEOUT_SECONDS = 0.25, 1.0
 """SESIONES_REDIS_TIMEOUT."""

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from scripts.chaos import Bar
-from scripts.redis_server import RedisServer
-from tests.service import Service
+from tests.harness.redis_server import RedisServer
+from tests.harness.service import Service
 
 LINE, HOST, END = "GET /sesiones/verificar HTTP/1.1\r\n", "Host: h\r\n", "\r\n"
 CREDENTIAL = "x-auth-token: TOKEN\r\n"

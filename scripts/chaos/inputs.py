@@ -30,15 +30,15 @@ from uvicorn.server import ServerState
 from scripts.chaos import Bar, resident
 from scripts.chaos.mutations import Mutations
 from scripts.chaos.oracle import Oracle, Violation
-from scripts.progress import Progress
-from scripts.redis_server import RedisServer
 from sesiones import tokens
 from sesiones.http.app import create_app
 from sesiones.http.fast_check import FastLane
 from sesiones.http.protocol import HttpProtocol
 from sesiones.settings import Settings
 from sesiones.store.scripts import CREATE, END, END_ALL, UPDATE
-from tests.service import Service
+from tests.harness.progress import Progress
+from tests.harness.redis_server import RedisServer
+from tests.harness.service import Service
 
 IN_PROCESS, SHORT_IN_PROCESS = 10_000_000, 4_000
 OVER_SOCKETS, SHORT_OVER_SOCKETS = 100_000, 250

@@ -30,10 +30,10 @@ from scripts.chaos.inputs import (
 )
 from scripts.chaos.mutations import Mutations
 from scripts.chaos.oracle import TOKEN
-from scripts.progress import Progress
 from sesiones import tokens
 from sesiones.http.fast_check import FastLane
 from sesiones.http.protocol import HttpProtocol
+from tests.harness.progress import Progress
 
 MESSAGES, SHORT_MESSAGES = 1_000_000, 6_000
 PAIRS = 32

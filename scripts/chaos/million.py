@@ -20,10 +20,10 @@ from redis import Redis
 
 from scripts import seed
 from scripts.chaos import Bar
-from scripts.redis_server import RedisServer
 from sesiones.http.app import open_store
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
+from tests.harness.redis_server import RedisServer
 
 TOTAL, SHORT_TOTAL = 1_000_000, 10_000
 FEWER = 10

@@ -16,10 +16,10 @@ import uvloop
 from redis import Redis
 
 from scripts.chaos import Bar
-from scripts.chaos.faults import hung
-from scripts.chaos.traffic import Client, Reply
-from scripts.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
-from tests.service import Service
+from tests.harness.faults import hung
+from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
+from tests.harness.service import Service
+from tests.harness.traffic import Client, Reply
 
 USERS, SHORT_USERS = 400, 60
 SECONDS, SHORT_SECONDS = 120.0, 3.0

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import uvloop
 
 from scripts.chaos import Bar
-from scripts.chaos.faults import cut_off, demoted, full, hung, misconf, noreplicas, stopped
-from scripts.chaos.traffic import Event, Traffic, words
-from scripts.redis_server import RedisServer, free_port
-from tests.service import Service
+from tests.harness.faults import cut_off, demoted, full, hung, misconf, noreplicas, stopped
+from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.service import Service
+from tests.harness.traffic import Event, Traffic, words
 
 TIMEOUT_SECONDS = 0.25
 RECOVERY_SECONDS = 1.0

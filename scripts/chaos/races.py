@@ -1,5 +1,5 @@
-"""The races of tests/test_hazards.py, many times over: a check, a slide or a PUT against a logout,
-a create against logoutAll, an expiry against a slide, a create that is tried again."""
+"""The races of tests/store/test_hazards.py, many times over: a check, a slide or a PUT against a
+logout, a create against logoutAll, an expiry against a slide, a create that is tried again."""
 
 import os
 import subprocess
@@ -12,12 +12,21 @@ ROUNDS, SHORT_ROUNDS = 100_000, 600
 """Of each race."""
 SUITE_ROUNDS = 3_000
 """What the suite plays; SESIONES_TEST_ROUNDS multiplies it."""
+HAZARDS = "tests/store/test_hazards.py"
 
 
 def play(short: bool) -> Iterator[Bar]:
     rounds = SHORT_ROUNDS if short else ROUNDS
     ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/test_hazards.py", "--quiet", "--timeout", "0"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "tests/store/test_hazards.py",
+            "--quiet",
+            "--timeout",
+            "0",
+        ],
         env=os.environ | {"SESIONES_TEST_ROUNDS": str(rounds / SUITE_ROUNDS)},
         capture_output=not sys.stderr.isatty(),
         text=True,

@@ -10,9 +10,9 @@ from pathlib import Path
 import uvloop
 
 from scripts.chaos import Bar
-from scripts.chaos.traffic import LOST, Traffic, words
-from scripts.redis_server import RedisServer
-from tests.service import Service
+from tests.harness.redis_server import RedisServer
+from tests.harness.service import Service
+from tests.harness.traffic import LOST, Traffic, words
 
 RATE, SECONDS = 1000, 10
 SHORT_RATE, SHORT_SECONDS = 300, 1

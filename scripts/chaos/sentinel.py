@@ -23,9 +23,9 @@ from scripts.chaos.failover import (
     settings,
     slowest,
 )
-from scripts.chaos.traffic import LOST, OVERWRITTEN, WRITES, Client, Traffic, words
-from scripts.redis_server import RedisSentinels, wait_until
-from tests.service import Service
+from tests.harness.redis_server import RedisSentinels, wait_until
+from tests.harness.service import Service
+from tests.harness.traffic import LOST, OVERWRITTEN, WRITES, Client, Traffic, words
 
 KILLS = {0: 2, 1: 5}
 """By SESIONES_WAIT_REPLICAS."""

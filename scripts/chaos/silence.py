@@ -19,17 +19,17 @@ from redis import Redis
 from redis.crc import key_slot
 
 from scripts.chaos import Bar
-from scripts.chaos.traffic import Client
-from scripts.redis_server import (
+from sesiones import tokens
+from sesiones.store.tombstones import TOMBSTONE_TTL_SECONDS
+from tests.harness.redis_server import (
     RedisCluster,
     RedisSentinels,
     RedisServer,
     free_port,
     wait_until,
 )
-from sesiones import tokens
-from sesiones.store.tombstones import TOMBSTONE_TTL_SECONDS
-from tests.service import Service
+from tests.harness.service import Service
+from tests.harness.traffic import Client
 
 SHORT_TTL_SECONDS = 3.0
 LATER_SECONDS = 2.0

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from scripts.chaos import Bar, NotInstalledError
-from scripts.generator import Generators, Step
-from scripts.progress import Progress
-from scripts.redis_server import RedisServer
 from scripts.throughput import percentile
-from tests.service import Service
+from tests.harness.generator import Generators, Step
+from tests.harness.progress import Progress
+from tests.harness.redis_server import RedisServer
+from tests.harness.service import Service
 
 NEEDED = {"slowhttptest": "slowhttptest", "ss": "iproute2"}
 CONNECTIONS, SHORT_CONNECTIONS = 1000, 100

@@ -16,10 +16,10 @@ from typing import TypeVar
 import uvloop
 
 from scripts.chaos import Bar
-from scripts.chaos.traffic import Client, Event, Traffic, words
-from scripts.redis_server import RedisServer, free_port
 from sesiones.http.server import STOP_SECONDS
-from tests.service import Service
+from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.service import Service
+from tests.harness.traffic import Client, Event, Traffic, words
 
 WORKERS, RATE, SECONDS = 4, 1000, 110
 SHORT_WORKERS, SHORT_RATE, SHORT_SECONDS = 2, 300, 1.0

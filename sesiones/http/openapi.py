@@ -1,6 +1,6 @@
 """The OpenAPI 3.1 document of the service, in the API's language.
 
-Every example is a real reply: tests/test_openapi.py asks the service for each, and for every
+Every example is a real reply: tests/http/test_openapi.py asks the service for each, and for every
 status and header that the document names.
 """
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from tests.service import Reply, read_reply
+from tests.harness.service import Reply, read_reply
 
 Headers = Iterable[tuple[str, str]]
 Body = bytes | Iterable[bytes] | None

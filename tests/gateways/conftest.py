@@ -17,10 +17,10 @@ import uvicorn
 from redis import Redis
 
 from scripts.gateways import GATEWAYS, Gateway, RunningGateway
-from scripts.redis_server import RedisServer, free_port
 from tests.gateways import table
 from tests.gateways.client import Body, Headers, exchange
-from tests.service import Reply, Service
+from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.service import Reply, Service
 
 IDENTITY = ("x-id-usuario", "x-id-sesion", "x-fecha-expiracion")
 SPOOFED = "666"

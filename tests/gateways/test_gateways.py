@@ -23,7 +23,7 @@ import pytest
 from scripts.gateways import Gateway, RunningGateway
 from tests.gateways.client import exchange, load, raw
 from tests.gateways.conftest import IDENTITY, SPOOFED, Arrived, Backend, Stand
-from tests.service import Reply
+from tests.harness.service import Reply
 
 OUTAGE_SECONDS = 3.0
 """Within which a client has its 503: the gateway asks two nodes, each for about a second."""

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from redis.asyncio.connection import Connection
 
-from tests.conftest import EXAMPLES
+from tests.harness.stores import EXAMPLES
 
 Result = TypeVar("Result")
 

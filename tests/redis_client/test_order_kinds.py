@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from sesiones.redis_client import single
 from sesiones.redis_client.connection import PipelinedConnection
-from tests.conftest import EXAMPLES
+from tests.harness.stores import EXAMPLES
 from tests.redis_client.fakes import QUICK, UNPACKABLE, found_out, run
 from tests.redis_client.network import TIMEOUT_SECONDS, Network
 from tests.redis_client.variants import QueuesBeforeItPacks

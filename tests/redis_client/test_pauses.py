@@ -14,12 +14,12 @@ import orjson
 import pytest
 from redis import Redis
 
-from scripts.chaos.traffic import Client
-from scripts.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
 from sesiones.redis_client import cluster as clusters
 from sesiones.redis_client import single
-from tests.conftest import open_store
-from tests.service import Service
+from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
+from tests.harness.service import Service
+from tests.harness.stores import open_store
+from tests.harness.traffic import Client
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio, pytest.mark.redis]
 

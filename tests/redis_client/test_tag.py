@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from redis.exceptions import NoScriptError
 
-from scripts.redis_server import RedisCluster, RedisServer, free_port
 from sesiones import tokens
 from sesiones.redis_client import Commands, connect
 from sesiones.redis_client import cluster as clusters
 from sesiones.sesion import Sesion, StoreUnavailable
 from sesiones.store import SessionStore, scripts
-from tests.conftest import available
+from tests.harness.redis_server import RedisCluster, RedisServer, free_port
+from tests.harness.stores import available
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 

@@ -1,0 +1,119 @@
+"""The documents say what the code says."""
+
+import dataclasses
+import re
+from http import HTTPStatus
+from pathlib import Path
+
+import orjson
+
+from scripts.chaos.__main__ import SCENARIOS
+from sesiones.http.problems import TITLES
+from sesiones.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "api.es.md").read_text("utf-8")
+
+
+def examples(language: str) -> list[str]:
+    found = re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    assert found
+    return found
+
+
+def test_table_of_titles() -> None:
+    rows = re.findall(r"^\| (\d{3}) \| `([^`]+)` \|", TEXT, re.MULTILINE)
+    assert [(int(status), title) for status, title in rows] == list(TITLES.items())
+
+
+def test_json_examples_parse() -> None:
+    for example in examples("json"):
+        assert orjson.loads(example)
+
+
+def test_requests_parse() -> None:
+    for body in re.findall(r"-d '(.*?)'", "".join(examples("bash")), re.DOTALL):
+        assert orjson.loads(body)
+
+
+def test_replies_agree_with_themselves() -> None:
+    for example in examples("http"):
+        head, _, body = example.partition("\n\n")
+        status = int(head.split()[1])
+        assert head.startswith(f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\n")
+        assert "\ncache-control: no-store\n" in head
+        if body:
+            reply = orjson.loads(body)
+            assert f"\ncontent-length: {len(body.strip().encode())}\n" in head
+            if status >= 400:
+                assert (reply["status"], reply["title"]) == (status, TITLES[status])
+
+
+def test_every_link_leads_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "scripts" / "README.md"]
+    pages += (ROOT / "docs").rglob("*.md")
+    for page in pages:
+        for link in re.findall(r"\]\(([^)]+)\)", page.read_text("utf-8")):
+            path, _, anchor = link.partition("#")
+            if "://" in link:
+                continue
+            target = page.parent / path if path else page
+            assert target.exists(), (page, link)
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.MULTILINE)
+                anchors = [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings]
+                assert anchor in anchors, (page, link)
+
+
+def test_reliability_has_every_scenario() -> None:
+    """Among the promises, and with a figure of the last run."""
+    text = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+    promises = text.partition("## Not promised")[0]
+    assert set(re.findall(r"`(\w+)`", promises)) >= SCENARIOS.keys() - {"million"}
+    assert set(re.findall(r"^\| (\w+) \|", text, re.MULTILINE)) >= SCENARIOS.keys()
+
+
+PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+
+
+def test_documents_name_tests_and_scenarios_that_there_are() -> None:
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        named = re.findall(r"`((?:gateways/)?test_\w+\.py)::(test_\w+)`", text)
+        assert len(named) == text.count("::test_"), page
+        for file, test in named:
+            (path,) = (ROOT / "tests").rglob(file)
+            source = path.read_text("utf-8")
+            assert re.search(rf"^ *(async )?def {test}\(", source, re.MULTILINE), (file, test)
+        for file in re.findall(r"`(tests/[\w/]+\.py)`", text):
+            assert (ROOT / file).is_file(), (page, file)
+        assert set(re.findall(r"scenarios? `(\w+)`", text)) <= SCENARIOS.keys(), page
+    security = (ROOT / "docs" / "security.md").read_text("utf-8")
+    assert "::test_" in security
+    assert "scenario `" in security
+
+
+def test_examples_use_the_redis_of_the_export_line() -> None:
+    """That of `make run`: nothing listens on Redis's usual port. Deployments have their own."""
+    for page in [*PAGES, ROOT / "scripts" / "README.md"]:
+        if page.parent.name == "deploy":
+            continue
+        code = re.findall(r"^```\w*\n(.*?)^```$", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+        for example in code:
+            named = re.sub(r'environ\.get\("SESIONES_REDIS_URL", "[^"]+"\)', "", example)
+            assert not re.search(r":6379|\bfrom_url\([\"']", named), page
+
+
+def test_security_has_every_requirement_of_the_chapter() -> None:
+    text = (ROOT / "docs" / "security.md").read_text("utf-8")
+    rows = re.findall(r"^\| (7\.\d)\.(\d) \|", text, re.MULTILINE)
+    counts = {"7.1": 3, "7.2": 4, "7.3": 2, "7.4": 5, "7.5": 3, "7.6": 2}  # of ASVS 5.0.0
+    assert rows == [(s, str(n + 1)) for s, count in counts.items() for n in range(count)]
+
+
+def test_every_setting_is_documented() -> None:
+    text = (ROOT / "docs" / "settings.md").read_text("utf-8")
+    documented = set(re.findall(r"`SESIONES_([A-Z_]+)`", text))
+    documented |= set(re.findall(r"`_([A-Z]+)`", text))
+    settings = {field.name.upper() for field in dataclasses.fields(Settings)}
+    assert documented - {"REDIS_URL_FILE", "SERVICE_KEY_FILE", "FILE"} == settings

@@ -1,0 +1,116 @@
+"""What befalls a Redis server. Each is a context: at its beginning it is so, at its end the server
+answers as before."""
+
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from redis import Redis
+
+from tests.harness.redis_server import RedisServer, free_port, wait_until
+
+
+def client(server: RedisServer) -> "Redis":
+    return Redis(unix_socket_path=str(server.socket), decode_responses=True)
+
+
+@contextmanager
+def stopped(server: RedisServer) -> Iterator[None]:
+    server.stop()
+    try:
+        yield
+    finally:
+        server.start()
+
+
+@contextmanager
+def hung(server: RedisServer) -> Iterator[None]:
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def _with_one(server: RedisServer, setting: str) -> Iterator[None]:
+    with client(server) as redis:
+        redis.config_set(setting, 1)
+        try:
+            yield
+        finally:
+            redis.config_set(setting, 0)
+
+
+def full(server: RedisServer) -> AbstractContextManager[None]:
+    """Of memory: OOM. A logout makes no room, however many there are."""
+    return _with_one(server, "maxmemory")
+
+
+def noreplicas(server: RedisServer) -> AbstractContextManager[None]:
+    return _with_one(server, "min-replicas-to-write")
+
+
+@contextmanager
+def misconf(server: RedisServer) -> Iterator[None]:
+    """A snapshot fails, as on a full disk: a folder is where its file should go."""
+    with client(server) as redis:
+        in_the_way = Path(str(redis.config_get("dir")["dir"])) / "dump.rdb"
+        in_the_way.mkdir()
+        redis.config_set("save", "3600 1000000")
+        redis.config_set("stop-writes-on-bgsave-error", "yes")
+        try:
+            redis.bgsave()
+            _wait(redis, "persistence", "rdb_last_bgsave_status", "err")
+            _wait(redis, "persistence", "rdb_bgsave_in_progress", 0)
+            yield
+        finally:
+            in_the_way.rmdir()
+            redis.config_set("save", "")
+
+
+@contextmanager
+def cut_off(server: RedisServer) -> Iterator[None]:
+    """READONLY: it has the sessions, but somebody else is the master now. (Of a master that is out
+    of reach it does not take over the data.)"""
+    with client(server) as redis, socket.create_server(("127.0.0.1", 0)) as master:
+        redis.replicaof("127.0.0.1", str(master.getsockname()[1]))
+        try:
+            yield
+        finally:
+            redis.replicaof("NO", "ONE")
+
+
+@contextmanager
+def demoted(server: RedisServer) -> Iterator[None]:
+    """READONLY: a replica takes over with all of the data, and gives it back. The server has to
+    have a port."""
+    port = free_port()
+    with (
+        RedisServer(port=str(port), repl_diskless_sync_delay="0") as other,
+        client(server) as redis,
+        client(other) as successor,
+    ):
+        successor.replicaof("127.0.0.1", str(server.port))
+        _hand_over(redis, successor)
+        try:
+            yield
+        finally:
+            _hand_over(successor, redis)
+
+
+def _hand_over(master: "Redis", replica: "Redis") -> None:
+    wait_until(
+        lambda: master.info("replication").get("slave0", {}).get("state") == "online",
+        "the replica to be online",
+    )
+    master.execute_command("FAILOVER")  # type: ignore[no-untyped-call]
+    _wait(replica, "replication", "role", "master")
+    _wait(master, "replication", "master_link_status", "up")
+
+
+def _wait(redis: "Redis", section: str, field: str, value: str | int) -> None:
+    wait_until(lambda: redis.info(section).get(field) == value, f"{field} to be {value}")

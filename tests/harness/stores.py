@@ -1,0 +1,51 @@
+"""Stores on a server of the tests, replicas of it, and what tests of a service have in common."""
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from redis import Redis
+
+from sesiones.sesion import StoreUnavailable
+from sesiones.store import SessionStore
+from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.service import comes_true
+
+KEY = "k" * 32
+EXAMPLES = int(os.environ.get("SESIONES_TEST_EXAMPLES", "50"))
+"""Examples of a property-based test; raise it for a long run."""
+
+
+def open_store(url: str, *, timeout_seconds: float = 5.0, **options: Any) -> SessionStore:
+    """A store with the service's defaults, but patience for a busy machine."""
+    return SessionStore.from_url(url, timeout_seconds=timeout_seconds, **options)
+
+
+@contextmanager
+def replica_of(server: RedisServer, **options: Any) -> Iterator[RedisServer]:
+    """One that has all the server has, by its port; ``options``: over redis.conf's."""
+    with (
+        # Without the delay the server would wait 5 s for more replicas.
+        Redis(unix_socket_path=str(server.socket)) as master,
+        RedisServer(port=str(free_port()), **options) as replica,
+        Redis(unix_socket_path=str(replica.socket)) as client,
+    ):
+        master.config_set("repl-diskless-sync-delay", 0)
+        client.replicaof("127.0.0.1", server.port)
+        # Valkey asks the replicas of a client that has written something, and no other.
+        assert comes_true(lambda: master.set("x", 1, px=1) and master.wait(1, 20) == 1, 10)
+        yield replica
+
+
+async def available(ask: Callable[[], Awaitable[Any]], seconds: float) -> Any:
+    """What it returns, once it is available."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return await ask()
+        except StoreUnavailable:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)

@@ -1,0 +1,191 @@
+"""The page at /docs, in headless Chromium."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness.service import Service
+from tests.harness.stores import KEY
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs `make browser`")
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.remote.webdriver import WebDriver  # noqa: E402
+from selenium.webdriver.remote.webelement import WebElement  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None, reason="needs Debian's chromium and chromium-driver"
+)
+
+PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+DESKTOP = {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (
+        "--headless",
+        "--no-sandbox",  # the suite may run as root
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-quic",
+        "--disable-sync",
+        "--no-first-run",
+        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options, webdriver.ChromeService(DRIVER)) as driver:
+        yield driver
+
+
+class Page:
+    """The page, as its user sees it."""
+
+    def __init__(self, browser: WebDriver, service: Service) -> None:
+        self.browser = browser
+        browser.get(f"http://127.0.0.1:{service.port}/docs")
+        WebDriverWait(browser, 10).until(lambda _: self.all("article"))
+
+    def one(self, selector: str) -> WebElement:
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def all(self, selector: str) -> list[WebElement]:
+        found: list[WebElement] = self.browser.find_elements(By.CSS_SELECTOR, selector)
+        return found
+
+    def value(self, identifier: str) -> str:
+        return str(self.one(f"#{identifier}").get_property("value"))
+
+    def send(self, operation: str) -> tuple[int, str]:
+        """The status and the text of the answer that the page shows."""
+        button = self.one(f"#{operation} .send")
+        self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+        button.click()
+        answer = f"#{operation} .answer"
+        WebDriverWait(self.browser, 10).until(
+            lambda _: self.all(f"{answer} .status, {answer} .failure")
+        )
+        return int(self.one(f"{answer} .status").text), self.one(answer).text
+
+    def complaints(self) -> list[str]:
+        """What the console says: errors, warnings and violations of the policy."""
+        log = self.browser.get_log("browser")
+        return [entry["message"] for entry in log if entry["level"] in ("SEVERE", "WARNING")]
+
+
+@pytest.fixture
+def page(browser: WebDriver, service: Service) -> Page:
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", DESKTOP)
+    return Page(browser, service)
+
+
+def test_a_session_is_created_checked_and_ended(page: Page, service: Service) -> None:
+    assert page.complaints() == []
+    page.one("#clave").send_keys(KEY)
+    status, shown = page.send("crear")
+    assert status == 201
+    token = page.value("token")
+    assert token.startswith("ses_")
+    assert token in shown
+
+    status, shown = page.send("ver")
+    assert (status, '"ID_Usuario": 48213' in shown) == (200, True)
+    Select(page.one("#ver-metodo")).select_by_value("head")
+    status, shown = page.send("ver")
+    assert (status, "Sin cuerpo." in shown) == (200, True)
+    Select(page.one("#ver-metodo")).select_by_value("get")
+    for method in "POST", "DELETE", "PATCH":
+        Select(page.one("#verificarRuta-metodo")).select_by_value(method.lower())
+        status, shown = page.send("verificarRuta")
+        assert (status, "x-id-usuario: 48213" in shown, "Sin cuerpo." in shown) == (200, True, True)
+    assert page.send("modificar")[0] == 200
+    assert page.complaints() == []
+
+    status, shown = page.send("cerrar")
+    assert (status, '"Sesiones_Eliminadas": 1' in shown) == (200, True)
+    assert service.request("GET", "/sesiones/self", {"x-auth-token": token}).status == 401
+    status, shown = page.send("ver")
+    assert (status, "Falta una credencial válida." in shown) == (401, True)
+    # Chromium itself reports the 401, and nothing else.
+    assert [("/sesiones/self" in one, "401" in one) for one in page.complaints()] == [(True, True)]
+
+
+def test_credentials_stay_in_memory(page: Page) -> None:
+    page.one("#clave").send_keys(KEY)
+    page.send("crear")
+    token = page.value("token")
+    stored = "return [location.href, document.cookie, {...localStorage}, {...sessionStorage}]"
+    for place in page.browser.execute_script(stored):
+        assert token not in str(place)
+        assert KEY not in str(place)
+    assert [page.one(f"#{name}").get_property("type") for name in ("token", "clave")] == [
+        "password",
+        "password",
+    ]
+    page.one("#mostrar").click()
+    assert page.one("#token").get_property("type") == "text"
+    page.browser.refresh()
+    assert (page.value("token"), page.value("clave")) == ("", "")
+
+
+def test_it_shows_the_whole_document(page: Page, service: Service) -> None:
+    document = service.request("GET", "/openapi.json").json()
+    shown = page.one("main").get_property("textContent")
+    operations = [
+        operation
+        for item in document["paths"].values()
+        for operation in item.values()
+        if isinstance(operation, dict)
+    ]
+    for operation in operations:
+        assert operation["summary"] in shown
+    assert len(page.all("article")) == len({operation["summary"] for operation in operations})
+    assert len(page.all("nav li a")) == len(page.all("article"))
+    for wrong in "[object", "undefined", "false", "null", "NaN", "`", "**":
+        assert wrong not in shown, wrong
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_it_fits_and_reads(page: Page, screen: dict[str, object], scheme: str) -> None:
+    """No sideways scrolling, no text under the contrast of WCAG AA, a name on every control."""
+    page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    page.browser.execute_script(
+        "for (const one of document.querySelectorAll('main details')) one.open = true"
+    )
+    page.one("#clave").send_keys(KEY)
+    page.send("crear")
+    width = page.browser.execute_script("return document.documentElement.scrollWidth")
+    assert width <= int(str(screen["width"]))
+    assert page.browser.execute_script(Path(__file__).with_name("contrast.js").read_text()) == []
+    for control in page.all("input, select, textarea, button"):
+        assert control.accessible_name, control.get_property("outerHTML")
+    assert page.complaints() == []
+
+
+def test_policy(page: Page, service: Service) -> None:
+    """What is injected does not run, and what is outside is not loaded."""
+    policy = service.request("GET", "/docs").headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; ")
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    page.browser.execute_script(
+        """const style = document.createElement("style");
+        style.textContent = "main { color: red }";
+        document.body.append(style, new Image());
+        document.images[0].src = "/docs";"""
+    )
+    violations = page.complaints()
+    assert len(violations) >= 2
+    assert all("Content Security Policy" in one for one in violations)

@@ -1,0 +1,687 @@
+"""The fast lane answers byte for byte what Starlette answers, and takes only what is plain."""
+
+import asyncio
+import itertools
+import re
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, nullcontext, suppress
+from typing import Any
+
+import pytest
+import uvicorn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.types import Receive, Scope, Send
+
+from sesiones import tokens
+from sesiones.http.fast_check import KNOWN_MAX_BYTES, FastLane
+from sesiones.http.protocol import PIECE_BYTES, HttpProtocol
+from sesiones.sesion import Sesion, StoreUnavailable
+from tests.harness.redis_server import RedisServer
+from tests.harness.service import Service
+from tests.harness.stores import EXAMPLES, KEY
+
+HOST = b"Host: localhost\r\n"
+
+
+@pytest.fixture(scope="module")
+def both(redis_server: RedisServer) -> Iterator[tuple[Service, Service]]:
+    """The service with the fast lane and without, on the same sessions; no slide between two
+    checks of a test."""
+    variables = {
+        "SESIONES_REDIS_URL": redis_server.url,
+        "SESIONES_SERVICE_KEY": KEY,
+        "SESIONES_TOUCH_SECONDS": "60",
+        "SESIONES_REDIS_TIMEOUT": "5",
+    }
+    with Service(**variables) as fast, Service("--http", "httptools", **variables) as reference:
+        yield fast, reference
+
+
+@pytest.fixture(scope="module")
+def sample(both: tuple[Service, Service]) -> dict[str, bytes]:
+    """A token of every kind."""
+
+    def create(device: str) -> dict[str, Any]:
+        body = f'{{"ID_Usuario": 7, "Dispositivo": "{device}"}}'.encode()
+        headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+        made: dict[str, Any] = both[0].request("POST", "/sesiones", headers, body).json()
+        return made
+
+    live, inactive, revoked = create("el móvil \\u2028 \\\\"), create("b"), create("c")
+    headers = {"Authorization": f"Bearer {KEY}"}
+    form = "&".join(f"{k}={v}" for k, v in (inactive | {"Estado_Sesion": 0}).items())
+    headers["Content-Type"] = "application/x-www-form-urlencoded"
+    assert both[0].request("PUT", "/sesiones", headers, form).status == 200
+    token = revoked["Token_Sesion"]
+    ended = both[0].request(
+        "DELETE", f"/sesiones/logout?Token_Sesion={token}", {"x-auth-token": token}
+    )
+    assert ended.status == 200
+    return {
+        "live": live["Token_Sesion"].encode(),
+        "inactive": inactive["Token_Sesion"].encode(),
+        "revoked": token.encode(),
+        "unknown": tokens.make(7).encode(),
+        "malformed": b"ses_short",
+        "long": live["Token_Sesion"].encode() + b"A",
+        "high bytes": b"ses_" + b"\xff" * 45,
+        "empty": b"",
+    }
+
+
+def exchange(service: Service, data: bytes, pieces: int = 1) -> tuple[bytes, bool]:
+    """What comes back for the bytes, sent in that many pieces, and whether all of it could be
+    read: closing on bytes that nobody read resets the connection."""
+    received = b""
+    with service.connect() as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        size = -(-len(data) // pieces)
+        try:
+            for start in range(0, len(data), size):
+                connection.sendall(data[start : start + size])
+            connection.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+        try:
+            while chunk := connection.recv(65536):
+                received += chunk
+        except ConnectionResetError:
+            return received, False
+    return received, True
+
+
+def compare(both: tuple[Service, Service], data: bytes, *, pieces: int = 1) -> bytes:
+    """What both answer to the bytes; it must be the same."""
+    (fast, fast_whole), (reference, reference_whole) = (
+        exchange(service, data, pieces) for service in both
+    )
+    fast, reference = (re.sub(rb"date: [^\r]+", b"date: -", a) for a in (fast, reference))
+    if fast_whole and reference_whole:
+        assert fast == reference
+    else:
+        assert fast.startswith(reference) or reference.startswith(fast)
+    return fast
+
+
+TARGETS = [
+    b"/sesiones/self",
+    b"/sesiones/verificar",
+    b"/sesiones/verificar/una/ruta?con=consulta&x",
+    b"/sesiones/verificar?x",
+    b"/sesiones/verificar/../%2e%2e/%0A//",
+    b"/sesiones/verificar/#fragmento",
+    b"/sesiones/verificars",
+    b"/sesiones/self/",
+    b"/sesiones/self?x=1",
+    b"/sesiones/self%0A",
+    b"http://localhost/sesiones/self",
+]
+CREDENTIALS: list[Callable[[bytes], bytes]] = [
+    lambda token: b"X-Auth-Token: %b\r\n" % token,
+    lambda token: b"authorization: bEARER %b\r\n" % token,
+    lambda token: b"Authorization: Bearer  %b\r\n" % token,
+    lambda token: b"Authorization: Bearer\r\n",
+    lambda token: b"Authorization: Basic %b\r\nx-auth-token: %b\r\n" % (token, token),
+    lambda token: b"x-auth-token: %b\r\nx-auth-token: %b\r\n" % (token, token),
+    lambda token: b"x-auth-token: %b\r\nAuthorization: Bearer %b\r\n" % (token, token),
+    lambda token: b"x-auth-token:\t %b \r\n" % token,
+    lambda token: b"x_auth_token: %b\r\n" % token,
+    lambda token: b"",
+]
+
+
+@pytest.mark.parametrize("credential", range(len(CREDENTIALS)))
+def test_every_token_and_target(
+    both: tuple[Service, Service], sample: dict[str, bytes], credential: int
+) -> None:
+    for target, token in itertools.product(TARGETS, sample.values()):
+        data = b"GET %b HTTP/1.1\r\n%b%b\r\n" % (target, HOST, CREDENTIALS[credential](token))
+        compare(both, data)
+
+
+EXTRA = [
+    b"",
+    b"Connection: keep-alive\r\n",
+    b"Connection: Keep-Alive\r\n",
+    b"Connection: close\r\n",
+    b"Proxy-Connection: close\r\n",
+    b"Connection: keep-alive, close\r\n",
+    b"Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n",
+    b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
+    b"Content-Length: 0\r\n",
+    b"Content-Length: 00\r\n",
+    b"Content-Length: 0\r\nContent-Length: 0\r\n",
+    b"Expect: 100-continue\r\n",
+    b"Expect: x\r\n",
+    b"Host: localhost\r\n",
+    b"Accept: */*\r\nUser-Agent: x\r\nX-Odd:\xe9\r\nCookie: a=b\r\n",
+    b"".join(b"X-%d: 1\r\n" % i for i in range(97)),
+    b"".join(b"X-%d: 1\r\n" % i for i in range(98)),
+    b"".join(b"X-%d: 1\r\n" % i for i in range(99)),
+    b"X-Long: " + b"a" * 16000 + b"\r\n",
+    b"X-Long: " + b"a" * 17000 + b"\r\n",
+]
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST", b"DELETE", b"PROPFIND", b"CONNECT"])
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+def test_every_method_version_and_field(
+    both: tuple[Service, Service], sample: dict[str, bytes], method: bytes, version: bytes
+) -> None:
+    for target, extra in itertools.product(TARGETS[:3], EXTRA):
+        for host in (HOST, b""):
+            head = b"%b %b HTTP/%b\r\n%b%b" % (method, target, version, host, extra)
+            compare(both, head + b"X-Auth-Token: %b\r\n\r\n" % sample["live"])
+
+
+BODIES = [
+    b"Content-Length: 5\r\n\r\nhello",
+    b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    b"Transfer-Encoding: chunked\r\n\r\nnonsense\r\n",
+    b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"Content-Length: x\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_bodies(both: tuple[Service, Service], sample: dict[str, bytes], body: bytes) -> None:
+    for method, target in ((b"GET", TARGETS[0]), (b"POST", TARGETS[1])):
+        head = b"%b %b HTTP/1.1\r\n%bX-Auth-Token: %b\r\n" % (method, target, HOST, sample["live"])
+        compare(both, head + body)
+
+
+def plain(target: bytes, token: bytes, method: bytes = b"GET") -> bytes:
+    return b"%b %b HTTP/1.1\r\n%bX-Auth-Token: %b\r\n\r\n" % (method, target, HOST, token)
+
+
+def test_pipelined(both: tuple[Service, Service], sample: dict[str, bytes]) -> None:
+    live = sample["live"]
+    requests = [
+        plain(TARGETS[0], live),
+        plain(TARGETS[1], sample["unknown"]),
+        plain(TARGETS[2], live, b"POST"),
+        plain(b"/", live),
+        b"POST /sesiones/verificar HTTP/1.1\r\n%bX-Auth-Token: %b\r\nContent-Length: 3\r\n\r\nabc"
+        % (HOST, live),
+    ]
+    for order in itertools.permutations(requests, 3):
+        answer = compare(both, b"".join(order))
+        assert answer.count(b"HTTP/1.1 ") == 3
+    compare(both, b"".join(requests * 20))
+
+
+def test_split_at_every_byte(both: tuple[Service, Service], sample: dict[str, bytes]) -> None:
+    data = plain(TARGETS[0], sample["live"]) + plain(TARGETS[1], sample["revoked"])
+    for pieces in (2, 3, 7, len(data)):
+        compare(both, data, pieces=pieces)
+    for split in range(1, len(data)):
+        with both[0].connect() as connection:
+            connection.sendall(data[:split])
+            connection.sendall(data[split:])
+            connection.shutdown(socket.SHUT_WR)
+            received = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert received.count(b"HTTP/1.1 200") == received.count(b"HTTP/1.1 401") == 1
+
+
+fields = st.lists(
+    st.sampled_from(
+        [HOST.rstrip(), b"X-Auth-Token: LIVE", b"x-auth-token: DEAD", b"Authorization: Bearer LIVE"]
+        + [line for extra in EXTRA[:14] for line in extra.split(b"\r\n") if line]
+    ),
+    max_size=6,
+)
+
+
+@settings(
+    deadline=None,
+    max_examples=10 * EXAMPLES,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    requests=st.lists(
+        st.tuples(
+            st.sampled_from([b"GET", b"HEAD", b"POST", b"OPTIONS"]),
+            st.sampled_from(TARGETS),
+            st.sampled_from([b"1.1", b"1.1", b"1.1", b"1.0"]),
+            fields,
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    pieces=st.integers(1, 5),
+)
+def test_anything(
+    both: tuple[Service, Service],
+    sample: dict[str, bytes],
+    requests: list[tuple[bytes, bytes, bytes, list[bytes]]],
+    pieces: int,
+) -> None:
+    data = b"".join(
+        b"%b %b HTTP/%b\r\n%b\r\n"
+        % (method, target, version, b"".join(b"%b\r\n" % line for line in lines))
+        for method, target, version, lines in requests
+    )
+    data = data.replace(b"LIVE", sample["live"]).replace(b"DEAD", sample["unknown"])
+    compare(both, data, pieces=pieces)
+
+
+@settings(
+    deadline=None,
+    max_examples=10 * EXAMPLES,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    method=st.sampled_from([b"GET", b"HEAD"]),
+    target=st.sampled_from(TARGETS[:3]),
+    credential=st.sampled_from(CREDENTIALS[:2]),
+    at=st.integers(0, 200),
+    removed=st.sampled_from([0, 0, 1, 4, 49]),
+    inserted=st.sampled_from([b"", b"LIVE", b"DEAD", b"ses_", b"A", b" ", b"\r\n", b"X: LIVE\r\n"]),
+)
+def test_almost_a_message_that_is_known(
+    both: tuple[Service, Service],
+    sample: dict[str, bytes],
+    method: bytes,
+    target: bytes,
+    credential: Callable[[bytes], bytes],
+    at: int,
+    removed: int,
+    inserted: bytes,
+) -> None:
+    known = b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method, target, HOST, credential(sample["live"]))
+    for _ in range(3):
+        assert compare(both, known).startswith(b"HTTP/1.1 200")
+    inserted = inserted.replace(b"LIVE", sample["live"]).replace(b"DEAD", sample["unknown"])
+    compare(both, known[:at] + inserted + known[at + removed :])
+
+
+def test_a_token_that_moves_into_another_place(
+    both: tuple[Service, Service], sample: dict[str, bytes]
+) -> None:
+    token = sample["live"]
+    known = plain(TARGETS[0], token)
+    around = known.replace(token, b"")
+    for _ in range(3):
+        assert compare(both, known).startswith(b"HTTP/1.1 200")
+    for at in range(len(around) + 1):
+        answer = compare(both, around[:at] + token + around[at:])
+        fits = around[:at].rstrip(b" ").endswith(b"Token:")
+        assert answer.startswith(b"HTTP/1.1 200") == fits
+
+
+def test_what_ends_another_message_is_not_known(
+    both: tuple[Service, Service], sample: dict[str, bytes]
+) -> None:
+    check = plain(TARGETS[0], sample["live"])
+    for _ in range(3):
+        with both[0].connect() as connection:
+            # Answered at the head: its body and a check then come in one piece.
+            connection.sendall(b"POST /sesiones HTTP/1.1\r\n%bContent-Length: 3\r\n\r\n" % HOST)
+            received = b""
+            while b'"status":401' not in received:
+                received += connection.recv(65536)
+            connection.sendall(b"abc" + check)
+            while b'"ID_Sesion":' not in received:
+                received += connection.recv(65536)
+    assert exchange(both[0], b"abc" + check)[0].startswith(b"HTTP/1.1 400")
+
+
+# What the lane takes, and what it leaves: Starlette is a teapot here.
+
+
+class Lane:
+    """A server whose lane asks `answers`, and whose application answers 418 to all else."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.asked: list[str] = []
+        self.waiting: list[Callable[[Sesion | Exception | None], None]] = []
+        self.answer: Sesion | Exception | None = None
+        self.hold = False
+        self.server: Any = None
+
+    def check(self, token: str, done: Callable[[Sesion | Exception | None], None]) -> None:
+        self.asked.append(token)
+        if self.hold:
+            self.waiting.append(done)
+        else:
+            asyncio.get_running_loop().call_soon(done, self.answer)
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            scope["state"]["check"] = self.check
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        if scope["method"] == "POST":
+            await receive()
+        headers = [(b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 418, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def send(self, data: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(data)
+        writer.write_eof()
+        received = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        return received
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def lane(**options: Any) -> AsyncIterator[Lane]:
+    lane = Lane()
+    config = uvicorn.Config(
+        lane.app,
+        port=0,
+        http=FastLane,
+        ws="none",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        **options,
+    )
+    lane.server = uvicorn.Server(config)
+    lane.server.capture_signals = nullcontext
+    task = asyncio.create_task(lane.server.serve())
+    await until(lambda: lane.server.started)
+    lane.port = lane.server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield lane
+    finally:
+        lane.server.should_exit = True
+        await task
+
+
+TOKEN = tokens.make(7).encode()
+SESION = Sesion(4096, 7, TOKEN.decode(), 1, 2, 1, 1, "x")
+
+
+@pytest.mark.anyio
+async def test_what_it_takes() -> None:
+    async with lane() as served:
+        for data in [
+            plain(b"/sesiones/self", TOKEN),
+            plain(b"/sesiones/self", TOKEN, b"HEAD"),
+            plain(b"/sesiones/verificar/a?b", TOKEN, b"DELETE"),
+            plain(b"/sesiones/self", TOKEN + b"\r\nConnection: keep-alive\r\nContent-Length: 0"),
+            plain(b"/sesiones/self", b"").replace(
+                b"X-Auth-Token: ", b"Authorization: Bearer " + TOKEN
+            ),
+        ]:
+            for served.answer, status in (
+                (SESION, b"200"),
+                (None, b"401"),
+                (StoreUnavailable("x"), b"503"),
+            ):
+                assert (await served.send(data)).startswith(b"HTTP/1.1 " + status), data
+        assert set(served.asked) == {TOKEN.decode()}
+
+
+@pytest.mark.anyio
+async def test_what_it_leaves() -> None:
+    self_ = plain(b"/sesiones/self", TOKEN)
+    async with lane() as served:
+        for data in [
+            plain(b"/", TOKEN),
+            plain(b"/sesiones/self", TOKEN, b"POST"),
+            plain(b"/sesiones/self", TOKEN[:-1]),
+            plain(b"/sesiones/self", TOKEN + b"\r\nX-Auth-Token: " + TOKEN),
+            plain(b"/sesiones/self", TOKEN + b"\r\nAuthorization: Bearer " + TOKEN),
+            plain(b"/sesiones/self", TOKEN + b"\r\nConnection: close"),
+            plain(b"/sesiones/self", TOKEN + b"\r\nExpect: 100-continue"),
+            plain(b"/sesiones/self", TOKEN + b"\r\nContent-Length: 1") + b"x",
+            self_.replace(b"HTTP/1.1", b"HTTP/1.0"),
+        ]:
+            assert (await served.send(data)).startswith(b"HTTP/1.1 418"), data
+        assert served.asked == []
+
+
+@pytest.mark.anyio
+async def test_a_known_message_needs_no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+    parse = HttpProtocol.data_received
+
+    def data_received(self: HttpProtocol, data: bytes) -> None:
+        parsed.append(data)
+        parse(self, data)
+
+    monkeypatch.setattr(HttpProtocol, "data_received", data_received)
+    known: dict[tuple[bytes, bytes], tuple[bool, bool]] = {}
+    monkeypatch.setattr(FastLane, "_known", known)
+    async with lane() as served:
+        served.answer = SESION
+        data = plain(b"/sesiones/self", TOKEN)
+        for _ in range(5):
+            other = tokens.make(8).encode()
+            assert b" 200 " in await served.send(data.replace(TOKEN, other))
+            assert served.asked[-1] == other.decode()
+        assert (len(parsed), len(known)) == (2, 1)
+        for unfit in (TOKEN[:-1] + b"!", TOKEN + b"A", TOKEN[:-1]):
+            assert b" 418 " in await served.send(data.replace(TOKEN, unfit))
+        assert len(parsed) == 5
+        # Not what might be ambiguous, nor too long, nor what came but once; and not without end.
+        for more in (b"ses_", b"ses_", b"a" * KNOWN_MAX_BYTES, b"a" * KNOWN_MAX_BYTES, b"a", b"b"):
+            answer = await served.send(data.replace(b"Host: ", b"X: %b\r\nHost: " % more))
+            assert b" 200 " in answer
+        assert len(known) == 1
+        monkeypatch.setattr("sesiones.http.fast_check.KNOWN_MAX", 5)
+        for path in range(20):
+            for _ in range(2):
+                await served.send(plain(b"/sesiones/verificar/%d" % path, TOKEN))
+            assert 1 <= len(known) <= 5
+
+
+@pytest.mark.anyio
+async def test_it_steps_aside_where_starlette_would_do_more() -> None:
+    async with lane(limit_concurrency=100) as served:
+        assert b" 418 " in await served.send(plain(b"/sesiones/self", TOKEN))
+
+
+@pytest.mark.anyio
+async def test_a_pipelined_request_waits_for_the_check_before_it() -> None:
+    async with lane() as served:
+        served.hold = True
+        sending = asyncio.create_task(
+            served.send(plain(b"/sesiones/self", TOKEN) + plain(b"/other", TOKEN))
+        )
+        await until(lambda: bool(served.waiting))
+        await asyncio.sleep(0.05)
+        served.waiting.pop()(SESION)
+        received = await sending
+        assert received.index(b" 200 ") < received.index(b" 418 ")
+        assert served.server.server_state.total_requests == 2
+
+
+@pytest.mark.anyio
+async def test_a_client_that_leaves_early() -> None:
+    async with lane() as served:
+        served.hold = True
+        for _ in range(50):
+            _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+            writer.write(plain(b"/sesiones/self", TOKEN))
+            await writer.drain()
+            await until(lambda: bool(served.waiting))
+            writer.transport.abort()
+            await asyncio.sleep(0.005)
+            served.waiting.pop()(SESION)
+        served.hold, served.answer = False, SESION
+        assert b" 200 " in await served.send(plain(b"/sesiones/self", TOKEN))
+        assert not served.server.server_state.connections
+
+
+@pytest.mark.anyio
+async def test_shutdown_answers_the_check_that_is_out_and_closes() -> None:
+    async with lane() as served:
+        served.hold = True
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(plain(b"/sesiones/self", TOKEN))
+        await until(lambda: bool(served.waiting))
+        served.server.should_exit = True
+        await asyncio.sleep(0.3)
+        served.waiting.pop()(SESION)
+        received = await asyncio.wait_for(reader.read(), 5)
+        assert b" 200 " in received
+        assert b"connection: close\r\n" in received
+        writer.close()
+
+
+@pytest.mark.anyio
+async def test_keep_alive_ends_an_idle_connection_and_no_other() -> None:
+    async with lane(timeout_keep_alive=1) as served:
+        served.answer = SESION
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        for _ in range(3):  # in use for longer than the time-out
+            writer.write(plain(b"/sesiones/verificar", TOKEN))
+            await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(0.6)
+        assert await asyncio.wait_for(reader.read(), 3) == b""
+        writer.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("target", [b"/sesiones/self", b"/other"])
+async def test_a_client_that_does_not_read_is_cut(
+    monkeypatch: pytest.MonkeyPatch, target: bytes
+) -> None:
+    monkeypatch.setattr("sesiones.http.protocol.SEND_SECONDS", 0.2)
+    async with lane() as served:
+        served.answer = SESION
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", served.port))
+            client.setblocking(False)
+            await until(lambda: bool(served.server.server_state.connections))
+            async with asyncio.timeout(20):
+                while served.server.server_state.connections:
+                    with suppress(BlockingIOError, ConnectionError):
+                        client.send(plain(target, TOKEN) * 500)
+                    await asyncio.sleep(0.01)
+
+
+@pytest.mark.anyio
+async def test_a_client_that_reads_while_the_event_loop_is_held_up_is_not_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sesiones.http.protocol.SEND_SECONDS", 0.3)
+    async with lane() as served:
+        served.answer = SESION
+        with socket.create_connection(("127.0.0.1", served.port)) as client:
+            client.setblocking(False)
+            await until(lambda: bool(served.server.server_state.connections))
+            (connection,) = served.server.server_state.connections
+            unsent = plain(b"/sesiones/self", TOKEN) * 100_000
+            async with asyncio.timeout(20):
+                while not connection.flow.write_paused:
+                    with suppress(BlockingIOError):
+                        unsent = unsent[client.send(unsent[:65536]) :]
+                    await asyncio.sleep(0)
+            deadline = time.monotonic() + 0.6
+            while time.monotonic() < deadline:
+                with suppress(BlockingIOError):
+                    client.recv(1 << 20)
+            await asyncio.sleep(0.05)
+            assert connection in served.server.server_state.connections
+
+
+@pytest.mark.anyio
+async def test_the_deadline_is_the_clients_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sesiones.http.protocol.RECEIVE_SECONDS", 0.2)
+    async with lane() as served:
+        served.hold = True
+        check = plain(b"/sesiones/self", TOKEN)
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(check * 2 + check[:20])
+        await until(lambda: bool(served.waiting))
+        await asyncio.sleep(0.7)  # nothing is read while an answer is owed
+        writer.write(check[20:])
+        served.waiting.pop()(SESION)
+        received = await asyncio.wait_for(reader.readuntil(b" 418 "), 5)
+        assert received.count(b" 200 ") == 1
+        assert b" 408 " not in received
+        writer.close()
+
+
+@pytest.mark.anyio
+async def test_an_upgrade_behind_a_check_keeps_its_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sesiones.http.protocol.RECEIVE_SECONDS", 0.8)
+    async with lane() as served:
+        served.answer = SESION
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(plain(b"/sesiones/verificar", TOKEN))
+        await reader.readuntil(b"\r\n\r\n")
+        begun = asyncio.get_running_loop().time()
+        upgrade = b"POST /other HTTP/1.1\r\n%bConnection: Upgrade\r\nUpgrade: h2c\r\n" % HOST
+        writer.write(upgrade + b"Content-Length: 50\r\n")
+        await asyncio.sleep(0.6)
+        writer.write(b"\r\n{")
+        assert b" 4" in await asyncio.wait_for(reader.read(), 5)
+        assert asyncio.get_running_loop().time() - begun < 1.2
+        writer.close()
+
+
+@pytest.mark.anyio
+async def test_a_client_that_asks_and_does_not_read_is_held_back() -> None:
+    async with lane() as served:
+        served.answer = SESION
+        _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        ask = plain(b"/sesiones/self", TOKEN) * 1000
+        try:
+            for _ in range(1000):  # 90 MB of questions; the kernel's buffers hold about 10
+                writer.write(ask)
+                await asyncio.wait_for(writer.drain(), 0.5)
+            pytest.fail("the server reads on without end")
+        except TimeoutError:
+            pass
+        finally:
+            writer.transport.abort()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("request_line", [b"GET /sesiones/self", b"GET / ", b"POST / "])
+async def test_a_pipeline_waits_as_bytes(
+    monkeypatch: pytest.MonkeyPatch, request_line: bytes
+) -> None:
+    # Each one that is parsed and waits takes two kilobytes.
+    queued = unread = 0
+    receive = FastLane.data_received
+
+    def data_received(self: FastLane, data: bytes) -> None:
+        nonlocal queued, unread
+        receive(self, data)
+        queued, unread = max(queued, len(self.pipeline)), max(unread, len(self._unread))
+
+    monkeypatch.setattr(FastLane, "data_received", data_received)
+    one = request_line.strip() + b" HTTP/1.1\r\nHost:\r\n\r\n"
+    count = 1_000_000 // len(one)
+    async with lane() as served:
+        served.answer = SESION
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(one * count)
+        writer.write_eof()
+        received = await asyncio.wait_for(reader.read(), 50)
+        writer.close()
+    assert received.count(b"HTTP/1.1 418") == count
+    assert 1 < queued <= PIECE_BYTES // len(one) + 1
+    assert unread < 2 * 256 * 1024  # two reads of uvloop's
+
+
+def test_a_request_behind_a_head_does_not_give_it_a_body(
+    both: tuple[Service, Service], sample: dict[str, bytes]
+) -> None:
+    for behind in (plain(TARGETS[0], sample["live"]), b"GET /sesiones/self HTTP/1.1\r\n\r\n"):
+        answer = compare(both, plain(TARGETS[0], sample["live"], b"HEAD") + behind)
+        assert b"\r\n\r\nHTTP/1.1" in answer

@@ -1,0 +1,235 @@
+"""What the log says at start and each minute: version, settings, Redis, and evictions."""
+
+import logging
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+
+import sesiones
+from sesiones.http import watch
+from sesiones.http.watch import Watch
+from sesiones.settings import Settings
+from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.service import Service, comes_true, environment
+from tests.harness.stores import KEY, replica_of
+
+PASSWORD = "hunter2"
+
+
+@pytest.fixture(scope="module")
+def own_redis() -> Iterator[RedisServer]:
+    """A server whose settings and users the tests here change."""
+    with RedisServer(port=str(free_port())) as server:
+        yield server
+
+
+def start_lines(service: Service) -> list[str]:
+    return [line for line in service.log.splitlines() if f"sesiones {sesiones.__version__}" in line]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_one_line_at_start_tells_version_redis_and_settings(
+    own_redis: RedisServer, workers: str
+) -> None:
+    url = f"redis://127.0.0.1:{own_redis.port}/0"
+    flags = "--workers", workers, "--access-log", "1"
+    with Service(*flags, SESIONES_REDIS_URL=url, SESIONES_IDLE_SECONDS="60") as service:
+        (line,) = start_lines(service)
+    assert " INFO " in line
+    assert re.search(rf"; {re.escape(url)} answers: (Redis|Valkey) \d+\.\d+\.\d+, master; ", line)
+    settings = line.partition("; settings: ")[2].split()
+    expected = {"SESIONES_PORT=0", "SESIONES_IDLE_SECONDS=60", "SESIONES_ACCESS_LOG=1"}
+    assert set(settings) - {"SESIONES_WORKERS=2"} == expected
+
+
+def test_no_secret_is_in_the_log_of_a_start(own_redis: RedisServer) -> None:
+    with Redis(unix_socket_path=str(own_redis.socket)) as admin:
+        admin.acl_setuser("guest", enabled=True, passwords=[f"+{PASSWORD}"], commands=["+@all"])
+    where = f"127.0.0.1:{own_redis.port}/0"
+    for url in (
+        f"redis://guest:{PASSWORD}@{where}",
+        f"redis://{where}?username=guest&password={PASSWORD}",
+        f"redis://nobody:{PASSWORD}@{where}",  # refused
+        f"redis+sentinel://guest:{PASSWORD}@{where.removesuffix('/0')}/mymaster",
+        f"redis+cluster://guest:{PASSWORD}@{where.removesuffix('/0')}",
+    ):
+        flags = "--redis-url", url, "--service-key", KEY
+        with Service(*flags) as service:
+            (line,) = start_lines(service)
+            assert f"127.0.0.1:{own_redis.port}" in line
+            assert "SESIONES_SERVICE_KEY=(hidden)" in line
+            assert PASSWORD not in service.log
+            assert "guest" not in line
+            assert KEY not in service.log
+
+
+def test_a_redis_that_is_away_at_the_start_is_a_warning_without_a_request() -> None:
+    with Service(SESIONES_REDIS_URL=f"redis://127.0.0.1:{free_port()}") as service:
+        (line,) = start_lines(service)
+    assert " WARNING " in line
+    assert " does not answer: " in line
+    assert "refused" in line
+
+
+def test_a_redis_that_hangs_delays_no_start() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        begun = time.monotonic()
+        with Service(SESIONES_REDIS_URL=f"redis://127.0.0.1:{silent.getsockname()[1]}") as service:
+            assert service.request("GET", "/livez").status == 200
+            log = service.log
+        listening, answered = log.index("listening on"), log.index(" does not answer: ")
+        assert listening < answered
+        assert time.monotonic() - begun < 10
+
+
+def test_a_redis_that_comes_up_later_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    with Service(SESIONES_REDIS_URL=f"redis://127.0.0.1:{port}") as service:
+        assert " does not answer: " in service.log
+        with RedisServer(port=str(port)):
+            assert comes_true(lambda: " answers: " in service.log, watch.RETRY_SECONDS + 3)
+        assert len(start_lines(service)) == 1
+
+
+def test_a_replica_is_a_warning(own_redis: RedisServer) -> None:
+    with (
+        replica_of(own_redis) as replica,
+        Service(SESIONES_REDIS_URL=replica.url) as service,
+    ):
+        (line,) = start_lines(service)
+    assert " WARNING " in line
+    assert ", replica; " in line
+
+
+def test_what_may_not_be_asked_is_left_out_and_not_asked_again(
+    own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.05)
+    with Redis(unix_socket_path=str(own_redis.socket)) as admin:
+        admin.acl_setuser(
+            "least", enabled=True, passwords=[f"+{PASSWORD}"], commands=["-@all", "+role"]
+        )
+        admin.acl_log_reset()
+        url = f"redis://least:{PASSWORD}@127.0.0.1:{own_redis.port}"
+        with caplog.at_level(logging.INFO), Watch(Settings(redis_url=url)):
+            assert comes_true(lambda: "answers" in caplog.text, 5)
+            time.sleep(0.5)
+        assert "Redis of unknown version, master" in caplog.text
+        assert [entry["count"] for entry in admin.acl_log()] == [1]
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
+def test_another_eviction_policy_is_a_warning_at_start(own_redis: RedisServer, policy: str) -> None:
+    with Redis(unix_socket_path=str(own_redis.socket)) as admin:
+        admin.config_set("maxmemory-policy", policy)
+        try:
+            with Service("--workers", "2", SESIONES_REDIS_URL=own_redis.url) as service:
+                assert comes_true(lambda: "maxmemory-policy is" in service.log, 5)
+                time.sleep(0.5)
+                lines = [line for line in service.log.splitlines() if "maxmemory-policy" in line]
+        finally:
+            admin.config_set("maxmemory-policy", "noeviction")
+    (line,) = lines  # of both workers together
+    assert " WARNING " in line
+    assert f"maxmemory-policy is {policy}" in line
+    assert "silent logout" in line
+
+
+def test_evictions_are_a_warning_when_they_begin_and_are_repeated_now_and_then(
+    own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.05)
+    with (
+        Redis(unix_socket_path=str(own_redis.socket)) as admin,
+        caplog.at_level(logging.INFO),
+        Watch(Settings(redis_url=own_redis.url)),
+    ):
+        assert comes_true(lambda: "answers" in caplog.text, 5)
+        time.sleep(0.3)
+        assert "WARNING" not in caplog.text
+        try:
+            admin.config_set("maxmemory-policy", "allkeys-lru")
+            assert comes_true(lambda: "maxmemory-policy is allkeys-lru" in caplog.text, 5)
+            admin.set("victim", "x" * 100_000)
+            admin.config_set("maxmemory", 1)
+            assert comes_true(lambda: "keys have been evicted" in caplog.text, 5)
+            admin.config_set("maxmemory", 0)
+        finally:
+            admin.config_set("maxmemory", 0)
+            admin.config_set("maxmemory-policy", "noeviction")
+        time.sleep(0.3)
+        # What has been evicted stays evicted.
+        assert "maxmemory-policy" not in caplog.messages[-1]
+        assert "keys have been evicted" in caplog.messages[-1]
+        count = len(caplog.messages)
+        time.sleep(0.3)
+        assert len(caplog.messages) == count
+        monkeypatch.setattr(watch, "REPEAT_SECONDS", 0.0)
+        assert comes_true(lambda: len(caplog.messages) > count, 5)
+        admin.config_resetstat()
+        time.sleep(0.3)
+        count = len(caplog.messages)
+        time.sleep(0.3)
+        assert len(caplog.messages) == count
+
+
+def test_what_answers_and_is_no_redis_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"redis://127.0.0.1:{listener.getsockname()[1]}"
+        with caplog.at_level(logging.INFO), Watch(Settings(redis_url=url)):
+            assert comes_true(lambda: " does not answer: " in caplog.text, 5)
+        thread.join()
+
+
+def test_a_setting_that_does_not_exist_is_a_warning_with_the_nearest_name(
+    redis_server: RedisServer,
+) -> None:
+    variables = {
+        "SESIONES_REDIS_URL": redis_server.url,
+        "SESIONES_IDLE_SECOND": "secreto",
+        "SESIONES_ServiceKey_File": "x",
+        "SESIONES_\x1b[2J\n": "x",
+    }
+    with Service("--workers", "2", **variables) as service:
+        lines = [line for line in service.log.splitlines() if "is no setting" in line]
+        assert "secreto" not in service.log
+    assert len(lines) == 3
+    assert all(" WARNING " in line for line in lines)
+    assert "SESIONES_IDLE_SECOND is no setting" in lines[0]
+    assert lines[0].endswith("SESIONES_IDLE_SECONDS")
+    assert lines[1].endswith("SESIONES_SERVICE_KEY_FILE")
+    assert lines[2].isprintable()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_secret_on_the_command_line_is_a_warning(own_redis: RedisServer, workers: str) -> None:
+    def warned(*flags: str, **variables: str) -> list[str]:
+        with Service("--workers", workers, *flags, **variables) as service:
+            assert KEY not in service.log
+            return re.findall(r"(--\S+) shows a secret", service.log)
+
+    plain, secret = own_redis.url, f"redis://:{PASSWORD}@127.0.0.1:{free_port()}"
+    assert warned("--redis-url", plain) == []
+    assert warned(SESIONES_REDIS_URL=secret, SESIONES_SERVICE_KEY=KEY) == []
+    flags = "--redis-url", secret, f"--service-key={KEY}"
+    assert warned(*flags) == ["--redis-url", "--service-key"]
+
+
+def test_the_log_of_a_usual_start_has_no_warning(redis_server: RedisServer) -> None:
+    assert not any(name.startswith("SESIONES_") for name in environment())
+    with Service(SESIONES_REDIS_URL=redis_server.url) as service:
+        assert "WARNING" not in service.log

@@ -1,0 +1,443 @@
+"""What a node has ended stays ended, whatever the Redis that takes over knows of it: the node
+refuses it at once, and ends it there again; what was made since then stays."""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from sesiones import tokens
+from sesiones.sesion import Refusal, Sesion, StoreUnavailable
+from sesiones.store import SessionStore, tombstones
+from sesiones.store.tombstones import Tombstones
+from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer
+from tests.harness.service import comes_true
+from tests.harness.stores import available, open_store
+from tests.redis_client.test_cluster import index_key, session_key, slot_of
+from tests.test_metrics import counted
+
+pytestmark = [pytest.mark.anyio, pytest.mark.redis]
+
+AGAIN_SECONDS = 2
+"""In which what came back has to go, on a busy machine."""
+
+until = partial(available, seconds=40)
+
+
+@asynccontextmanager
+async def stores_at(
+    url: str, number: int = 2, timeout_seconds: float = 0.25, **options: Any
+) -> AsyncIterator[list[SessionStore]]:
+    """Those of several nodes; the first one has the options."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(
+                open_store(url, timeout_seconds=timeout_seconds, **({} if index else options))
+            )
+            for index in range(number)
+        ]
+
+
+async def goes(store: SessionStore, *sesiones: Sesion, seconds: float = AGAIN_SECONDS) -> None:
+    """Another node does not accept them for long."""
+    deadline = time.monotonic() + seconds
+    for sesion in sesiones:
+        while await until(partial(store.find, sesion.Token_Sesion)) is not None:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+
+
+# What a server that lost its last writes looks like, on one that did not.
+
+
+class Past:
+    """A server's keys as they were, for when it has lost what came after."""
+
+    def __init__(self, redis: "Redis") -> None:
+        self.redis = redis
+        self.keys = {key: (redis.dump(key), redis.pttl(key)) for key in redis.scan_iter()}
+
+    def bring_back(self) -> None:
+        for key, (value, ttl) in self.keys.items():
+            assert value is not None
+            self.redis.restore(key, max(0, ttl), value, replace=True)
+
+    def disconnect(self) -> None:
+        self.redis.client_kill_filter(_type="normal", skipme=True)
+
+
+@pytest.fixture
+def own() -> Iterator["Redis"]:
+    """A client of a server of the test's own."""
+    with RedisServer() as server, Redis(unix_socket_path=str(server.socket)) as redis:
+        yield redis
+
+
+def url_of(redis: "Redis") -> str:
+    return f"unix://{redis.connection_pool.connection_kwargs['path']}"
+
+
+async def test_every_way_to_end(own: "Redis", caplog: pytest.LogCaptureFixture) -> None:
+    """A logout, of all, for the limit, by an operator; and whether the caller waits or not."""
+    caplog.set_level(logging.INFO)
+    async with stores_at(url_of(own), max_per_user=4) as (node, other):
+        caller, logged_out, left = [await node.create(7, name) for name in "abc"]
+        all_of_8 = [await node.create(8, name) for name in "abc"]
+        of_9 = {s.Token_Sesion: s for s in [await node.create(9, name) for name in "abcd"]}
+        of_operator = await node.create(10, "laptop")
+        live = await other.create(11, "laptop")
+        past = Past(own)
+
+        assert await node.end(caller.Token_Sesion, logged_out.Token_Sesion) == 1
+        leaving = asyncio.create_task(node.end(caller.Token_Sesion, left.Token_Sesion))
+        await asyncio.sleep(0)  # it is sent
+        leaving.cancel()
+        assert await node.end_all(all_of_8[0].Token_Sesion, "") == 3
+        await node.create(9, "one more")
+        (over_limit,) = [s for s in of_9.values() if not own.exists(session_key(s.Token_Sesion))]
+        assert await node.end_user(10, of_operator.ID_Sesion) == 1
+        ended = [logged_out, left, *all_of_8, over_limit, of_operator]
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        assert not own.exists(*(session_key(sesion.Token_Sesion) for sesion in ended))
+
+        past.bring_back()
+        new = await node.create(7, "since then")
+        for sesion in ended:
+            token = sesion.Token_Sesion
+            assert await other.find(token) is not None
+            assert await node.find(token) is None
+            assert await node.update(sesion) is None
+            assert await node.end(token, token) is Refusal.UNAUTHENTICATED
+            assert await node.end_all(token, token) is Refusal.UNAUTHENTICATED
+        past.disconnect()
+        await goes(other, *ended)
+        assert not own.exists(*(session_key(sesion.Token_Sesion) for sesion in ended))
+        for sesion in live, caller, new:
+            for store in node, other:
+                assert await store.find(sesion.Token_Sesion) is not None
+        assert not own.exists(index_key(8), index_key(10))
+        assert (own.zcard(index_key(7)), own.zcard(index_key(9))) == (2, 3)
+        assert counted(node.metrics)["sesiones_sessions_ended_total['failover']"] == 7
+        assert sum(line.endswith(": failover") for line in caplog.messages) == 7
+        assert "7 sessions that had ended were back, and have been ended" in caplog.messages
+
+
+async def test_what_is_made_anew_lives(own: "Redis") -> None:
+    """By a create's second try, when the session of the first one has ended in between."""
+    async with stores_at(url_of(own)) as (node, other):
+        token = tokens.make(7)
+        await node._create(7, "laptop", token)
+        assert await node.end(token, token) == 1
+        await node._create(7, "laptop", token)
+        for store in node, other:
+            assert await store.find(token) is not None
+        Past(own).disconnect()
+        await asyncio.sleep(0.3)
+        for store in node, other:
+            assert await until(partial(store.find, token)) is not None
+
+
+async def test_what_takes_over_is_told_each_time(own: "Redis") -> None:
+    """Of what ended meanwhile too; of hundreds, of many users. What else lies there costs none."""
+    async with stores_at(url_of(own), timeout_seconds=2) as (node, other):
+        made = await asyncio.gather(*(node.create(user % 150, "laptop") for user in range(450)))
+        past = Past(own)
+        for part in made[:200], made[200:]:
+            await asyncio.gather(*(node.end(s.Token_Sesion, s.Token_Sesion) for s in part))
+            past.bring_back()
+            own.set(session_key(made[0].Token_Sesion), "no hash")
+            for user in range(0, 150, 50):
+                own.set(index_key(user), "no sorted set")
+            past.disconnect()
+            keys = [session_key(sesion.Token_Sesion) for sesion in part]
+            assert await asyncio.to_thread(comes_true, lambda k=keys: not own.exists(*k), 5)  # type: ignore[misc]
+        await goes(other, *made[1:])
+        assert own.keys("*:h:*") == []
+        assert len(own.keys("*:u:*")) == 3
+
+
+async def test_while_writes_are_refused(own: "Redis") -> None:
+    """Checks answer, without what has ended; it goes once writes are back."""
+    async with stores_at(url_of(own), touch_seconds=0) as (node, other):
+        ended, live = [await node.create(7, name) for name in "ab"]
+        past = Past(own)
+        assert await node.end(ended.Token_Sesion, ended.Token_Sesion) == 1
+        past.bring_back()
+        own.config_set("min-replicas-to-write", 1)
+        past.disconnect()
+        for _ in range(3):
+            assert await until(partial(node.find, live.Token_Sesion)) is not None
+            assert await node.find(ended.Token_Sesion) is None
+            await asyncio.sleep(0.1)
+        assert await other.find(ended.Token_Sesion) is not None
+        own.config_set("min-replicas-to-write", 0)
+        await goes(other, ended)
+        assert await other.find(live.Token_Sesion) is not None
+
+
+async def test_no_task_is_left(own: "Redis") -> None:
+    tasks = asyncio.all_tasks()
+    node = open_store(url_of(own), timeout_seconds=5)
+    sesion = await node.create(7, "laptop")
+    assert await node.end(sesion.Token_Sesion, sesion.Token_Sesion) == 1
+    own.config_set("min-replicas-to-write", 1)
+    Past(own).disconnect()
+    await asyncio.sleep(0.1)
+    assert asyncio.all_tasks() > tasks
+    await node.aclose()
+    assert asyncio.all_tasks() == tasks
+
+
+async def test_a_restart_that_lost_the_last_writes(tmp_path: Path) -> None:
+    """Nobody asks the node anything meanwhile."""
+    data, copy = tmp_path / "data", tmp_path / "copy"
+    with RedisServer(data, appendfsync="always") as server:
+        async with stores_at(server.url) as (node, other):
+            ended, live = [await node.create(7, name) for name in "ab"]
+            shutil.copytree(data, copy)
+            assert await node.end(ended.Token_Sesion, ended.Token_Sesion) == 1
+            server.stop(signal.SIGKILL)
+            shutil.rmtree(data)
+            shutil.copytree(copy, data)
+            server.start()
+            await goes(other, ended)
+            assert await other.find(live.Token_Sesion) is not None
+
+
+# Replicas that take over.
+
+
+def cut_off(master: "Redis", replica: RedisServer) -> None:
+    """The replica has nothing of what is written from now on."""
+    assert replica.process is not None
+    replica.process.send_signal(signal.SIGSTOP)
+    master.client_kill_filter(_type="replica")
+
+
+async def end_and_fail_over(
+    stores: list[SessionStore], user: int, master: RedisServer, replica: RedisServer, replicas: int
+) -> None:
+    """A logout of which the replica that takes over knows nothing."""
+    node, other = stores
+    with (
+        Redis(unix_socket_path=str(master.socket)) as redis,
+        Redis(unix_socket_path=str(replica.socket)) as successor,
+    ):
+        ended, also, live = [
+            await until(partial(node.create, user, name)) for name in ("ended", "also", "live")
+        ]
+        mark = f"{{{tokens.user_bucket(user)}}}"
+        await node.probe(1)  # it has the scripts: no call is made twice
+        assert comes_true(lambda: redis.set(mark, 1, px=1) and redis.wait(1, 100) == 1, 5)
+        cut_off(redis, replica)
+        token = ended.Token_Sesion
+        for each in ended, also:
+            if replicas:
+                with pytest.raises(StoreUnavailable, match="confirmed by 0 of 1"):
+                    await node.end(live.Token_Sesion, each.Token_Sesion)
+            else:
+                assert await node.end(live.Token_Sesion, each.Token_Sesion) == 1
+        assert await node.find(token) is None
+        master.stop(signal.SIGKILL)
+        assert replica.process is not None
+        replica.process.send_signal(signal.SIGCONT)
+        assert await asyncio.to_thread(comes_true, partial(is_master, successor), 20)
+        assert await until(partial(node.find, token)) is None
+        # Unconfirmed, for there is no replica any more, but there.
+        new = await until(partial(other.create, user, "since then"))
+        await goes(other, ended, also)
+        assert not successor.exists(session_key(token))
+        for sesion in live, new:
+            assert await until(partial(node.find, sesion.Token_Sesion)) is not None
+
+
+def is_master(redis: "Redis") -> bool:
+    return bool(redis.info("replication")["role"] == "master")
+
+
+@pytest.mark.parametrize("replicas", [0, 1])
+async def test_sentinel(replicas: int) -> None:
+    with RedisSentinels(replicas=1, sentinels=1) as redis:
+        async with stores_at(redis.url, timeout_seconds=1, wait_replicas=replicas) as stores:
+            master, replica = redis.servers.values()
+            await end_and_fail_over(stores, 7, master, replica, replicas)
+
+
+async def test_a_sentinel_that_knows_no_better() -> None:
+    """It is asked first, and names a master that is up; the others name another one."""
+    with (
+        RedisSentinels(replicas=0, sentinels=1) as stale,
+        RedisSentinels(replicas=0, sentinels=3) as redis,
+    ):
+        hosts = ",".join(f"127.0.0.1:{port}" for port in (*stale.sentinels, *redis.sentinels))
+        async with open_store(f"redis+sentinel://{hosts}/mymaster") as store:
+            sesion = await available(partial(store.create, 7, "laptop"), 5)
+        (master,) = redis.clients.values()
+        assert master.exists(session_key(sesion.Token_Sesion))
+
+
+async def test_cluster() -> None:
+    """What ended in another shard stays as it is."""
+    with RedisCluster(3, 3) as cluster:
+        first, second, _, replica, *_ = cluster.servers
+        async with stores_at(cluster.url) as stores:
+            ours, theirs = [user_of(cluster, port) for port in (first, second)]
+            sesion = await until(partial(stores[0].create, theirs, "laptop"))
+            assert await stores[0].end(sesion.Token_Sesion, sesion.Token_Sesion) == 1
+            servers = cluster.servers[first], cluster.servers[replica]
+            await end_and_fail_over(stores, ours, *servers, 0)
+            assert await stores[1].find(sesion.Token_Sesion) is None
+
+
+def user_of(cluster: RedisCluster, port: int) -> int:
+    return next(user for user in range(999) if cluster.owner(slot_of(user)) == port)
+
+
+async def test_a_slot_that_is_being_moved() -> None:
+    """What is not all on one side waits until it is."""
+    with RedisCluster(2) as cluster:
+        source, target = cluster.servers
+        user = user_of(cluster, source)
+        slot = slot_of(user)
+        with Redis(port=source) as redis:
+            async with stores_at(cluster.url) as (node, other):
+                ended, live = [await until(partial(node.create, user, name)) for name in "ab"]
+                past = Past(redis)
+                assert await node.end(ended.Token_Sesion, ended.Token_Sesion) == 1
+                past.bring_back()
+                cluster.begin_move(slot, source, target)
+                cluster.move_keys(source, target, index_key(user))
+                past.disconnect()
+                await asyncio.sleep(0.6)
+                assert redis.exists(session_key(ended.Token_Sesion))
+                keys = cluster.run(source, "CLUSTER", "GETKEYSINSLOT", slot, 100)
+                cluster.move_keys(source, target, *keys)
+                cluster.end_move(slot, source, target)
+                await goes(other, ended)
+                assert await other.find(live.Token_Sesion) is not None
+                assert cluster.clients[target].zcard(index_key(user)) == 1
+
+
+# Tombstones.
+
+
+class Clock:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(tombstones, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def remembered(clock: Clock) -> Tombstones:
+    """Of a node whose Redis answers at every moment."""
+    return Tombstones(lambda _: clock.now)
+
+
+def key(number: int, tag: str = "eQ") -> str:
+    return f"sesiones:{{{tag}}}:h:{number}"
+
+
+def everything(_: str) -> bool:
+    return True
+
+
+def pending(remembered: Tombstones) -> set[str]:
+    return {key for keys in remembered.batches() for key in keys}
+
+
+def test_tombstones_last_a_minute(clock: Clock, remembered: Tombstones) -> None:
+    remembered.add([key(1)])
+    clock.now += 30
+    remembered.add([key(2)])
+    clock.now += 30
+    remembered.queue_replay(everything)
+    assert pending(remembered) == {key(1), key(2)}
+    remembered.acknowledge([key(1), key(2)], remembered.generation)
+    assert not remembered.pending
+    clock.now += 29
+    remembered.add([key(2)])  # it was back
+    assert key(1) not in remembered
+    clock.now += 59
+    remembered.queue_replay(everything)
+    assert pending(remembered) == {key(2)}
+    clock.now += 2
+    remembered.acknowledge([key(2)], remembered.generation)
+    remembered.queue_replay(everything)
+    assert not remembered.pending
+    assert not remembered.any_of([key(1), key(2)])
+
+
+def test_a_minute_counts_back_from_the_last_answer_of_the_owner(clock: Clock) -> None:
+    """However late the loss of the connection is noticed."""
+    answered = {"eQ": clock.now, "ab": clock.now}
+    remembered = Tombstones(answered.__getitem__)
+    remembered.add([key(1), key(2, "ab")])
+    clock.now += 3600
+    answered["ab"] = clock.now
+    remembered.add([key(3)])
+    remembered.queue_replay(lambda tag: tag == "eQ")
+    assert pending(remembered) == {key(1), key(3)}
+
+
+def test_pending_tombstones_do_not_expire(clock: Clock, remembered: Tombstones) -> None:
+    remembered.add([key(1)])
+    remembered.queue_replay(everything)
+    clock.now += 3600
+    remembered.add([key(2)])
+    assert key(1) in remembered
+    assert remembered.any_of([key(3), key(1)])
+    assert pending(remembered) == {key(1)}
+
+
+def test_a_second_owner_change_during_a_replay_keeps_tombstones_pending(
+    remembered: Tombstones,
+) -> None:
+    remembered.add([key(1)])
+    remembered.queue_replay(everything)
+    before = remembered.generation
+    remembered.queue_replay(everything)
+    remembered.acknowledge([key(1)], before)
+    assert pending(remembered) == {key(1)}
+    remembered.acknowledge([key(1)], remembered.generation)
+    assert pending(remembered) == set()
+
+
+def test_only_the_affected_slots_are_replayed(remembered: Tombstones) -> None:
+    remembered.add(key(number, "ab" if number % 3 else "cd") for number in range(300))
+    remembered.queue_replay(lambda tag: tag == "ef")
+    assert not remembered.pending
+    remembered.queue_replay(lambda tag: tag == "ab")
+    batches = remembered.batches()
+    assert sorted(map(len, batches)) == [8, 64, 64, 64]
+    assert all("{ab}" in key for keys in batches for key in keys)
+
+
+def test_the_number_of_tombstones_is_bounded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, remembered: Tombstones
+) -> None:
+    monkeypatch.setattr(tombstones, "TOMBSTONES_MAX", 10)
+    for number in range(30):
+        remembered.add([key(number)])
+        remembered.queue_replay(everything)
+    assert pending(remembered) == {key(number) for number in range(20, 30)}
+    assert key(19) not in remembered
+    assert caplog.messages == ["more than 10 sessions ended: the oldest are forgotten"]

@@ -1,0 +1,441 @@
+"""One store in several event loops and threads: asyncio.run() again and again, Starlette's
+TestClient, a loop in each thread. Connections belong to a loop; sessions and tombstones do not."""
+
+import asyncio
+import gc
+import logging
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from functools import partial
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import uvloop
+from redis import Redis
+from redis.asyncio import ConnectionPool
+
+from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer
+
+with warnings.catch_warnings():  # it would rather have another HTTP library
+    warnings.simplefilter("ignore")
+    from starlette.testclient import TestClient
+
+from sesiones import tokens
+from sesiones.clients.http import SessionClient
+from sesiones.http.app import create_app
+from sesiones.redis_client.single import Server
+from sesiones.sesion import StoreUnavailable
+from sesiones.settings import Settings
+from sesiones.store import tombstones
+from sesiones.tasks import PerLoop
+from tests.harness.service import Service, comes_true
+from tests.harness.stores import KEY, available, open_store
+
+Run = Callable[[Any], Any]
+
+
+def asyncio_run(main: Any) -> Any:
+    return asyncio.run(main)
+
+
+def uvloop_run(main: Any) -> Any:
+    return uvloop.run(main)
+
+
+def bare_run(main: Any) -> Any:
+    """As programs did before asyncio.run(): nothing is cancelled or closed at the end."""
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(main)
+    finally:
+        loop.close()
+
+
+RUNS = pytest.mark.parametrize("run", [asyncio_run, uvloop_run, bare_run])
+
+
+@pytest.fixture(autouse=True)
+def emptied(redis: Redis) -> None:
+    """Other tests leave keys of the wrong type for the same users."""
+
+
+@pytest.fixture(autouse=True)
+def no_complaint(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Neither a destroyed task nor an open socket is left for Python to complain of."""
+    with warnings.catch_warnings():
+        # A loop that is closed by hand closes no transport: asyncio says so.
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()
+    complaints = [r.getMessage() for r in caplog.records if r.name == "asyncio"]
+    assert complaints == []
+
+
+@RUNS
+def test_store_is_usable_in_one_loop_after_another(redis_server: RedisServer, run: Run) -> None:
+    store = open_store(redis_server.url, touch_seconds=60)
+    made = [run(store.create(7, f"device {number}")) for number in range(3)]
+    for sesion in made:
+        assert run(store.find(sesion.Token_Sesion)).ID_Sesion == sesion.ID_Sesion
+    assert run(store.update(made[0])) == made[0]
+    assert run(store.end(made[0].Token_Sesion, made[1].Token_Sesion)) == 1
+    assert run(store.find(made[1].Token_Sesion)) is None
+    assert run(store.end_all(made[0].Token_Sesion, "")) >= 2
+    assert run(store.sessions(7)) == []
+    run(store.probe(5))
+
+
+@pytest.mark.parametrize("run", [asyncio_run, uvloop_run])
+def test_connections_are_closed_with_their_loop(redis_server: RedisServer, run: Run) -> None:
+    with Redis(unix_socket_path=str(redis_server.socket)) as redis:
+        before = redis.info("clients")["connected_clients"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ResourceWarning)
+            store = open_store(redis_server.url, wait_replicas=0)
+            for _ in range(20):
+                run(store.create(7, "laptop"))
+            gc.collect()
+        assert comes_true(lambda: redis.info("clients")["connected_clients"] == before, 2)
+        assert store._loops.existing() == []
+
+
+def test_store_is_usable_in_a_loop_of_each_thread(redis_server: RedisServer) -> None:
+    """And no call hangs."""
+    store = open_store(redis_server.url, timeout_seconds=2)
+    sesion = asyncio.run(store.create(7, "laptop"))
+    found: list[Any] = []
+
+    def work() -> None:
+        for _ in range(5):
+            found.append(asyncio.run(store.find(sesion.Token_Sesion)))
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 20
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    assert [each and each.ID_Sesion for each in found] == [sesion.ID_Sesion] * 80
+
+
+def test_threads_that_end_sessions_at_once_lose_no_tombstone(redis_server: RedisServer) -> None:
+    store = open_store(redis_server.url)
+
+    async def make() -> list[str]:
+        made = await asyncio.gather(*(store.create(user, "laptop") for user in range(200)))
+        return [sesion.Token_Sesion for sesion in made]
+
+    made = asyncio.run(make())
+
+    async def end(tokens: list[str]) -> int:
+        ended = await asyncio.gather(*(store.end(token, token) for token in tokens))
+        return sum(count for count in ended if isinstance(count, int))
+
+    counts: list[int] = []
+    parts = [made[start::8] for start in range(8)]
+    threads = [
+        threading.Thread(target=lambda part=part: counts.append(asyncio.run(end(part))))
+        for part in parts
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sum(counts) == 200
+    assert all(store._keys.session(token) in store._tombstones for token in made)
+
+
+@RUNS
+def test_a_logout_of_one_loop_is_replayed_by_the_next(redis_server: RedisServer, run: Run) -> None:
+    """Between the two loops the master may have been replaced."""
+    store, other = open_store(redis_server.url), open_store(redis_server.url)
+    with Redis(unix_socket_path=str(redis_server.socket)) as redis:
+        sesion = asyncio.run(store.create(7, "laptop"))
+        token = sesion.Token_Sesion
+        key = store._keys.session(token)
+        value, ttl = redis.dump(key), redis.pttl(key)
+        assert value is not None
+        assert run(store.end(token, token)) == 1
+        redis.restore(key, ttl, value)
+
+        async def later() -> None:
+            assert await store.find(token) is None
+            assert await asyncio.to_thread(comes_true, lambda: not redis.exists(key), 5)
+            assert await other.find(token) is None
+
+        asyncio.run(later())
+
+
+@RUNS
+def test_a_logout_of_a_loop_that_ended_long_ago_is_replayed_by_the_next(
+    redis_server: RedisServer, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No loop was there meanwhile to see a new master."""
+    store = open_store(redis_server.url)
+    with Redis(unix_socket_path=str(redis_server.socket)) as redis:
+        token = run(store.create(7, "laptop")).Token_Sesion
+        key = store._keys.session(token)
+        value, ttl = redis.dump(key), redis.pttl(key)
+        assert value is not None
+        assert run(store.end(token, token)) == 1
+        redis.restore(key, ttl, value)
+        monkeypatch.setattr(tombstones, "TOMBSTONE_TTL_SECONDS", 0.2)
+        time.sleep(0.4)
+
+        async def later() -> None:
+            assert await store.find(token) is None
+            assert await asyncio.to_thread(comes_true, lambda: not redis.exists(key), 5)
+
+        run(later())
+
+
+@RUNS
+@pytest.mark.parametrize("deployment", [RedisServer, partial(RedisCluster, 3), RedisSentinels])
+def test_a_loop_that_ends_with_calls_on_their_way_is_no_outage(
+    deployment: Any, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor is any of its tasks destroyed (no_complaint)."""
+    leaving: list[asyncio.Task[Any]] = []
+
+    async def leave() -> None:
+        token = (await store.create(7, "laptop")).Token_Sesion
+        calls: list[Coroutine[Any, Any, Any]] = [store.find(token) for _ in range(1000)]
+        calls += [store.create(7, "phone"), store.end(token, token)]
+        leaving[:] = map(asyncio.ensure_future, calls)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        if run is bare_run:  # which cancels nothing itself
+            for task in leaving:
+                task.cancel()
+            await asyncio.wait(leaving)
+
+    async def close() -> None:
+        found = [asyncio.ensure_future(store.find(tokens.make(7))) for _ in range(1000)]
+        await asyncio.sleep(0)
+        begun = time.monotonic()
+        await store.aclose()
+        answers = await asyncio.gather(*found, return_exceptions=True)
+        assert time.monotonic() - begun < 2
+        assert all(answer is None or isinstance(answer, StoreUnavailable) for answer in answers)
+
+    with deployment() as redis:
+        first = open_store(redis.url)  # a Cluster and Sentinels take a moment
+        asyncio.run(available(partial(first.create, 7, "laptop"), 20))
+        caplog.clear()
+        store = open_store(redis.url)
+        run(leave())
+        assert all(task.done() for task in leaving)
+        run(close())
+        gc.collect()
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+def test_a_second_loop_meets_the_timeout_and_no_loop_error() -> None:
+    with RedisServer() as server:
+        store = open_store(server.url, timeout_seconds=0.3)
+        token = asyncio.run(store.create(7, "laptop")).Token_Sesion
+        assert server.process is not None
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            for _ in range(2):
+                begun = time.monotonic()
+                with pytest.raises(StoreUnavailable) as raised:
+                    asyncio.run(store.find(token))
+                assert time.monotonic() - begun < 1.5
+                assert "loop" not in str(raised.value)
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        assert asyncio.run(store.find(token)) is not None
+
+
+@pytest.mark.parametrize("deployment", [RedisSentinels, RedisCluster])
+def test_sentinel_and_cluster_in_one_loop_after_another(deployment: Any) -> None:
+    with deployment() as redis:
+        store = open_store(redis.url)
+
+        async def until(ask: Callable[[], Awaitable[Any]]) -> Any:
+            deadline = time.monotonic() + 20
+            while True:
+                try:
+                    return await ask()
+                except StoreUnavailable:
+                    assert time.monotonic() < deadline
+                    await asyncio.sleep(0.05)
+
+        for run in asyncio_run, uvloop_run, asyncio_run:
+            token = run(until(lambda: store.create(7, "laptop"))).Token_Sesion
+            assert run(until(lambda t=token: store.find(t))) is not None  # type: ignore[misc]
+
+
+def test_starlettes_test_client(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has a loop of its own for each request, and another for each lifespan."""
+    caplog.set_level(logging.ERROR)
+    environ = {"SESIONES_REDIS_URL": redis_server.url, "SESIONES_REDIS_TIMEOUT": "5"}
+    app = create_app(Settings.read(environ, {}), open_without_key=True)
+    client = TestClient(app)
+    made = client.post("/sesiones", json={"ID_Usuario": 7, "Dispositivo": "laptop"}).json()
+    headers = {"x-auth-token": made["Token_Sesion"]}
+    for _ in range(3):
+        assert client.get("/sesiones/self", headers=headers).json()["ID_Usuario"] == 7
+    for _ in range(2):
+        with TestClient(app) as within:
+            for _ in range(2):
+                assert within.get("/sesiones/self", headers=headers).status_code == 200
+    assert client.get("/sesiones/self", headers=headers).status_code == 200
+
+
+def test_aclose_ends_the_use_of_its_own_loop_alone(redis_server: RedisServer) -> None:
+    store = open_store(redis_server.url)
+
+    async def close() -> None:
+        await store.create(7, "laptop")
+        await store.aclose()
+        with pytest.raises(StoreUnavailable):
+            await store.create(7, "laptop")
+
+    asyncio.run(close())
+    assert asyncio.run(store.create(7, "laptop")).ID_Usuario == 7
+
+
+# The client of a service
+
+
+def create_at(service: Service) -> str:
+    """The token of a new session."""
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    made = service.request("POST", "/sesiones", headers, b'{"ID_Usuario": 7, "Dispositivo": "d"}')
+    token: str = made.json()["Token_Sesion"]
+    return token
+
+
+@RUNS
+def test_client_is_usable_in_one_loop_after_another(service: Service, run: Run) -> None:
+    token = create_at(service)
+    client = SessionClient(f"http://127.0.0.1:{service.port}", timeout_seconds=5)
+    for _ in range(3):
+        assert run(client.find(token)).ID_Usuario == 7
+
+
+@pytest.mark.parametrize("run", [asyncio_run, uvloop_run])
+def test_connections_of_the_client_are_closed_with_their_loop(service: Service, run: Run) -> None:
+    token = create_at(service)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        client = SessionClient(f"http://127.0.0.1:{service.port}", timeout_seconds=5)
+        for _ in range(5):
+            run(client.find(token))
+        gc.collect()
+    assert client._loops.existing() == []
+
+
+def test_client_is_usable_in_a_loop_of_each_thread(service: Service) -> None:
+    """And each thread keeps its loop for several calls, beside the others."""
+    token = create_at(service)
+    client = SessionClient(f"http://127.0.0.1:{service.port}", timeout_seconds=5)
+    found: list[Any] = []
+
+    async def work() -> None:
+        for _ in range(5):
+            found.extend(await asyncio.gather(*(client.find(token) for _ in range(4))))
+
+    threads = [threading.Thread(target=lambda: asyncio.run(work())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert [each and each.ID_Usuario for each in found] == [7] * 160
+
+
+def test_aclose_of_the_client_ends_the_use_of_its_own_loop_alone(service: Service) -> None:
+    token = create_at(service)
+    client = SessionClient(f"http://127.0.0.1:{service.port}", timeout_seconds=5)
+
+    async def close() -> None:
+        await client.find(token)
+        await client.aclose()
+        with pytest.raises(StoreUnavailable):
+            await client.find(token)
+
+    asyncio.run(close())
+    assert asyncio.run(client.find(token)) is not None
+
+
+def test_client_reads_a_reply_that_arrived_while_its_process_was_paused(service: Service) -> None:
+    """The reply comes while the event loop, like a paused process, reads nothing."""
+    token = create_at(service)
+    client = SessionClient(f"http://127.0.0.1:{service.port}", timeout_seconds=0.5)
+
+    async def pause() -> None:
+        assert await client.find(token) is not None  # the connection is open now
+        asked = asyncio.create_task(client.find(token))
+        for _ in range(10):  # until the request has been sent
+            await asyncio.sleep(0)
+        time.sleep(1)  # noqa: ASYNC251
+        assert await asked is not None
+
+    for run in asyncio_run, uvloop_run:
+        run(pause())
+
+
+def test_values_are_closed_when_their_loop_ends_after_its_tasks() -> None:
+    closed: list[object] = []
+
+    async def close(value: object) -> None:
+        await asyncio.sleep(0)
+        closed.append(value)
+
+    values: PerLoop[object] = PerLoop(object, close)
+
+    async def main() -> None:
+        first = values.get()
+        assert values.get() is first
+
+        async def last_use() -> None:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                assert values.get() is first
+                assert closed == []
+
+        task = asyncio.create_task(last_use())
+        await asyncio.sleep(0)
+        assert not task.done()
+
+    asyncio.run(main())
+    asyncio.run(main())
+    assert len(set(closed)) == 2
+    assert values.existing() == []
+
+
+def test_a_thread_may_ask_when_the_connections_of_another_were_answered() -> None:
+    """It does so whenever it ends a session, and before it queues what is to be replayed."""
+    server = Server(ConnectionPool(), 0.25)
+    connections: set[Any] = server._open_connections
+    connections.add(Mock(answered_at=1.0))
+    over = threading.Event()
+
+    def open_and_lose() -> None:
+        other = Mock(answered_at=2.0)
+        while not over.is_set():
+            connections.add(other)
+            connections.discard(other)
+
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=open_and_lose)
+    try:
+        sys.setswitchinterval(1e-6)
+        thread.start()
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:
+            assert server.answered_at("aa") == 1.0
+    finally:
+        over.set()
+        thread.join()
+        sys.setswitchinterval(interval)

@@ -1,0 +1,46 @@
+"""What another setting does to sessions that exist, beside those of tests/store/test_clock.py."""
+
+import pytest
+from redis import Redis
+
+from tests.harness.redis_server import RedisServer
+from tests.harness.service import Service
+from tests.harness.stores import KEY, open_store
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_another_prefix_hides_sessions_until_it_is_changed_back(
+    redis_server: RedisServer, redis: "Redis"
+) -> None:
+    async with open_store(redis_server.url) as store:
+        token = (await store.create(7, "laptop")).Token_Sesion
+        async with open_store(redis_server.url, key_prefix="otros") as others:
+            assert await others.find(token) is None
+            assert await others.sessions(7) == []
+            await others.create(7, "phone")
+            assert await others.end_user(7) == 1
+        assert await store.find(token) is not None
+        assert len(await store.sessions(7)) == 1
+
+
+async def test_another_database_hides_sessions(redis_server: RedisServer, redis: "Redis") -> None:
+    async with open_store(redis_server.url) as store:
+        token = (await store.create(7, "laptop")).Token_Sesion
+        async with open_store(f"{redis_server.url}?db=1") as others:
+            assert await others.find(token) is None
+        assert await store.find(token) is not None
+
+
+async def test_another_service_key_leaves_sessions(
+    redis_server: RedisServer, redis: "Redis"
+) -> None:
+    async with open_store(redis_server.url) as store:
+        token = (await store.create(7, "laptop")).Token_Sesion
+    for key in KEY, "another" + KEY:
+        with Service(
+            SESIONES_REDIS_URL=redis_server.url,
+            SESIONES_SERVICE_KEY=key,
+            SESIONES_REDIS_TIMEOUT="5",
+        ) as service:
+            assert service.request("GET", "/sesiones/self", {"x-auth-token": token}).status == 200
