@@ -44,7 +44,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from sesiones.tasks import ReadFirstTimer, retrieve_exception
 
 Argument = str | bytes | int
-OnReply = Callable[[Any], None]
+OnReply = Callable[[Any], Any]
 
 IDLE_PING_SECONDS = 1.0
 """How long a connection may be idle before the server is asked whether it is still there."""
@@ -57,8 +57,12 @@ CONFIRMED_SECONDS = 0.1
 logger = logging.getLogger("sesiones.redis")
 
 
+class NoReplyError(RedisConnectionError, RedisTimeoutError):
+    """The connection was dropped, because its oldest command had no reply in time."""
+
+
 class SilentError(RedisConnectionError, RedisTimeoutError):
-    """No reply in half of the time, nor anything else: another connection may do better."""
+    """No reply in half of the time, nor any other byte: another connection may do better."""
 
 
 class _InFlight(NamedTuple):
@@ -131,8 +135,9 @@ class PipelinedConnection(asyncio.Protocol):
         *,
         repeatable: bool = False,
     ) -> "asyncio.Future[Any]":
-        """The reply. ``on_reply`` is called with it even if the caller was cancelled.
-        ``repeatable``: the future may fail with SilentError after half of the time.
+        """The reply, or what ``on_reply`` returns or raises. ``on_reply`` is called with the reply
+        when it is read, before any later reply, even if the caller was cancelled. ``repeatable``:
+        the future may fail with SilentError after half of the time.
 
         Raises what arguments raise that cannot be packed (TypeError, UnicodeEncodeError).
         """
@@ -216,9 +221,13 @@ class PipelinedConnection(asyncio.Protocol):
             return
         if on_reply is not None:
             try:
-                on_reply(reply)
-            except Exception:
-                logger.exception("a callback failed")
+                reply = on_reply(reply)
+            except Exception as error:
+                if future.done():
+                    logger.exception("a callback failed whose caller was cancelled")
+                else:
+                    future.set_exception(error)
+                return
         if not future.done():
             future.set_result(reply)
 
@@ -227,8 +236,8 @@ class PipelinedConnection(asyncio.Protocol):
         if self._answered:
             self.on_lost()
 
-    def fail(self, reason: str) -> None:
-        """Drop the connection, with everything in flight."""
+    def fail(self, reason: str, kind: type[RedisConnectionError] = RedisConnectionError) -> None:
+        """Drop the connection. Everything in flight fails with an error of this kind."""
         if not self.transport.is_closing():
             # With a reset: what has not left this machine must not be carried out after all, when
             # its caller has been told that it failed, or has had it done on another one. (What a
@@ -242,7 +251,7 @@ class PipelinedConnection(asyncio.Protocol):
         self._in_flight.clear()
         for future, *_ in failed:
             if not future.done():
-                future.set_exception(RedisConnectionError(reason))
+                future.set_exception(kind(reason))
 
     def _watch(self) -> None:
         """Look when the oldest command in flight is late; meanwhile, and when there is none, look
@@ -275,7 +284,7 @@ class PipelinedConnection(asyncio.Protocol):
         if self._in_flight and self._seconds_left() <= 0:
             if time.monotonic() - self._in_flight[0].sent_at >= self._timeout_seconds:
                 # Replies come in order: when the first in the queue is late, no other comes either.
-                self.fail("no reply in time")
+                self.fail("no reply in time", NoReplyError)
                 return
             self.silent = True
             for future, _, repeatable, _ in self._in_flight:

@@ -10,6 +10,7 @@ from redis.exceptions import ResponseError
 
 from sesiones.http.operations import Health
 from sesiones.http.problems import Problem
+from sesiones.policy import SessionPolicy
 from sesiones.redis_client import Argument
 from sesiones.store import SessionStore
 from sesiones.store.scripts import SERVICE_SCRIPTS
@@ -162,15 +163,7 @@ class Old(Fake):
 
 @pytest.mark.anyio
 async def test_redis_is_too_old() -> None:
-    store = SessionStore(
-        Old,
-        key_prefix="sesiones",
-        idle_seconds=1800,
-        max_seconds=43200,
-        touch_seconds=1,
-        max_per_user=1000,
-        timeout_seconds=1,
-    )
+    store = SessionStore(Old, SessionPolicy(), key_prefix="sesiones", timeout_seconds=1)
     with pytest.raises(Problem, match=r"anterior a la 7\.0"):
         await Health(store).ready(None)  # type: ignore[arg-type]
     await store.aclose()

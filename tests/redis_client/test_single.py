@@ -1,10 +1,10 @@
 """The server's connections, on a simulated network."""
 
 import asyncio
+from collections.abc import Set
 
 import pytest
 
-from sesiones.redis_client.single import Affects
 from tests.redis_client.fakes import run
 from tests.redis_client.network import TIMEOUT_SECONDS, Network
 
@@ -19,8 +19,8 @@ def test_answered_at_counts_a_lost_connection_until_its_listener_has_run() -> No
             loop = asyncio.get_running_loop()
             told: list[float] = []
 
-            def listener(_: Affects) -> None:
-                told.append(commands.answered_at(""))
+            def listener(_: Set[str]) -> None:
+                told.append(commands.answered_at("ab"))
 
             commands.on_owner_change(listener)
             assert await commands.execute("ECHO", 1, "{a}") == b"1"

@@ -11,9 +11,9 @@ from functools import partial
 from typing import Any
 
 import pytest
-from redis.exceptions import NoScriptError
 
 from sesiones import tokens
+from sesiones.policy import SessionPolicy
 from sesiones.redis_client import Commands, connect
 from sesiones.redis_client import cluster as clusters
 from sesiones.sesion import Sesion, StoreUnavailable
@@ -50,9 +50,7 @@ class Mixed:
         reply = await self._commands.execute(*arguments, **how)
         if self.on and arguments[0] in ("EVALSHA", "EVAL"):
             reply = await self._mix(reply)
-        if on_reply:
-            on_reply(reply)
-        return reply
+        return on_reply(reply) if on_reply else reply
 
     async def execute_on_master(self, *arguments: Any, **how: Any) -> Any:
         reply = await self._commands.execute_on_master(*arguments, **how)
@@ -73,16 +71,9 @@ class Mixed:
         return other.reply  # type: ignore[attr-defined]
 
 
-def store_on(make: Callable[[], Any], **options: Any) -> SessionStore:
-    settings: dict[str, Any] = {
-        "key_prefix": "sesiones",
-        "idle_seconds": 1800,
-        "max_seconds": 43200,
-        "touch_seconds": 1,
-        "max_per_user": 5,
-        "timeout_seconds": TIMEOUT_SECONDS,
-    }
-    return SessionStore(make, **settings | options)
+def store_on(make: Callable[[], Any], touch_seconds: int = 1) -> SessionStore:
+    policy = SessionPolicy(touch_seconds=touch_seconds, max_per_user=5)
+    return SessionStore(make, policy, key_prefix="sesiones", timeout_seconds=TIMEOUT_SECONDS)
 
 
 @pytest.fixture(scope="module", params=["server", "cluster"])
@@ -152,18 +143,8 @@ async def test_a_reply_of_another_call_is_unavailable(
     await store.aclose()
 
 
-async def untagged(
-    execute: Any, script: scripts.Script, keys: list[str], *arguments: Any, **how: Any
-) -> Any:
-    """scripts.call() without the comparison of the tags."""
-    declared = keys if len(keys) == 1 or not script.cross_slot else ()
-    rest = (len(declared), *declared, *arguments, b"tag")
-    if on_reply := how.get("on_reply"):
-        how["on_reply"] = lambda tagged: on_reply(tagged[1])
-    try:
-        tagged = await execute("EVALSHA", script.sha, *rest, keys=keys, **how)
-    except NoScriptError:
-        tagged = await execute("EVAL", script.source, *rest, keys=keys, **how)
+def untagged(_: bytes, tagged: Any) -> Any:
+    """scripts.untagged() without the comparison of the tags."""
     return tagged[1] if len(tagged) > 1 else None
 
 
@@ -174,7 +155,7 @@ async def test_without_the_tag_a_caller_has_another_users_session(
     mixed = Mixed(connect(url, TIMEOUT_SECONDS), "swap")
     store = store_on(lambda: mixed)
     own = [await store.create(user, f"of {user}") for user in (11, 12)]
-    monkeypatch.setattr(scripts, "call", untagged)
+    monkeypatch.setattr(scripts, "untagged", untagged)
     mixed.on = True
     first = asyncio.create_task(store.find(own[0].Token_Sesion))
     await asyncio.sleep(0.05)
@@ -335,7 +316,7 @@ async def test_a_reply_that_comes_twice_or_never_gives_no_caller_anothers_sessio
 async def test_without_the_tag_a_reply_that_comes_twice_gives_another_users_session(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(scripts, "call", untagged)
+    monkeypatch.setattr(scripts, "untagged", untagged)
     with RedisServer(port=str(free_port())) as server:
         url = f"redis://127.0.0.1:{server.port}"
         async with relayed(url, "twice", monkeypatch) as (store, relays):

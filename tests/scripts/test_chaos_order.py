@@ -52,7 +52,7 @@ FORGOTTEN_BEFORE_THE_REPLAY = """
 from sesiones.redis_client import single
 def lost(self, connection):
     self._open_connections.discard(connection)
-    self._listener(lambda _: True)
+    self._listener(single.BUCKETS)
 single.Server._lost = lost
 """
 

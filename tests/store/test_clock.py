@@ -8,6 +8,7 @@ import fakeredis
 import pytest
 
 from sesiones import tokens
+from sesiones.policy import SessionPolicy
 from sesiones.redis_client import Argument, Execute, Listener, OnReply
 from sesiones.sesion import BadDates, Refusal, Sesion
 from sesiones.store import SessionStore
@@ -56,9 +57,7 @@ class Fake:
         on_reply: OnReply | None = None,
     ) -> Any:
         reply = await self._execute(*arguments)
-        if on_reply is not None:
-            on_reply(reply)
-        return reply
+        return reply if on_reply is None else on_reply(reply)
 
     async def _execute(self, *arguments: Argument) -> Any:
         if arguments[0] == "EVAL":
@@ -78,7 +77,7 @@ class Fake:
     async def sentinels(self) -> dict[str, Execute]:
         return {}
 
-    def answered_at(self, tag: str) -> float:
+    def answered_at(self, bucket: str) -> float:
         return time.monotonic()
 
     def on_owner_change(self, listener: Listener) -> None:
@@ -91,22 +90,10 @@ class Fake:
         self.redis.close()
 
 
-def fake_store(
-    fake: Fake,
-    *,
-    idle_seconds: int = IDLE,
-    max_seconds: int = MAX,
-    touch_seconds: int = 1,
-    max_per_user: int = 1000,
-) -> SessionStore:
+def fake_store(fake: Fake, **policy: int) -> SessionStore:
+    limits = {"idle_seconds": IDLE, "max_seconds": MAX} | policy
     return SessionStore(
-        lambda: fake,
-        key_prefix="sesiones",
-        idle_seconds=idle_seconds,
-        max_seconds=max_seconds,
-        touch_seconds=touch_seconds,
-        max_per_user=max_per_user,
-        timeout_seconds=5.0,
+        lambda: fake, SessionPolicy(**limits), key_prefix="sesiones", timeout_seconds=5.0
     )
 
 

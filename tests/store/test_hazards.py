@@ -23,6 +23,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
 from sesiones import tokens
+from sesiones.policy import SessionPolicy
 from sesiones.redis_client import Argument, Commands, Execute, Listener, connect
 from sesiones.sesion import BadDates, Immutable, Refusal, Sesion, StoreUnavailable
 from sesiones.store import SessionStore
@@ -93,11 +94,9 @@ session by half a second."""
 def open_node(commands: Commands, kind: type[SessionStore]) -> SessionStore:
     store = kind(
         lambda: commands,
+        # touch_seconds=0: so that every check writes
+        SessionPolicy(max_seconds=MAX, touch_seconds=0, max_per_user=PER_USER),
         key_prefix="sesiones",
-        idle_seconds=1800,
-        max_seconds=MAX,
-        touch_seconds=0,  # so that every check writes
-        max_per_user=PER_USER,
         timeout_seconds=5.0,
     )
     if isinstance(store, Naive):

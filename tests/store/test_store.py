@@ -383,7 +383,7 @@ class TestFind:
         async def bug(*_: Any) -> None:
             raise RuntimeError("a bug")
 
-        monkeypatch.setattr(CheckQueue, "_read", bug)
+        monkeypatch.setattr(CheckQueue, "_fetch", bug)
         with pytest.raises(StoreUnavailable):
             await store.find(tokens.make(7))
         assert caplog.records[0].exc_info
