@@ -43,7 +43,10 @@ class Family:
         return len(self.bounds) + 2 if self.bounds else 1
 
 
-OPERATIONS = ("check", "create", "update", "logout", "logout_all")
+OPERATIONS = (
+    *("check", "create", "update", "logout", "logout_all"),
+    *("list", "end_one", "end_others", "end_user", "revoke"),
+)
 
 FAMILIES = (
     CHECKS := Family(
@@ -97,7 +100,10 @@ FAMILIES = (
         "failover: once more, for they had come back; unindexed: a use found that their index had "
         "lost them.",
         "reason",
-        ("logout", "logout_all", "limit", "operator", "failover", "unindexed"),
+        (
+            *("logout", "logout_all", "others", "id", "operator", "replaced", "limit"),
+            *("failover", "unindexed"),
+        ),
     ),
 )
 

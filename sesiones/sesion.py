@@ -26,13 +26,14 @@ DEVICE_MAX_CHARACTERS = 512
 _FORBIDDEN_IN_DEVICE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # Cc and surrogates
 
 
-def valid_integer(field: str, value: object) -> int:
+def valid_integer(field: str, value: object, bounds: tuple[int, int] | None = None) -> int:
     """The value as a plain int, which formats as its digits, when it is one that the field may
-    have. Raises TypeError for anything but an int (a bool is none), ValueError out of bounds."""
+    have, within ``bounds`` or else its BOUNDS. Raises TypeError for anything but an int (a bool is
+    none), ValueError out of bounds."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{field} must be an int")
     number = int.__index__(value)  # not what a subclass such as an Enum makes of itself
-    low, high = BOUNDS[field]
+    low, high = BOUNDS[field] if bounds is None else bounds
     if not low <= number <= high:
         raise ValueError(f"{field} must be from {low} to {high}")
     return number
@@ -105,6 +106,24 @@ class Sesion(NamedTuple):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Login:
+    """What a login may ask for beside a user and a device. Every field may be left out."""
+
+    Ventana: int | None = None
+    """The session's window in seconds, instead of the policy's."""
+    Vida_Maxima: int | None = None
+    """The session's own maximum life in seconds, instead of the policy's."""
+    Token_Anterior: str | None = None
+    """The token of a session that this one replaces, whoever's it is. It ends."""
+    Cerrar_Otras: int = 0
+    """1 ends every other session of the user."""
+    Max_Sesiones: int | None = None
+    """How many sessions the user may have at this login, instead of the policy's limit."""
+    Sustituye: int | None = None
+    """The ID_Sesion of a session of the user that this one replaces. It ends."""
+
+
 class UserSession(NamedTuple):
     """A live session as its user's list has it: without its token, which Redis does not hold."""
 
@@ -117,6 +136,13 @@ class UserSession(NamedTuple):
     Estado_Sesion: int
     Ultima_Actividad: int
     Dispositivo: str
+    Actual: bool | None = None
+    """Whether it is the caller's own; None where the caller came without a token."""
+
+    def to_dict(self) -> dict[str, int | str | bool]:
+        """The members of the API's list, in its order."""
+        hidden = ("ID_Usuario", "fingerprint") + (("Actual",) if self.Actual is None else ())
+        return {name: value for name, value in self._asdict().items() if name not in hidden}
 
 
 class Refusal(Enum):
@@ -141,6 +167,16 @@ class BadDates:
     beyond the absolute lifetime (lifetime), or would have passed already (past)."""
 
     reason: Literal["window", "lifetime", "past"]
+
+
+class LimitReached(Exception):
+    """The user has as many sessions as allowed, and the policy is to refuse one more. Nothing has
+    ended."""
+
+    def __init__(self, sessions: "list[UserSession]") -> None:
+        super().__init__(f"the user has {len(sessions)} sessions")
+        self.sessions = sessions
+        """The user's live sessions, in the order of a list."""
 
 
 class StoreUnavailable(Exception):

@@ -9,7 +9,7 @@ import re
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from sesiones import redis_url
 from sesiones.policy import SessionPolicy
@@ -120,6 +120,7 @@ _METAVARS = {
     "http": "fast|httptools",
     "log": "0|1",
     "format": "text|json",
+    "limit": "end|refuse",
 }
 """By the last word of a setting's name, where that does not say what the flag takes."""
 
@@ -166,6 +167,11 @@ class Settings:
         _integer(1, 10_000),
         "sessions that a user may have",
     )
+    at_limit: Literal["end", "refuse"] = _setting(
+        SessionPolicy.at_limit,
+        _choice("end", "refuse"),
+        "end ends the sessions that expire first for a new one, or refuse",
+    )
     redis_timeout: float = _setting(
         0.25, _timeout, "seconds for one round trip to Redis before a 503"
     )
@@ -203,6 +209,7 @@ class Settings:
             max_seconds=self.max_seconds,
             touch_seconds=self.touch_seconds,
             max_per_user=self.max_per_user,
+            at_limit=self.at_limit,
         )
 
     @classmethod

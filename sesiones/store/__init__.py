@@ -1,4 +1,4 @@
-"""The session store on Redis: find, create, update, end, end_all.
+"""The session store on Redis: find, create, update, list and end sessions.
 
 Each operation is one atomic script on one hash slot (lua/); lua/session.lua says what each key
 holds. An absent session is a value; only a failure of Redis raises.
@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Self
+from typing import Literal, Self
 
 from sesiones import tokens
 from sesiones.metrics import CHECKS, Metrics
@@ -17,6 +17,8 @@ from sesiones.redis_client import Commands, connect
 from sesiones.sesion import (
     BadDates,
     Immutable,
+    LimitReached,
+    Login,
     Refusal,
     Sesion,
     StoreUnavailable,
@@ -36,6 +38,9 @@ from sesiones.store.timings import Timings
 from sesiones.store.tombstones import Tombstones
 from sesiones.store.writes import SessionWrites
 from sesiones.tasks import PerLoop
+
+NO_LOGIN = Login()
+"""A login that asks for nothing more than a session."""
 
 
 class SessionStore:
@@ -86,6 +91,7 @@ class SessionStore:
         max_seconds: int = SessionPolicy.max_seconds,
         touch_seconds: int = SessionPolicy.touch_seconds,
         max_per_user: int = SessionPolicy.max_per_user,
+        at_limit: Literal["end", "refuse"] = SessionPolicy.at_limit,
         timeout_seconds: float = 0.25,
         wait_replicas: int = 0,
         metrics: Metrics | None = None,
@@ -100,12 +106,13 @@ class SessionStore:
             max_seconds=max_seconds,
             touch_seconds=touch_seconds,
             max_per_user=max_per_user,
+            at_limit=at_limit,
             redis_timeout=timeout_seconds,
             wait_replicas=wait_replicas,
         )
         return cls(
             partial(connect, url, timeout_seconds),
-            SessionPolicy(idle_seconds, max_seconds, touch_seconds, max_per_user),
+            SessionPolicy(idle_seconds, max_seconds, touch_seconds, max_per_user, at_limit),
             key_prefix=key_prefix,
             timeout_seconds=timeout_seconds,
             wait_replicas=wait_replicas,
@@ -136,15 +143,24 @@ class SessionStore:
         session, and calls the second argument with what find() would return or raise."""
         return self._loops.get().checks.submitter()
 
-    async def create(self, ID_Usuario: int, Dispositivo: str) -> Sesion:
-        """A new session. A user at the limit loses the one that expires first."""
-        user = valid_integer("ID_Usuario", ID_Usuario)
-        return await self._create(user, valid_device(Dispositivo), tokens.make(user))
+    async def create(self, ID_Usuario: int, Dispositivo: str, login: Login = NO_LOGIN) -> Sesion:
+        """A new session, and what else the login asks for, all at once.
 
-    async def _create(self, ID_Usuario: int, Dispositivo: str, token: str) -> Sesion:
+        A user at the limit loses the session that expires first. Where the policy refuses one more
+        instead, this raises LimitReached, and nothing has ended. Raises ValueError for what the
+        policy does not allow.
+        """
+        user = valid_integer("ID_Usuario", ID_Usuario)
+        return await self._create(user, valid_device(Dispositivo), tokens.make(user), login)
+
+    async def _create(
+        self, ID_Usuario: int, Dispositivo: str, token: str, login: Login = NO_LOGIN
+    ) -> Sesion:
         """The session of a token of the user; where there is one already, as it is."""
+        resolved = self._policy.resolve(login)
         with self._timings.operation("create", ID_Usuario):
-            return await self._loops.get().writes.create(ID_Usuario, Dispositivo, token)
+            writes = self._loops.get().writes
+            return await writes.create(ID_Usuario, Dispositivo, resolved, token)
 
     async def update(self, given: Sesion) -> Sesion | Immutable | BadDates | None:
         """Update the live session of the given object's token, active or not, and return it as
@@ -170,24 +186,63 @@ class SessionStore:
         with self._timings.operation("logout_all"):
             return await self._loops.get().writes.end_all(caller, designated)
 
+    async def end_others(self, caller: str) -> int | Refusal:
+        """End every live session of the caller's user but the caller's: how many ended. A use of
+        the caller's session. Never tried twice."""
+        if await self.find(caller) is None:
+            return Refusal.UNAUTHENTICATED
+        with self._timings.operation("end_others"):
+            return await self._loops.get().writes.end_others(caller)
+
+    async def end_one(self, caller: str, ID_Sesion: int) -> int | Refusal:
+        """End the session of that number, if it is a live one of the caller's user: how many ended,
+        0 or 1. A use of the caller's session. Never tried twice."""
+        which = valid_integer("ID_Sesion", ID_Sesion)
+        sesion = await self.find(caller)
+        if sesion is None:
+            return Refusal.UNAUTHENTICATED
+        with self._timings.operation("end_one"):
+            return await self._loops.get().writes.end_one(sesion, which)
+
+    async def revoke(self, token: str) -> None:
+        """End the session of the token, active or not, if one lives. Never tried twice."""
+        valid = tokens.parse(token)
+        if valid is not None:
+            with self._timings.operation("revoke"):
+                await self._loops.get().writes.revoke(valid, "logout")
+
+    async def list_sessions(self, caller: str) -> list[UserSession] | None:
+        """The live sessions of the caller's user, active or not, the caller's with Actual: the most
+        recently used first, then the newest first. None when the caller's own is not live and
+        active. A use of the caller's session."""
+        sesion = await self.find(caller)
+        if sesion is None:
+            return None
+        sessions = await self.sessions(sesion.ID_Usuario)
+        marked = [each._replace(Actual=each.ID_Sesion == sesion.ID_Sesion) for each in sessions]
+        return marked if any(each.Actual and each.Estado_Sesion for each in marked) else None
+
     async def sessions(self, ID_Usuario: int, *, deep: bool = False) -> list[UserSession]:
-        """The user's live sessions, active or not.
+        """The user's live sessions, active or not: the most recently used first, then the newest
+        first.
 
         ``deep``: those too that the user's index does not name, from a look at every key.
         """
         user = valid_integer("ID_Usuario", ID_Usuario)
-        return await self._loops.get().operators.sessions(user, deep=deep)
+        with self._timings.operation("list", user):
+            return await self._loops.get().operators.sessions(user, deep=deep)
 
     async def end_user(
         self, ID_Usuario: int, ID_Sesion: int | None = None, *, deep: bool = False
     ) -> int:
-        """End one session of the user, or all, for an operator: how many ended.
+        """End one session of the user, or all, without a token: how many ended.
 
         ``deep``: those too that the user's index does not name, from a look at every key.
         """
         user = valid_integer("ID_Usuario", ID_Usuario)
         which = None if ID_Sesion is None else valid_integer("ID_Sesion", ID_Sesion)
-        return await self._loops.get().operators.end_user(user, which, deep=deep)
+        with self._timings.operation("end_user", user):
+            return await self._loops.get().operators.end_user(user, which, deep=deep)
 
     def audit(self) -> AsyncIterator[tuple[int, list[tuple[str, str]]]]:
         """Look through every key of this prefix, some at a time: how many those were, and the
@@ -247,7 +302,7 @@ class SessionStore:
             events,
             checks,
             SessionWrites(runner, keys, policy, tombstones, events, checks),
-            OperatorTools(runner, keys, events),
+            OperatorTools(runner, keys, tombstones, events),
             Replay(runner, tombstones, events),
         )
         # This loop's master may lack recent deletions, and a loop that was closed by hand has not
@@ -269,6 +324,8 @@ class SessionStore:
 __all__ = [
     "BadDates",
     "Immutable",
+    "LimitReached",
+    "Login",
     "Refusal",
     "Sesion",
     "SessionStore",

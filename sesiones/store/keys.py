@@ -29,6 +29,6 @@ class Keys:
         return f"{self._prefix}:{{{token[4:6]}}}:{SESSION}{tokens.digest(token)}"
 
 
-def base_of(session_key: str) -> str:
-    """What every key of the session's bucket begins with."""
-    return session_key.rpartition(SESSION)[0]
+def base_of(key: str) -> str:
+    """What every key of the key's bucket begins with."""
+    return f"{key.partition('}:')[0]}}}:"

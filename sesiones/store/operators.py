@@ -15,8 +15,9 @@ from sesiones.sesion import UserSession
 from sesiones.store import scripts
 from sesiones.store.events import SessionEvents
 from sesiones.store.keys import SESSION, Keys
-from sesiones.store.records import user_session_of
+from sesiones.store.records import user_sessions_of
 from sesiones.store.runner import ScriptRunner, unavailable
+from sesiones.store.tombstones import Tombstones
 
 logger = logging.getLogger("sesiones.store")
 
@@ -31,17 +32,22 @@ _is_digest = re.compile(rb"[A-Za-z0-9_-]{%d}" % len(tokens.digest(""))).fullmatc
 class OperatorTools:
     """The operators' operations on one event loop's connections. Each raises StoreUnavailable."""
 
-    def __init__(self, runner: ScriptRunner, keys: Keys, events: SessionEvents) -> None:
+    def __init__(
+        self, runner: ScriptRunner, keys: Keys, tombstones: Tombstones, events: SessionEvents
+    ) -> None:
         self._runner = runner
         self._keys = keys
+        self._tombstones = tombstones
         self._events = events
 
     async def sessions(self, ID_Usuario: int, *, deep: bool) -> list[UserSession]:
-        """The user's live sessions, active or not."""
+        """The user's live sessions, active or not, in the order of a list."""
         listed = await self._list(ID_Usuario, deep)
+        base = f"{self._keys.base(tokens.user_bucket(ID_Usuario))}{SESSION}"
         with unavailable():
-            sessions = [user_session_of(digest.decode(), *record) for digest, *record, _ in listed]
-        return [session for session in sessions if session is not None]
+            return user_sessions_of(
+                [entry for entry in listed if f"{base}{entry[0].decode()}" not in self._tombstones]
+            )
 
     async def end_user(self, ID_Usuario: int, ID_Sesion: int | None, *, deep: bool) -> int:
         """End one session of the user, or all. Return how many ended."""
@@ -74,7 +80,10 @@ class OperatorTools:
                     digests |= {key.removeprefix(base.encode()) for key in keys}
         index = self._keys.index(ID_Usuario)
         listed: list[list[Any]] = await self._runner.run(
-            scripts.LIST, [index], *filter(_is_digest, digests)
+            scripts.LIST,
+            [index],
+            *filter(_is_digest, digests),
+            execute=self._runner.commands.execute_on_master,
         )
         with unavailable():
             missing = sum(not is_indexed for *_, is_indexed in listed)

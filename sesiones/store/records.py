@@ -1,6 +1,7 @@
 """Replies of the scripts -> sessions."""
 
 import logging
+from typing import Any
 
 import orjson
 
@@ -51,6 +52,14 @@ def user_session_of(digest: str, text: bytes, expiry: int) -> UserSession | None
     if sesion is None:
         return None
     return UserSession(sesion.ID_Sesion, sesion.ID_Usuario, fingerprint, *sesion[3:])
+
+
+def user_sessions_of(entries: list[Any]) -> list[UserSession]:
+    """The sessions of a list (list_index() in lua/session.lua): the most recently used first, then
+    the newest first."""
+    found = (user_session_of(entry[0].decode(), entry[1], entry[2]) for entry in entries)
+    sessions = [session for session in found if session is not None]
+    return sorted(sessions, key=lambda each: (-each.Ultima_Actividad, -each.ID_Sesion))
 
 
 def number(text: bytes) -> int | None:

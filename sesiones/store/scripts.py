@@ -58,10 +58,12 @@ class Script:
 
 CHECK, PEEK = Script("check"), Script("peek")
 CREATE, UPDATE = Script("create"), Script("update")
-END, END_ALL, END_AGAIN = Script("end"), Script("end_all"), Script("end_again")
-PROBE = Script("probe")
-LIST, END_USER, AUDIT = Script("list"), Script("end_user"), Script("audit")
-SERVICE_SCRIPTS = (CHECK, PEEK, CREATE, UPDATE, END, END_ALL, END_AGAIN, PROBE)
+END, END_ALL, END_USER = Script("end"), Script("end_all"), Script("end_user")
+REVOKE, END_AGAIN = Script("revoke"), Script("end_again")
+LIST, AUDIT, PROBE = Script("list"), Script("audit"), Script("probe")
+SERVICE_SCRIPTS = (
+    *(CHECK, PEEK, CREATE, UPDATE, END, END_ALL, END_USER, REVOKE, END_AGAIN, LIST, PROBE),
+)
 """The scripts that the service runs; the others are for operators."""
 
 

@@ -6,16 +6,25 @@ cancelled or has run out of time, and before WAIT has confirmed the write. So th
 there when the connection is lost a moment later, and its loss queues them for replay.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from sesiones import tokens
 from sesiones.policy import SessionPolicy
-from sesiones.sesion import BadDates, Immutable, Refusal, Sesion, StoreUnavailable
+from sesiones.redis_client import Argument
+from sesiones.sesion import (
+    BadDates,
+    Immutable,
+    LimitReached,
+    Login,
+    Refusal,
+    Sesion,
+    StoreUnavailable,
+)
 from sesiones.store import scripts
 from sesiones.store.checks import CheckQueue
 from sesiones.store.events import SessionEvents
 from sesiones.store.keys import Keys, base_of
-from sesiones.store.records import session_of
+from sesiones.store.records import session_of, user_sessions_of
 from sesiones.store.runner import ScriptRunner, unavailable
 from sesiones.store.scripts import Script
 from sesiones.store.tombstones import Tombstones
@@ -40,33 +49,71 @@ class SessionWrites:
         self._events = events
         self._checks = checks
 
-    async def create(self, ID_Usuario: int, Dispositivo: str, token: str) -> Sesion:
-        """The session of a new token of the user. A second try finds the session of the first."""
+    async def create(self, ID_Usuario: int, Dispositivo: str, login: Login, token: str) -> Sesion:
+        """The session of a new token of the user. A second try finds the session of the first.
+
+        ``login``: as SessionPolicy.resolve() gives it. Raises LimitReached.
+        """
+        previous = tokens.parse(login.Token_Anterior)
+        if previous is not None and tokens.bucket(previous) != tokens.bucket(token):
+            # Another user's, in another hash slot, so that one script cannot end it.
+            if self._policy.at_limit == "refuse":
+                await self._create(ID_Usuario, Dispositivo, login, token, None, "ask")
+            await self.revoke(previous, "replaced")
+            previous = None
+        sesion = await self._create(
+            ID_Usuario, Dispositivo, login, token, previous, self._policy.at_limit
+        )
+        if sesion is None:
+            raise StoreUnavailable("the new session could not be read back")
+        self._events.created(sesion.ID_Sesion, ID_Usuario, token)
+        return sesion
+
+    async def _create(
+        self,
+        ID_Usuario: int,
+        Dispositivo: str,
+        login: Login,
+        token: str,
+        previous: str | None,
+        at_limit: Literal["end", "refuse", "ask"],
+    ) -> Sesion | None:
+        """``previous``: a token of the same bucket. ``at_limit``: see lua/create.lua."""
         key, bucket = self._keys.session(token), tokens.bucket(token)
 
-        def on_reply(reply: Any) -> Sesion | None:
-            text, expiry, ended = reply
+        def on_reply(reply: Any) -> Sesion | LimitReached | None:
+            if reply[0] == b"refused":
+                return LimitReached(user_sessions_of(reply[1]))
+            text, expiry, *endings = reply
             # Where the session of a first try has ended meanwhile, the second one has made it anew.
             self._tombstones.discard(key)
-            self._events.ended("limit", base_of(key), ended)
+            for reason, ended in zip(endings[::2], endings[1::2], strict=True):
+                self._events.ended(reason.decode(), base_of(key), ended)
             return session_of(token, text, expiry)
 
+        life = self._policy.max_seconds if login.Vida_Maxima is None else login.Vida_Maxima
+        assert login.Ventana is not None
+        assert login.Max_Sesiones is not None
         with unavailable():
-            sesion: Sesion | None = await self._runner.write(
+            outcome: Sesion | LimitReached | None = await self._runner.write(
                 scripts.CREATE,
                 [key, self._keys.index(ID_Usuario), self._keys.counter(bucket)],
                 tokens.bucket_number(bucket),
                 ID_Usuario,
                 Dispositivo,
-                self._policy.idle_seconds,
-                self._policy.max_seconds,
-                self._policy.max_per_user,
+                login.Ventana,
+                min(login.Ventana, life),
+                "" if login.Vida_Maxima is None else login.Vida_Maxima,
+                login.Max_Sesiones,
+                at_limit,
+                "" if previous is None else tokens.digest(previous),
+                "" if login.Sustituye is None else login.Sustituye,
+                login.Cerrar_Otras,
                 on_reply=on_reply,
             )
-        if sesion is None:
-            raise StoreUnavailable("the new session could not be read back")
-        self._events.created(sesion.ID_Sesion, ID_Usuario, token)
-        return sesion
+        if isinstance(outcome, LimitReached):
+            raise outcome
+        return outcome
 
     async def update(self, given: Sesion) -> Sesion | Immutable | BadDates | None:
         """The live session of the object's token as it now stands; None when there is none."""
@@ -114,7 +161,7 @@ class SessionWrites:
         caller_key, designated_key = keys
         if designated_key is None:
             return 0
-        return await self._end(scripts.END, "logout", caller_key, designated_key)
+        return await self._end(scripts.END, "logout", [caller_key, designated_key])
 
     async def end_all(self, caller: str, designated: str) -> int | Refusal:
         """End every live session of the caller's user. Return how many ended."""
@@ -123,8 +170,23 @@ class SessionWrites:
             return keys
         caller_key, designated_key = keys
         return await self._end(
-            scripts.END_ALL, "logout_all", caller_key, designated_key or caller_key
+            scripts.END_ALL, "logout_all", [caller_key, designated_key or caller_key], "all"
         )
+
+    async def end_others(self, caller: str) -> int | Refusal:
+        """End every live session of the caller's user but the caller's. Return how many ended."""
+        key = self._keys.session(caller)
+        return await self._end(scripts.END_ALL, "others", [key, key], "others")
+
+    async def end_one(self, caller: Sesion, ID_Sesion: int) -> int | Refusal:
+        """End a session of the caller's user by its number. Return how many ended, 0 or 1."""
+        keys = [self._keys.index(caller.ID_Usuario), self._keys.session(caller.Token_Sesion)]
+        return await self._end(scripts.END_USER, "id", keys, ID_Sesion)
+
+    async def revoke(self, token: str, reason: str) -> None:
+        """End the session of the token, active or not, if one lives."""
+        keys = [self._keys.session(token), self._keys.counter(tokens.bucket(token))]
+        await self._end(scripts.REVOKE, reason, keys)
 
     async def _keys_to_end(self, caller: str, designated: str) -> tuple[str, str | None] | Refusal:
         """The keys of the two sessions, in one slot. The second is None when it cannot be a session
@@ -145,18 +207,18 @@ class SessionWrites:
         return caller_key, None
 
     async def _end(
-        self, script: Script, reason: str, caller_key: str, designated_key: str
+        self, script: Script, reason: str, keys: list[str], *arguments: Argument
     ) -> int | Refusal:
         """``reason``: why the sessions ended, for the log and the metric. Never tried twice."""
 
         def on_reply(reply: Any) -> int | Refusal:
             if isinstance(reply, int):
                 return Refusal(reply)
-            self._events.ended(reason, base_of(caller_key), reply)
+            self._events.ended(reason, base_of(keys[0]), reply)
             return len(reply)
 
         with unavailable():
             outcome: int | Refusal = await self._runner.write(
-                script, [caller_key, designated_key], on_reply=on_reply, tries=1
+                script, keys, *arguments, on_reply=on_reply, tries=1
             )
         return outcome

@@ -90,8 +90,8 @@ class Fake:
         self.redis.close()
 
 
-def fake_store(fake: Fake, **policy: int) -> SessionStore:
-    limits = {"idle_seconds": IDLE, "max_seconds": MAX} | policy
+def fake_store(fake: Fake, **policy: Any) -> SessionStore:
+    limits: dict[str, Any] = {"idle_seconds": IDLE, "max_seconds": MAX} | policy
     return SessionStore(
         lambda: fake, SessionPolicy(**limits), key_prefix="sesiones", timeout_seconds=5.0
     )

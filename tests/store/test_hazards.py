@@ -25,8 +25,8 @@ from redis.exceptions import NoScriptError, RedisError
 from sesiones import tokens
 from sesiones.policy import SessionPolicy
 from sesiones.redis_client import Argument, Commands, Execute, Listener, connect
-from sesiones.sesion import BadDates, Immutable, Refusal, Sesion, StoreUnavailable
-from sesiones.store import SessionStore
+from sesiones.sesion import BadDates, Immutable, Login, Refusal, Sesion, StoreUnavailable
+from sesiones.store import NO_LOGIN, SessionStore
 from tests.harness.redis_server import RedisServer
 from tests.store.test_store import base, counter_key, digest, index_key, lua, session_key
 
@@ -518,7 +518,7 @@ class EndsAllOfAList(Naive):
 class CreatesInSteps(Naive):
     """HSET, then EXPIREAT, then the index."""
 
-    async def create(self, ID_Usuario: int, Dispositivo: str) -> Sesion:
+    async def create(self, ID_Usuario: int, Dispositivo: str, login: Login = NO_LOGIN) -> Sesion:
         token = tokens.make(ID_Usuario)
         key, index = session_key(token), index_key(ID_Usuario)
         now = int((await self.command("TIME"))[0])
@@ -559,7 +559,7 @@ class BelievesTheIndex(Naive):
 class TokenPerTry(Naive):
     """The token is made in the loop that tries again."""
 
-    async def create(self, ID_Usuario: int, Dispositivo: str) -> Sesion:
+    async def create(self, ID_Usuario: int, Dispositivo: str, login: Login = NO_LOGIN) -> Sesion:
         while True:
             token = tokens.make(ID_Usuario)
             keys = [session_key(token), index_key(ID_Usuario), counter_key(ID_Usuario)]

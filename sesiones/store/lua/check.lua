@@ -2,7 +2,8 @@
 -- Reads sessions and slides those that are due.
 --
 -- ARGV[1]    touch: seconds of Ultima_Actividad's age below which a session is not slid
--- ARGV[2]    max: seconds from Fecha_Inicio that a session lives at the most
+-- ARGV[2]    max: seconds from Fecha_Inicio that a session without a maximum life of its own lives
+--            at the most
 -- ARGV[3..]  session keys, of any slots of this node. They are arguments so that one call can
 --            take many slots; a lone key comes as KEYS[1] too, so that a Cluster client routes it.
 --
@@ -28,7 +29,7 @@ local function check(key)
     return text, expiracion
   end
   session.actividad = now
-  local last = math.min(now + session.ventana, session.inicio + max)
+  local last = math.min(now + session.ventana, session.inicio + life(key, max))
   local outcome = write(key, session, math.max(expiracion, last))
   if not outcome then
     slides = slides + 1

@@ -1,37 +1,93 @@
 #!lua
--- Makes a session. Run again for the same key, it returns the session that is there.
+-- Makes a session, and ends those that it replaces. Run again for the same key, it returns the
+-- session that is there, and ends nothing.
 --
--- KEYS[1]  the session
--- KEYS[2]  the user's index
--- KEYS[3]  the bucket's counter
--- ARGV     bucket number, ID_Usuario, Dispositivo, idle seconds, max seconds, sessions a user
---          may have
+-- KEYS[1]   the session
+-- KEYS[2]   the user's index
+-- KEYS[3]   the bucket's counter
+-- ARGV[1]   bucket number
+-- ARGV[2]   ID_Usuario
+-- ARGV[3]   Dispositivo
+-- ARGV[4]   ventana, in seconds
+-- ARGV[5]   seconds until the session expires when it is not used
+-- ARGV[6]   the session's own maximum life in seconds, or '' when it has none
+-- ARGV[7]   how many sessions the user may have, this one included
+-- ARGV[8]   what happens at that limit: 'end' ends the sessions that expire first; 'refuse' refuses;
+--           'ask' writes nothing, and refuses where 'refuse' would
+-- ARGV[9]   digest of a session of the bucket that this one replaces, whoever's it is, or ''
+-- ARGV[10]  ID_Sesion of a session of the user that this one replaces, or ''
+-- ARGV[11]  '1' to end every other session of the user
 --
--- Return value: the session as fetch() in session.lua gives it, and those that ended for it as
--- delete() does: when the user has as many as allowed, the ones that expire first.
+-- Return value: {session as fetch() in session.lua gives it, reason, sessions, ...}: why sessions
+-- ended ('replaced', 'others' or 'limit'), and which, as delete() gives them;
+-- or {'refused', sessions}: those of the user, as list_index() gives them, none of which has ended.
 
 local EPOCH = 1767225600 -- 2026-01-01, in Redis's time
 
 local bucket, usuario, dispositivo = ARGV[1], ARGV[2], ARGV[3]
-local idle, max, allowed = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local allowed, at_limit = tonumber(ARGV[7]), ARGV[8]
+local previous, substituted, ends_others = ARGV[9], ARGV[10], ARGV[11] == '1'
 local base, digest = split(KEYS[1])
+local index = KEYS[2]
 
 local existing, reason = read(KEYS[1])
 if existing then
   -- WAIT confirms only what its own connection wrote: a success must write something.
   redis.call('EXPIREAT', KEYS[1], int(existing.expiracion))
-  return {existing.text, existing.expiracion, {}}
+  return {existing.text, existing.expiracion}
 elseif reason then
-  return {reason, false, {}}
+  return {reason, false}
+end
+
+-- Everything is chosen before anything is written, so that a refusal ends nothing.
+local chosen, order = {}, {}
+local foreign -- the index of another user whose session this one replaces
+local function choose(one, why)
+  if not chosen[one] then
+    chosen[one] = why
+    order[#order + 1] = one
+  end
+end
+
+prune(index)
+local members = redis.call('ZCARD', index)
+if previous ~= '' or substituted ~= '' or ends_others then
+  for _, one in ipairs(redis.call('ZRANGE', index, 0, -1)) do
+    if one == previous
+      or substituted ~= '' and (read(base .. 'h:' .. one) or {}).id == substituted then
+      choose(one, 'replaced')
+    elseif ends_others then
+      choose(one, 'others')
+    end
+  end
+  local session = previous ~= '' and not chosen[previous] and read(base .. 'h:' .. previous)
+  if session then
+    foreign = base .. 'u:' .. session.usuario
+  end
+end
+local surplus = members - #order + 1 - allowed
+if surplus > 0 then
+  if at_limit ~= 'end' then
+    return {'refused', list_index(index)}
+  end
+  for _, one in ipairs(redis.call('ZRANGE', index, 0, surplus + #order - 1)) do
+    if surplus > 0 and not chosen[one] then
+      choose(one, 'limit')
+      surplus = surplus - 1
+    end
+  end
+end
+if at_limit == 'ask' then
+  return {false, false}
 end
 
 -- What can fail comes first, so that an error leaves nothing half done: an index or a counter of
 -- another type, and keys that a Cluster has moved away already.
-prune(KEYS[2])
-local surplus = redis.call('ZCARD', KEYS[2]) + 1 - allowed
-local first = surplus > 0 and redis.call('ZRANGE', KEYS[2], 0, surplus - 1) or {}
-for _, one in ipairs(first) do
+for _, one in ipairs(order) do
   redis.call('EXPIRETIME', base .. 'h:' .. one)
+end
+if foreign then
+  redis.call('EXPIRETIME', foreign)
 end
 local n = redis.call('INCRBY', KEYS[3], 1)
 
@@ -43,17 +99,34 @@ if n < floor then
   n = redis.call('INCRBY', KEYS[3], int(floor - n))
 end
 
-local ended = {}
-for _, one in ipairs(first) do
-  ended[#ended + 1] = delete(base, one)
-  redis.call('ZREM', KEYS[2], one)
+local ended = {replaced = {}, others = {}, limit = {}}
+for _, one in ipairs(order) do
+  local sessions = ended[chosen[one]]
+  sessions[#sessions + 1] = delete(base, one)
+  redis.call('ZREM', index, one)
+end
+if foreign then
+  wrong_type(redis.pcall('ZREM', foreign, previous))
+  ended.replaced[#ended.replaced + 1] = delete(base, previous)
+  settle(foreign)
 end
 
 local session = {
-  inicio = now, actividad = now, ventana = idle, estado = '1',
+  inicio = now, actividad = now, ventana = tonumber(ARGV[4]), estado = '1',
   id = int(n * 4096 + bucket), usuario = usuario, dispositivo = dispositivo,
 }
-local expiracion = now + math.min(idle, max)
-redis.call('ZADD', KEYS[2], int(expiracion), digest)
+local expiracion = now + ARGV[5]
+redis.call('ZADD', index, int(expiracion), digest)
+if ARGV[6] ~= '' then
+  -- The key has an expiry from the moment at which it exists: write() sets it in the same script.
+  redis.call('HSET', KEYS[1], '2', ARGV[6])
+end
 write(KEYS[1], session, expiracion)
-return {session.text, session.expiracion, ended}
+
+local reply = {session.text, session.expiracion}
+for _, why in ipairs({'replaced', 'others', 'limit'}) do
+  if #ended[why] > 0 then
+    reply[#reply + 1], reply[#reply + 2] = why, ended[why]
+  end
+end
+return reply

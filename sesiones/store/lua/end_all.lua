@@ -1,8 +1,10 @@
 #!lua flags=allow-oom
--- Ends every session of the caller's user.
+-- Ends every session of the caller's user, or every other one.
 --
 -- KEYS[1]  the caller's session
 -- KEYS[2]  the session that the request designates, of the same slot; may be the same key
+--
+-- ARGV[1]  'all', or 'others' to keep the caller's
 --
 -- Return value: the live sessions that ended, as delete() in session.lua gives them; or what
 -- refusal() does.
@@ -17,21 +19,27 @@ local base, own = split(KEYS[1])
 local index = base .. 'u:' .. caller.usuario
 local digests = redis.call('ZRANGEBYSCORE', index, '(' .. int(now), '+inf')
 -- All or none: this fails when a Cluster has moved one of them away already.
+local indexed = false
 for _, digest in ipairs(digests) do
   redis.call('EXPIRETIME', base .. 'h:' .. digest)
+  indexed = indexed or digest == own
 end
+local keeps_own = ARGV[1] == 'others' and indexed
 prune(index)
 local ended = {}
 for _, digest in ipairs(digests) do
-  ended[#ended + 1] = delete(base, digest)
-  if digest == own then
-    own = nil
+  if not (keeps_own and digest == own) then
+    ended[#ended + 1] = delete(base, digest)
   end
 end
 -- It may be gone with its last member.
 redis.pcall('ZREMRANGEBYSCORE', index, '(' .. int(now), '+inf')
--- Were the index ever incomplete, the caller's own session still ends.
-if own then
+if keeps_own then
+  redis.call('ZADD', index, int(caller.expiracion), own)
+  redis.call('EXPIREAT', index, int(caller.expiracion))
+  -- WAIT confirms only what its own connection wrote: a success must write something.
+elseif not indexed then
+  -- Were the index ever incomplete, the caller's own session still ends.
   ended[#ended + 1] = delete(base, own)
 end
 return ended

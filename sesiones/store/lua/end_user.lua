@@ -1,15 +1,22 @@
 #!lua flags=allow-oom
--- Ends one session of a user, or all, for an operator, who needs no token.
+-- Ends one session of a user, or all: for an operator, who needs no token, or for the user.
 --
 -- KEYS[1]  the user's index
+-- KEYS[2]  the caller's session, which must be a live and active one of the user; none for an operator
 -- ARGV[1]  the ID_Sesion, or '' for all
 -- ARGV[2..]  digests of sessions of the bucket, which are the user's if their records say so: an
 --            index that has lost members, or is gone, does not name them
 --
--- Return value: the sessions that ended, as delete() in session.lua gives them.
+-- Return value: the sessions that ended, as delete() in session.lua gives them; or what refusal() does
+-- of the caller's session.
 
 local base, usuario = string.match(KEYS[1], '^([^}]*}:)u:(.*)$')
 local chosen, seen = {}, {}
+local caller = KEYS[2] and read(KEYS[2])
+local refused = KEYS[2] and refusal(caller)
+if refused then
+  return refused
+end
 
 -- Everything is read before anything is deleted: this fails when a Cluster has moved one of the
 -- keys away already.
@@ -35,4 +42,8 @@ for _, digest in ipairs(chosen) do
   ended[#ended + 1] = delete(base, digest)
 end
 settle(KEYS[1])
+if caller and #chosen == 0 then
+  -- WAIT confirms only what its own connection wrote: a success must write something.
+  redis.call('EXPIREAT', KEYS[2], int(caller.expiracion))
+end
 return ended

@@ -9,15 +9,9 @@
 -- when the index names it, else 0.
 
 local base, usuario = string.match(KEYS[1], '^([^}]*}:)u:(.*)$')
-local sessions, indexed = {}, {}
-
-local index = redis.pcall('ZRANGEBYSCORE', KEYS[1], '(' .. int(now), '+inf')
-for _, digest in ipairs(wrong_type(index) and {} or index) do
-  indexed[digest] = true
-  local text, expiracion = fetch(base .. 'h:' .. digest)
-  if text then
-    sessions[#sessions + 1] = {digest, text, expiracion, 1}
-  end
+local sessions, indexed = list_index(KEYS[1]), {}
+for _, session in ipairs(sessions) do
+  indexed[session[1]] = true
 end
 for _, digest in ipairs(ARGV) do
   local session = read(base .. 'h:' .. digest)

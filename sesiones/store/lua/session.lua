@@ -1,7 +1,9 @@
 -- Shared by every script: the store puts this text after the script's first line.
 --
 -- <prefix>:{<bucket>}:h:<digest>   hash        one session, in the field 1; its expiry is the key's
---                                              own. Other fields are ignored and preserved
+--                                              own. Field 2, where there is one: the session's own
+--                                              maximum life in seconds. Other fields are ignored
+--                                              and preserved
 -- <prefix>:{<bucket>}:u:<usuario>  sorted set  the user's digests, scored by expiry
 -- <prefix>:{<bucket>}:n            string      the bucket's counter, never expires
 --
@@ -83,6 +85,12 @@ local function read(key)
   return nil, expiracion and 'the field 1 is not a session' or text
 end
 
+-- Return value: how many seconds from its Fecha_Inicio the session at the key may live: its own
+-- maximum, or else the given one.
+local function life(key, max)
+  return tonumber(redis.call('HGET', key, '2') or max) or max
+end
+
 -- Whether the caller may end the designated session (nil when it is not live).
 -- Return value: nil when it may; -1 when the caller's own session is not live and active; -2 when
 -- the designated one is another user's.
@@ -102,6 +110,21 @@ local function delete(base, digest)
   if redis.call('DEL', key) == 1 then
     return {digest, session.id or '', session.usuario or ''}
   end
+end
+
+-- Return value: the live sessions that an index names, each as its digest, what fetch() gives, and 1.
+-- None for an index of another type.
+local function list_index(index)
+  local base = string.match(index, '^[^}]*}:')
+  local digests = redis.pcall('ZRANGEBYSCORE', index, '(' .. int(now), '+inf')
+  local sessions = {}
+  for _, digest in ipairs(wrong_type(digests) and {} or digests) do
+    local text, expiracion = fetch(base .. 'h:' .. digest)
+    if text then
+      sessions[#sessions + 1] = {digest, text, expiracion, 1}
+    end
+  end
+  return sessions
 end
 
 -- Drops the index's expired members, each with the session key that it names: were the key still

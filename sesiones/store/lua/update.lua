@@ -13,7 +13,6 @@
 -- 'lifetime' (beyond Fecha_Inicio + max) or 'past' (it would have expired already).
 
 local expiracion, actividad = tonumber(ARGV[4]), tonumber(ARGV[6])
-local max = tonumber(ARGV[8])
 
 local session, reason = read(KEYS[1])
 if not session then
@@ -36,7 +35,7 @@ actividad = math.max(session.actividad, math.min(actividad, now))
 session.actividad, session.estado, session.dispositivo = actividad, ARGV[5], ARGV[7]
 
 if expiracion ~= session.expiracion then
-  local last = session.inicio + max
+  local last = session.inicio + life(KEYS[1], tonumber(ARGV[8]))
   if given_window < 1 then
     return {'dates', 'window'}
   elseif expiracion > last then
