@@ -22,16 +22,8 @@ from redis.exceptions import RedisError
 
 from sesiones.redis_client import connection as connections
 from sesiones.redis_client.connection import PipelinedConnection
-from tests.redis_client.fakes import (
-    CLOCK,
-    QUICK,
-    UNPACKABLE,
-    Wire,
-    found_out,
-    opened,
-    packed,
-    run,
-)
+from tests.harness.fake_redis import CLOCK, Wire, opened, packed, run
+from tests.redis_client.programs import QUICK, UNPACKABLE, found_out
 from tests.redis_client.variants import VARIANTS
 
 TIMEOUT_SECONDS = 0.2

@@ -316,23 +316,6 @@ async def test_an_error_waits_for_nobody(pair: Pair) -> None:
         await commands.aclose()
 
 
-async def test_what_answers_is_not_redis() -> None:
-    async def agree(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while await reader.read(1000):
-                writer.write(b"+OK\r\n")
-        writer.close()
-
-    async with await asyncio.start_server(agree, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        commands = connect(f"redis://127.0.0.1:{port}", 5)
-        try:
-            with pytest.raises(UnconfirmedError):
-                await commands.execute("SET", "x", 1, replicas=1)
-        finally:
-            await commands.aclose()
-
-
 def test_the_api(pair: Pair) -> None:
     """A 503 that asks for another try; one line in the log for all of them."""
     with Service(

@@ -32,7 +32,6 @@ from sesiones.redis_client.single import Server
 from sesiones.sesion import StoreUnavailable
 from sesiones.settings import Settings
 from sesiones.store import tombstones
-from sesiones.tasks import PerLoop
 from tests.harness.service import Service, comes_true
 from tests.harness.stores import KEY, available, open_store
 
@@ -382,36 +381,6 @@ def test_client_reads_a_reply_that_arrived_while_its_process_was_paused(service:
 
     for run in asyncio_run, uvloop_run:
         run(pause())
-
-
-def test_values_are_closed_when_their_loop_ends_after_its_tasks() -> None:
-    closed: list[object] = []
-
-    async def close(value: object) -> None:
-        await asyncio.sleep(0)
-        closed.append(value)
-
-    values: PerLoop[object] = PerLoop(object, close)
-
-    async def main() -> None:
-        first = values.get()
-        assert values.get() is first
-
-        async def last_use() -> None:
-            try:
-                await asyncio.sleep(60)
-            finally:
-                assert values.get() is first
-                assert closed == []
-
-        task = asyncio.create_task(last_use())
-        await asyncio.sleep(0)
-        assert not task.done()
-
-    asyncio.run(main())
-    asyncio.run(main())
-    assert len(set(closed)) == 2
-    assert values.existing() == []
 
 
 def test_a_thread_may_ask_when_the_connections_of_another_were_answered() -> None:
