@@ -7,14 +7,13 @@ redis-py's part in opening it, matters.
 
 import asyncio
 import contextlib
-import selectors
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import hiredis
 import pytest
@@ -24,10 +23,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from sesiones.redis_client import cluster, single
 from sesiones.redis_client import connection as connections
+from tests.harness.virtual_loop import CLOCK, virtual
 
 Address = tuple[str, int]
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-Result = TypeVar("Result")
 
 LATENCY_SECONDS = 0.001
 TIMEOUT_SECONDS = 0.2
@@ -58,50 +57,6 @@ async def serving(handle: Handler, path: Path | None = None) -> AsyncIterator[st
     async with server:
         yield address
         await asyncio.sleep(0.02)  # until the handlers have seen the end
-
-
-# The simulated clock.
-
-
-class _JumpingSelector(selectors.SelectSelector):
-    """Watches no socket. Instead of waiting for a timer, it moves the clock to it."""
-
-    now = 1000.0
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        if timeout is None:
-            raise RuntimeError("every task waits, and no timer is set")
-        self.now += timeout
-        return []
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self._jumping = _JumpingSelector()
-        super().__init__(self._jumping)
-        self.complaints: list[dict[str, Any]] = []
-        """What the loop complains of: each would be lines in a log."""
-        self.set_exception_handler(lambda _, context: self.complaints.append(context))
-
-    def time(self) -> float:
-        return self._jumping.now
-
-    def pause(self, seconds: float) -> None:
-        """Time passes, and the loop does nothing meanwhile: as when its process is stopped."""
-        self._jumping.now += seconds
-
-
-def run(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-    """Run it on a loop with a clock of its own; nothing may be left for the loop to complain of."""
-    loop = VirtualLoop()
-    with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        result = runner.run(work())
-    assert loop.complaints == []
-    return result
-
-
-CLOCK = SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())
-"""In the place of the module ``time``, where code under test runs on a VirtualLoop."""
 
 
 # The simulated network.
@@ -414,9 +369,5 @@ def simulated(
                 await commands.aclose()
                 await asyncio.sleep(0)
 
-    def run_test() -> None:
-        run(work)
-
-    run_test.__name__, run_test.__doc__ = test.__name__, test.__doc__
-    run_test.__module__ = test.__module__
-    return run_test
+    work.__name__, work.__doc__, work.__module__ = test.__name__, test.__doc__, test.__module__
+    return virtual(work)

@@ -22,7 +22,8 @@ from redis.exceptions import RedisError
 
 from sesiones.redis_client import connection as connections
 from sesiones.redis_client.connection import PipelinedConnection
-from tests.harness.fake_redis import CLOCK, Wire, opened, packed, run
+from tests.harness.fake_redis import Wire, opened, packed
+from tests.harness.virtual_loop import CLOCK, run
 from tests.redis_client.programs import QUICK, UNPACKABLE, found_out
 from tests.redis_client.variants import VARIANTS
 

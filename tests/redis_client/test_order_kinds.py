@@ -16,8 +16,9 @@ from redis.exceptions import RedisError
 
 from sesiones.redis_client import single
 from sesiones.redis_client.connection import PipelinedConnection
-from tests.harness.fake_redis import TIMEOUT_SECONDS, Network, run
+from tests.harness.fake_redis import TIMEOUT_SECONDS, Network
 from tests.harness.stores import EXAMPLES
+from tests.harness.virtual_loop import run
 from tests.redis_client.programs import QUICK, UNPACKABLE, found_out
 from tests.redis_client.variants import QueuesBeforeItPacks
 
