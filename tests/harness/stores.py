@@ -12,12 +12,17 @@ from redis import Redis
 from sesiones.redis_client import Commands
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import SessionStore
+from tests.harness.records import IDLE, MAX
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.service import comes_true
 
 KEY = "k" * 32
 EXAMPLES = int(os.environ.get("SESIONES_TEST_EXAMPLES", "50"))
 """Examples of a property-based test; raise it for a long run."""
+
+
+Opener = Callable[..., SessionStore]
+"""open_store(), or what does the same and closes the stores at the end of the test."""
 
 
 def open_store(url: str, *, timeout_seconds: float = 5.0, **options: Any) -> SessionStore:
@@ -31,8 +36,8 @@ def store_on(
     """A store on commands that exist, with the service's defaults."""
     defaults: dict[str, Any] = {
         "key_prefix": "sesiones",
-        "idle_seconds": 1800,
-        "max_seconds": 43_200,
+        "idle_seconds": IDLE,
+        "max_seconds": MAX,
         "touch_seconds": 1,
         "max_per_user": 1000,
         "timeout_seconds": 5.0,
