@@ -6,7 +6,7 @@ import contextlib
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,6 +17,7 @@ from redis import Redis
 from sesiones.redis_client import cluster as clusters
 from sesiones.redis_client import single
 from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
+from tests.harness.relay import Relay
 from tests.harness.service import Service
 from tests.harness.stores import open_store
 from tests.harness.traffic import Client
@@ -77,62 +78,16 @@ async def test_a_paused_service_gives_up_no_check_whose_reply_has_arrived(
     assert statuses[200] > 10 * CALLERS
 
 
-class Relay:
-    """A port before a server. After swallow() the connections that are open lose all that comes,
-    in both directions, and do not end: as behind a firewall that has forgotten them."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._generation = 0
-        self._pumps: set[asyncio.Task[None]] = set()
-
-    def swallow(self) -> None:
-        self._generation += 1
-
-    async def __aenter__(self) -> "Relay":
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port: int = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for pump in self._pumps:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
-        await asyncio.sleep(0)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._pumps.add(asyncio.create_task(self._serve(reader, writer)))
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        generation = self._generation
-        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._port)
-
-        async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(OSError):
-                while data := await source.read(65536):
-                    if generation == self._generation:
-                        target.write(data)
-            if generation == self._generation:
-                target.close()
-
-        try:
-            await asyncio.gather(pump(reader, server_writer), pump(server_reader, writer))
-        finally:
-            for end in writer, server_writer:
-                end.transport.abort()
-
-
-@contextlib.asynccontextmanager
-async def relays_before(url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+@contextlib.contextmanager
+def relays_before(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The URL through relays before every data server, and a function that has all of them swallow
     what the open connections carry."""
     relays: dict[int, Relay] = {}
-    async with contextlib.AsyncExitStack() as stack:
+    with ExitStack() as stack:
 
-        async def relay(port: int) -> int:
+        def relay(port: int) -> int:
             if port not in relays:
-                relays[port] = await stack.enter_async_context(Relay(port))
+                relays[port] = stack.enter_context(Relay(port))
             return relays[port].port
 
         scheme, _, rest = url.partition("://")
@@ -141,11 +96,11 @@ async def relays_before(url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 
             async def master(self: single.Sentinel, name: str) -> tuple[str, int]:
                 host, port = await really(self, name)
-                return host, await relay(port)
+                return host, relay(port)
 
             monkeypatch.setattr(single.Sentinel, "master", master)
         else:
-            ports = [await relay(int(each.rpartition(":")[2])) for each in rest.split(",")]
+            ports = [relay(int(each.rpartition(":")[2])) for each in rest.split(",")]
             url = f"{scheme}://" + ",".join(f"127.0.0.1:{port}" for port in ports)
             address = clusters._address
 
@@ -165,20 +120,18 @@ async def relays_before(url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 async def test_the_first_check_on_a_connection_lost_without_a_sign_is_answered(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with (
-        relays_before(url, monkeypatch) as (through, swallow),
-        open_store(through, timeout_seconds=TIMEOUT_SECONDS) as store,
-    ):
-        made = [await store.create(user, "laptop") for user in range(20)]
-        for round_ in range(6):
-            for sesion in made:  # every node of a Cluster is connected
-                assert await store.find(sesion.Token_Sesion) is not None
-            swallow()
-            begun = time.monotonic()
-            found = await store.find(made[round_].Token_Sesion)
-            assert found is not None
-            assert found.ID_Usuario == made[round_].ID_Usuario
-            assert time.monotonic() - begun < TIMEOUT_SECONDS + 0.1
+    with relays_before(url, monkeypatch) as (through, swallow):
+        async with open_store(through, timeout_seconds=TIMEOUT_SECONDS) as store:
+            made = [await store.create(user, "laptop") for user in range(20)]
+            for round_ in range(6):
+                for sesion in made:  # every node of a Cluster is connected
+                    assert await store.find(sesion.Token_Sesion) is not None
+                swallow()
+                begun = time.monotonic()
+                found = await store.find(made[round_].Token_Sesion)
+                assert found is not None
+                assert found.ID_Usuario == made[round_].ID_Usuario
+                assert time.monotonic() - begun < TIMEOUT_SECONDS + 0.1
 
 
 @pytest.mark.parametrize("kind", ["server", "cluster"])

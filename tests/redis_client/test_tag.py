@@ -19,6 +19,7 @@ from sesiones.redis_client import cluster as clusters
 from sesiones.sesion import Sesion, StoreUnavailable
 from sesiones.store import SessionStore, scripts
 from tests.harness.redis_server import RedisCluster, RedisServer, free_port
+from tests.harness.relay import Relay
 from tests.harness.stores import available
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
@@ -205,73 +206,48 @@ def reply_length(data: bytes) -> int | None:
     return length if length <= len(data) else None
 
 
-class Relay:
-    """A port before a server. ``spoil``: how many of the next replies come twice, or not at all."""
+class Spoiler:
+    """Makes the filters of a relay. ``spoil``: how many of the next replies come ``twice``, or
+    ``never``."""
 
-    def __init__(self, port: int, how: str) -> None:
-        self._port = port
-        self._how = how
+    def __init__(self, how: str) -> None:
+        self._times = 2 if how == "twice" else 0
         self.spoil = self.spoilt = 0
-        self.connections = 0
-        self._pumps: set[asyncio.Task[None]] = set()
 
-    async def __aenter__(self) -> "Relay":
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port: int = self._server.sockets[0].getsockname()[1]
-        return self
+    def new_filter(self) -> Callable[[bytes], bytes]:
+        buffer = b""
 
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for pump in self._pumps:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
-        await asyncio.sleep(0)  # until the transports are closed
+        def replies(piece: bytes) -> bytes:
+            nonlocal buffer
+            buffer += piece
+            passed = b""
+            while buffer and (length := reply_length(buffer)):
+                reply, buffer = buffer[:length], buffer[length:]
+                times = 1
+                # Only replies of scripts that found a session: the others look alike.
+                if self.spoil and reply[:1] == b"*" and len(reply) > 60:
+                    self.spoil -= 1
+                    self.spoilt += 1
+                    times = self._times
+                passed += reply * times
+            return passed
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        self._pumps.add(asyncio.create_task(self._serve(reader, writer)))
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._port)
-
-        async def forth() -> None:
-            with contextlib.suppress(OSError):
-                while data := await reader.read(65536):
-                    server_writer.write(data)
-            server_writer.close()
-
-        async def back() -> None:
-            buffer = b""
-            with contextlib.suppress(OSError):
-                while data := await server_reader.read(65536):
-                    buffer += data
-                    while buffer and (length := reply_length(buffer)):
-                        reply, buffer = buffer[:length], buffer[length:]
-                        times = 1
-                        # Only replies of scripts that found a session: the others look alike.
-                        if self.spoil and reply[:1] == b"*" and len(reply) > 60:
-                            self.spoil -= 1
-                            self.spoilt += 1
-                            times = 2 if self._how == "twice" else 0
-                        writer.write(reply * times)
-            writer.close()
-
-        try:
-            await asyncio.gather(forth(), back())
-        finally:
-            for end in writer, server_writer:
-                end.transport.abort()
+        return replies
 
 
 @contextlib.asynccontextmanager
 async def relayed(
     url: str, how: str, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[tuple[SessionStore, list[Relay]]]:
+) -> AsyncIterator[tuple[SessionStore, list[Spoiler], list[Relay]]]:
     """A store that reaches every server of the URL through a relay of its own."""
     scheme, _, addresses = url.partition("://")
     ports = [int(address.rpartition(":")[2]) for address in addresses.split(",")]
-    async with contextlib.AsyncExitStack() as stack:
-        relays = [await stack.enter_async_context(Relay(port, how)) for port in ports]
+    with contextlib.ExitStack() as stack:
+        spoilers = [Spoiler(how) for _ in ports]
+        relays = [
+            stack.enter_context(Relay(port, spoiler.new_filter))
+            for port, spoiler in zip(ports, spoilers, strict=True)
+        ]
         relay_of = {port: relay.port for port, relay in zip(ports, relays, strict=True)}
         really = clusters._address
 
@@ -281,14 +257,12 @@ async def relayed(
 
         monkeypatch.setattr(clusters, "_address", address)
         through = f"{scheme}://" + ",".join(f"127.0.0.1:{relay.port}" for relay in relays)
-        store = await stack.enter_async_context(
-            store_on(lambda: connect(through, TIMEOUT_SECONDS), touch_seconds=60)
-        )
-        yield store, relays
+        async with store_on(lambda: connect(through, TIMEOUT_SECONDS), touch_seconds=60) as store:
+            yield store, spoilers, relays
 
 
 async def check_beside_a_spoilt_reply(
-    store: SessionStore, relays: list[Relay], users: int = 120, replies: int = 3
+    store: SessionStore, spoilers: list[Spoiler], users: int = 120, replies: int = 3
 ) -> list[tuple[int, Any]]:
     """Each user, and what find() gave for its token, of checks at any moment while each relay
     spoils so many replies."""
@@ -306,10 +280,10 @@ async def check_beside_a_spoilt_reply(
             outcomes.append((user, found))
             await asyncio.sleep(random.random() * 0.02)
 
-    for relay in relays:
-        relay.spoil = replies
+    for spoiler in spoilers:
+        spoiler.spoil = replies
     await asyncio.gather(*(check(user) for user in range(users)))
-    assert sum(relay.spoilt for relay in relays) >= 3
+    assert sum(spoiler.spoilt for spoiler in spoilers) >= 3
     return outcomes
 
 
@@ -317,8 +291,8 @@ async def check_beside_a_spoilt_reply(
 async def test_a_reply_that_comes_twice_or_never_gives_no_caller_anothers_session(
     url: str, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with relayed(url, how, monkeypatch) as (store, relays):
-        outcomes = await check_beside_a_spoilt_reply(store, relays)
+    async with relayed(url, how, monkeypatch) as (store, spoilers, relays):
+        outcomes = await check_beside_a_spoilt_reply(store, spoilers)
         wrong = [
             (user, found)
             for user, found in outcomes
@@ -338,7 +312,7 @@ async def test_without_the_tag_a_reply_that_comes_twice_gives_another_users_sess
     monkeypatch.setattr(scripts, "call", untagged)
     with RedisServer(port=str(free_port())) as server:
         url = f"redis://127.0.0.1:{server.port}"
-        async with relayed(url, "twice", monkeypatch) as (store, relays):
+        async with relayed(url, "twice", monkeypatch) as (store, spoilers, _):
             # Few users: a call carries a check or two, and the next one's reply has the same shape.
-            outcomes = await check_beside_a_spoilt_reply(store, relays, users=9, replies=200)
+            outcomes = await check_beside_a_spoilt_reply(store, spoilers, users=9, replies=200)
             assert [user for user, found in outcomes if getattr(found, "ID_Usuario", user) != user]
