@@ -16,23 +16,16 @@ from redis import Redis
 
 from sesiones.redis_client import cluster as clusters
 from sesiones.redis_client import single
+from tests.harness.client import Client
 from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
 from tests.harness.relay import Relay
 from tests.harness.service import Service
 from tests.harness.stores import open_store
-from tests.harness.traffic import Client
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio, pytest.mark.redis]
 
 TIMEOUT_SECONDS = 0.25
 CALLERS = 32
-
-
-async def log_in(client: Client, user: int) -> str:
-    body = {"ID_Usuario": user, "Dispositivo": "laptop"}
-    reply = await client.ask("POST", "/sesiones", body=body)
-    assert reply.status == 201, reply
-    return str(orjson.loads(reply.body)["Token_Sesion"])
 
 
 @pytest.fixture(params=["server", "sentinel", "cluster"])
@@ -55,7 +48,7 @@ async def test_a_paused_service_gives_up_no_check_whose_reply_has_arrived(
     with Service(SESIONES_REDIS_URL=url, SESIONES_REDIS_TIMEOUT=str(TIMEOUT_SECONDS)) as service:
         assert service.process is not None
         client = Client(service.port)
-        tokens = [await log_in(client, user) for user in range(CALLERS)]
+        tokens = [await client.create(user) for user in range(CALLERS)]
         checking = True
 
         async def check(token: str) -> None:
@@ -151,10 +144,9 @@ async def test_while_writes_are_paused_checks_go_on_and_writes_are_unavailable(k
             )
         )
         client = Client(service.port)
-        tokens = [await log_in(client, user) for user in range(30)]
-        ended = await log_in(client, 99)
-        logout = f"/sesiones/logout?Token_Sesion={ended}"
-        assert (await client.ask("DELETE", logout, ended)).status == 200
+        tokens = [await client.create(user) for user in range(30)]
+        ended = await client.create(99)
+        assert await client.log_out(ended) == 200
         clients = [stack.enter_context(Redis(port=port)) for port in ports]
         for each in clients:
             each.execute_command("CLIENT", "PAUSE", 2000, "WRITE")
