@@ -7,6 +7,7 @@ import pytest
 from redis import Redis
 
 from sesiones.store import SessionStore
+from tests.harness.clocked_redis import Clock
 from tests.harness.redis_server import RedisServer
 from tests.harness.stores import Opener, open_store
 
@@ -30,3 +31,11 @@ def own_server() -> Iterator[RedisServer]:
     """A server that the test may break."""
     with RedisServer() as server:
         yield server
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Clock()
+        clock.install(patch)
+        yield clock

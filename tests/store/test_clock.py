@@ -1,6 +1,6 @@
 """Time, to the second: the store on fakeredis with a clock that only the test moves."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from functools import partial
 
 import pytest
@@ -24,14 +24,6 @@ from tests.harness.records import (
 from tests.harness.stores import Opener, store_on
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def clock() -> Iterator[Clock]:
-    with pytest.MonkeyPatch.context() as patch:
-        clock = Clock()
-        clock.install(patch)
-        yield clock
 
 
 @pytest.fixture

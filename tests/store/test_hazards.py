@@ -11,7 +11,6 @@ SESIONES_TEST_ROUNDS multiplies the rounds, for longer runs.
 import asyncio
 import os
 import random
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -28,6 +27,7 @@ from sesiones.sesion import BadDates, Immutable, Refusal, Sesion, StoreUnavailab
 from sesiones.store import SessionStore
 from tests.harness.records import base, counter_key, digest, index_key, lua, session_key
 from tests.harness.redis_server import RedisServer
+from tests.harness.relay import Relay
 from tests.harness.stores import WrappedCommands, store_on
 
 pytestmark = pytest.mark.anyio
@@ -39,7 +39,7 @@ AT_ONCE = 50
 NODES = 4
 """Stores, each with a connection of its own."""
 DROPS = ROUNDS // 10
-"""Rounds through a proxy, each of which takes two new connections."""
+"""Rounds through a relay, each of which takes two new connections."""
 MAX = 43_200
 
 PER_USER = 4
@@ -611,52 +611,15 @@ def edited(old: str, new: str) -> Wrap:
     return Edited
 
 
-class Proxy:
-    """A unix socket in front of Redis's that, when told to, swallows a reply and hangs up."""
+class LostReply:
+    """A filter of a relay: when told to, it loses the next reply and ends the connection."""
 
-    def __init__(self, server: RedisServer) -> None:
-        self._redis = server.socket
-        self._directory = tempfile.TemporaryDirectory()
-        self._path = f"{self._directory.name}/proxy.sock"
-        self.url = f"unix://{self._path}"
-        self.swallow = False
-        self._connections: list[asyncio.Task[None]] = []
+    def __init__(self) -> None:
+        self.next_is_lost = False
 
-    async def __aenter__(self) -> "Proxy":
-        self._server = await asyncio.start_unix_server(self._accept, self._path)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        await self._server.wait_closed()
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
-        self._directory.cleanup()
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections.append(asyncio.create_task(self._serve(reader, writer)))
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        redis_reader, redis_writer = await asyncio.open_unix_connection(self._redis)
-
-        async def requests() -> None:
-            while data := await reader.read(65536):
-                redis_writer.write(data)
-            redis_writer.write_eof()
-
-        forward = asyncio.create_task(requests())
-        try:
-            while reply := await redis_reader.read(65536):
-                if self.swallow:
-                    self.swallow = False
-                    break
-                writer.write(reply)
-        finally:
-            forward.cancel()
-            await asyncio.gather(forward, return_exceptions=True)
-            writer.close()
-            redis_writer.close()
+    def __call__(self, reply: bytes) -> bytes | None:
+        lost, self.next_is_lost = self.next_is_lost, False
+        return None if lost else reply
 
 
 # The tests.
@@ -791,8 +754,9 @@ async def test_connections_that_break_before_the_reply(
 ) -> None:
     """5. On a real connection: a create makes one session, where a naive one makes two; a PUT
     happens; a check answers; a logout happens and is an error, and asking again says 401."""
-    async with Proxy(redis_server) as proxy:
-        store = open_node(connect(proxy.url, 5.0), kind)
+    lost = LostReply()
+    with Relay(redis_server.socket, lambda: lost) as relay:
+        store = open_node(connect(f"redis://127.0.0.1:{relay.port}", 5.0), kind)
         try:
             # Then the scripts are known and the connection open: the next reply is the operation's.
             first = await store.create(0, "d")
@@ -801,20 +765,20 @@ async def test_connections_that_break_before_the_reply(
             doubles = 0
             for user in range(1, DROPS + 1):
                 mine = await store.create(user, "a")
-                proxy.swallow = True
+                lost.next_is_lost = True
                 sesion = await store.create(user, "b")
                 token = sesion.Token_Sesion
                 if redis.zcard(index_key(user)) != 2:
                     doubles += 1
                     continue
                 assert redis.exists(session_key(mine.Token_Sesion), session_key(token)) == 2
-                proxy.swallow = True
+                lost.next_is_lost = True
                 assert await store.update(sesion._replace(Dispositivo="e")) is not None
-                proxy.swallow = True
+                lost.next_is_lost = True
                 found = await store.find(token)
                 assert found is not None
                 assert (found.ID_Sesion, found.Dispositivo) == (sesion.ID_Sesion, "e")
-                proxy.swallow = True
+                lost.next_is_lost = True
                 with pytest.raises(StoreUnavailable):
                     await store.end(token, token)
                 assert not redis.exists(session_key(token))

@@ -9,10 +9,8 @@ import asyncio
 import contextlib
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -22,6 +20,7 @@ from redis import Redis
 from tests.harness.deployment import Deployment
 from tests.harness.faults import cut_off, full, misconf, noreplicas
 from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.relay import Relay
 from tests.harness.service import Reply, Service
 
 TIMEOUT = 0.25
@@ -229,85 +228,6 @@ async def test_many_at_once_in_an_outage(direct: Deployment) -> None:
 # What is not Redis, or not quite.
 
 
-class Relay:
-    """A TCP port that does with each connection what it was told: by default, passes it on."""
-
-    def __init__(self, server: RedisServer) -> None:
-        self._server = server
-        self._behave: Callable[[socket.socket], None] = self.forward
-        self._open: set[socket.socket] = set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
-
-    def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            self._open.add(connection)
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            self._behave(connection)
-        self._drop(connection)
-
-    def _drop(self, connection: socket.socket) -> None:
-        self._open.discard(connection)
-        with contextlib.suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
-        connection.close()
-
-    def become(self, behave: Callable[[socket.socket], None]) -> None:
-        """From now on; connections that are open end."""
-        self._behave = behave
-        for connection in list(self._open):
-            self._drop(connection)
-
-    def forward(self, connection: socket.socket) -> None:
-        with socket.socket(socket.AF_UNIX) as redis:
-            redis.connect(str(self._server.socket))
-            back = threading.Thread(target=_pump, args=(redis, connection), daemon=True)
-            back.start()
-            _pump(connection, redis)
-            back.join()
-
-    @contextmanager
-    def full(self) -> Iterator[None]:
-        """The same port, but nobody accepts, and no more connections fit into the queue."""
-        self.close()
-        with contextlib.ExitStack() as stack:
-            listener = stack.enter_context(socket.socket())
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(("127.0.0.1", self.port))
-            listener.listen(0)
-            for _ in range(4):
-                waiting = stack.enter_context(socket.socket())
-                waiting.setblocking(False)
-                waiting.connect_ex(("127.0.0.1", self.port))
-            yield
-        self._listener = socket.create_server(("127.0.0.1", self.port))
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
-
-    def close(self) -> None:
-        # shutdown() wakes the thread in accept(); close() alone would not.
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for connection in list(self._open):
-            self._drop(connection)
-
-
-def _pump(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            target.sendall(data)
-    for end in source, target:
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
-
-
 def black_hole(connection: socket.socket) -> None:
     while connection.recv(65536):
         pass
@@ -371,9 +291,8 @@ BEHAVIOURS = [
 
 @pytest.fixture(scope="module")
 def relay(server: RedisServer) -> Iterator[Relay]:
-    relay = Relay(server)
-    yield relay
-    relay.close()
+    with Relay(server.socket) as relay:
+        yield relay
 
 
 @pytest.fixture(scope="module")
@@ -390,7 +309,7 @@ def relayed_service(relay: Relay) -> Iterator[Service]:
 @pytest.fixture
 def relayed(server: RedisServer, relay: Relay, relayed_service: Service) -> Iterator[Deployment]:
     yield Deployment(server, relayed_service)
-    relay.become(relay.forward)
+    relay.become(relay.pass_on)
 
 
 @pytest.mark.parametrize("behave", BEHAVIOURS)
@@ -408,13 +327,13 @@ def test_what_answers_is_not_redis(
     ]
     for ask in asked:
         assert_unavailable(in_time(ask))
-    relay.become(relay.forward)
+    relay.become(relay.pass_on)
     assert_recovers(relayed, session)
 
 
 def test_a_full_backlog_that_nobody_accepts(relayed: Deployment, relay: Relay) -> None:
     session = relayed.new_session()
-    with relay.full():
+    with relay.full_backlog():
         assert_out(relayed, session)
     assert_recovers(relayed, session)
 
