@@ -125,18 +125,11 @@ class ScriptRunner:
         """
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + self._timeout_seconds
-        call = partial(
-            scripts.evaluate,
-            execute or self.commands.execute,
-            script,
-            keys,
-            *arguments,
-            on_reply=on_reply,
-            repeatable=script.repeatable,
-        )
         try:
             async with Deadline(deadline):
-                reply = await self._retry(call, script, tries)
+                reply = await self._evaluate_with_retries(
+                    script, keys, arguments, execute or self.commands.execute, tries, on_reply
+                )
         except (SlotMovedError, WritesSilent):
             raise
         except MALFORMED_REPLY_ERRORS as error:
@@ -147,13 +140,28 @@ class ScriptRunner:
             self._outages.redis.succeeded()
         return reply
 
-    async def _retry(self, call: Execute, script: Script, tries: int) -> Any:
-        """The call's result, after as many tries. A call whose keys are being moved has not been
-        carried out, and was no try."""
+    async def _evaluate_with_retries(
+        self,
+        script: Script,
+        keys: list[str],
+        arguments: tuple[Argument, ...],
+        execute: Execute,
+        tries: int,
+        on_reply: OnReply | None,
+    ) -> Any:
+        """A call whose keys are being moved has not been carried out, and does not count as a
+        try."""
         while True:
             begun = time.monotonic()
             try:
-                reply = await call()
+                reply = await scripts.evaluate(
+                    execute,
+                    script,
+                    keys,
+                    *arguments,
+                    on_reply=on_reply,
+                    repeatable=script.repeatable,
+                )
                 self._metrics.redis_replied(time.monotonic() - begun)
                 return reply
             except SlotMovedError:
