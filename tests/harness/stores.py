@@ -9,10 +9,10 @@ from typing import Any
 
 from redis import Redis
 
+from sesiones.policy import SessionPolicy
 from sesiones.redis_client import Commands
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import SessionStore
-from tests.harness.records import IDLE, MAX
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.service import comes_true
 
@@ -31,18 +31,19 @@ def open_store(url: str, *, timeout_seconds: float = 5.0, **options: Any) -> Ses
 
 
 def store_on(
-    commands: Any, kind: Callable[..., SessionStore] = SessionStore, **settings: Any
+    commands: Any,
+    kind: Callable[..., SessionStore] = SessionStore,
+    *,
+    timeout_seconds: float = 5.0,
+    **policy: int,
 ) -> SessionStore:
     """A store on commands that exist, with the service's defaults."""
-    defaults: dict[str, Any] = {
-        "key_prefix": "sesiones",
-        "idle_seconds": IDLE,
-        "max_seconds": MAX,
-        "touch_seconds": 1,
-        "max_per_user": 1000,
-        "timeout_seconds": 5.0,
-    }
-    return kind(lambda: commands, **defaults | settings)
+    return kind(
+        lambda: commands,
+        SessionPolicy(**policy),
+        key_prefix="sesiones",
+        timeout_seconds=timeout_seconds,
+    )
 
 
 class WrappedCommands:

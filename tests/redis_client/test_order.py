@@ -128,7 +128,7 @@ class _Play:
         number = b"%d" % next(self.numbers)
         heard: list[Any] = []
 
-        def on_reply(reply: Any) -> None:
+        def on_reply(reply: Any) -> Any:
             heard.append(reply)
             if kind == "raises":
                 raise ValueError
@@ -136,6 +136,7 @@ class _Play:
                 self.send("none", False)
             if kind == "drops":
                 self.connection.fail("by a callback")
+            return reply
 
         arguments = ("ECHO", number if argument is None else argument)
         sent_at = self.loop.time()
@@ -238,6 +239,8 @@ class _Play:
             if error is None:
                 assert call.future.result() == given, "a caller has the reply of another"
                 assert call.on_reply == "none" or call.heard == [given]
+            elif call.on_reply == "raises" and isinstance(error, ValueError):
+                assert call.heard == [given]
             elif isinstance(given, RedisError) and not isinstance(error, RedisConnectionError):
                 assert str(given).removeprefix("ERR ") in str(error), "the error of another"
             else:

@@ -11,7 +11,6 @@ from typing import Any
 
 import hiredis
 import pytest
-from redis.exceptions import NoScriptError
 
 from sesiones.redis_client import Commands, connect
 from sesiones.sesion import Sesion, StoreUnavailable
@@ -48,9 +47,7 @@ class Mixed(WrappedCommands):
         reply = await self.commands.execute(*arguments, **how)
         if self.on and arguments[0] in ("EVALSHA", "EVAL"):
             reply = await self._mix(reply)
-        if on_reply:
-            on_reply(reply)
-        return reply
+        return on_reply(reply) if on_reply else reply
 
     async def execute_on_master(self, *arguments: Any, **how: Any) -> Any:
         reply = await self.commands.execute_on_master(*arguments, **how)
@@ -125,18 +122,8 @@ async def test_reply_of_another_call_is_unavailable(
     await store.aclose()
 
 
-async def untagged(
-    execute: Any, script: scripts.Script, keys: list[str], *arguments: Any, **how: Any
-) -> Any:
-    """scripts.call() without the comparison of the tags."""
-    declared = keys if len(keys) == 1 or not script.cross_slot else ()
-    rest = (len(declared), *declared, *arguments, b"tag")
-    if on_reply := how.get("on_reply"):
-        how["on_reply"] = lambda tagged: on_reply(tagged[1])
-    try:
-        tagged = await execute("EVALSHA", script.sha, *rest, keys=keys, **how)
-    except NoScriptError:
-        tagged = await execute("EVAL", script.source, *rest, keys=keys, **how)
+def untagged(_: bytes, tagged: Any) -> Any:
+    """scripts.untagged() without the comparison of the tags."""
     return tagged[1] if len(tagged) > 1 else None
 
 
@@ -148,7 +135,7 @@ async def test_without_the_tag_a_caller_has_another_users_session(
     mixed = Mixed(connect(url, TIMEOUT_SECONDS), "swap")
     store = store_on(mixed, timeout_seconds=TIMEOUT_SECONDS)
     own = [await store.create(user, f"of {user}") for user in (11, 12)]
-    monkeypatch.setattr(scripts, "call", untagged)
+    monkeypatch.setattr(scripts, "untagged", untagged)
     mixed.on = True
     first = asyncio.create_task(store.find(own[0].Token_Sesion))
     await asyncio.sleep(0.05)
@@ -239,7 +226,7 @@ async def test_reply_that_comes_twice_or_never_gives_no_caller_anothers_session(
 async def test_without_the_tag_a_reply_that_comes_twice_gives_another_users_session(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scripts, "call", untagged)
+    monkeypatch.setattr(scripts, "untagged", untagged)
     spoiler = Spoiler("twice")
     with relays_before(url, monkeypatch, spoiler.new_filter) as (through, _):
         async with open_store(through, timeout_seconds=TIMEOUT_SECONDS, touch_seconds=60) as store:

@@ -356,10 +356,6 @@ def key(number: int, tag: str = "eQ") -> str:
     return f"sesiones:{{{tag}}}:h:{number}"
 
 
-def everything(_: str) -> bool:
-    return True
-
-
 def pending(remembered: Tombstones) -> set[str]:
     return {key for keys in remembered.batches() for key in keys}
 
@@ -369,7 +365,7 @@ def test_tombstones_last_a_minute(clock: Clock, remembered: Tombstones) -> None:
     clock.now += 30
     remembered.add([key(2)])
     clock.now += 30
-    remembered.queue_replay(everything)
+    remembered.queue_replay(tokens.BUCKETS)
     assert pending(remembered) == {key(1), key(2)}
     remembered.acknowledge([key(1), key(2)], remembered.generation)
     assert not remembered.pending
@@ -377,11 +373,11 @@ def test_tombstones_last_a_minute(clock: Clock, remembered: Tombstones) -> None:
     remembered.add([key(2)])  # it was back
     assert key(1) not in remembered
     clock.now += 59
-    remembered.queue_replay(everything)
+    remembered.queue_replay(tokens.BUCKETS)
     assert pending(remembered) == {key(2)}
     clock.now += 2
     remembered.acknowledge([key(2)], remembered.generation)
-    remembered.queue_replay(everything)
+    remembered.queue_replay(tokens.BUCKETS)
     assert not remembered.pending
     assert not remembered.any_of([key(1), key(2)])
 
@@ -394,13 +390,13 @@ def test_a_minute_counts_back_from_the_last_answer_of_the_owner(clock: Clock) ->
     clock.now += 3600
     answered["ab"] = clock.now
     remembered.add([key(3)])
-    remembered.queue_replay(lambda tag: tag == "eQ")
+    remembered.queue_replay({"eQ"})
     assert pending(remembered) == {key(1), key(3)}
 
 
 def test_pending_tombstones_do_not_expire(clock: Clock, remembered: Tombstones) -> None:
     remembered.add([key(1)])
-    remembered.queue_replay(everything)
+    remembered.queue_replay(tokens.BUCKETS)
     clock.now += 3600
     remembered.add([key(2)])
     assert key(1) in remembered
@@ -412,9 +408,9 @@ def test_a_second_owner_change_during_a_replay_keeps_tombstones_pending(
     remembered: Tombstones,
 ) -> None:
     remembered.add([key(1)])
-    remembered.queue_replay(everything)
+    remembered.queue_replay(tokens.BUCKETS)
     before = remembered.generation
-    remembered.queue_replay(everything)
+    remembered.queue_replay(tokens.BUCKETS)
     remembered.acknowledge([key(1)], before)
     assert pending(remembered) == {key(1)}
     remembered.acknowledge([key(1)], remembered.generation)
@@ -423,9 +419,9 @@ def test_a_second_owner_change_during_a_replay_keeps_tombstones_pending(
 
 def test_only_the_affected_slots_are_replayed(remembered: Tombstones) -> None:
     remembered.add(key(number, "ab" if number % 3 else "cd") for number in range(300))
-    remembered.queue_replay(lambda tag: tag == "ef")
+    remembered.queue_replay({"ef"})
     assert not remembered.pending
-    remembered.queue_replay(lambda tag: tag == "ab")
+    remembered.queue_replay({"ab"})
     batches = remembered.batches()
     assert sorted(map(len, batches)) == [8, 64, 64, 64]
     assert all("{ab}" in key for keys in batches for key in keys)
@@ -437,7 +433,7 @@ def test_the_number_of_tombstones_is_bounded(
     monkeypatch.setattr(tombstones, "TOMBSTONES_MAX", 10)
     for number in range(30):
         remembered.add([key(number)])
-        remembered.queue_replay(everything)
+        remembered.queue_replay(tokens.BUCKETS)
     assert pending(remembered) == {key(number) for number in range(20, 30)}
     assert key(19) not in remembered
     assert caplog.messages == ["more than 10 sessions ended: the oldest are forgotten"]

@@ -82,7 +82,7 @@ async def test_find_is_unavailable_when_the_store_has_a_bug(
     async def bug(*_: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(CheckQueue, "_read", bug)
+    monkeypatch.setattr(CheckQueue, "_fetch", bug)
     with pytest.raises(StoreUnavailable):
         await store.find(tokens.make(7))
     assert caplog.records[0].exc_info
