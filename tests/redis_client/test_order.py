@@ -274,18 +274,18 @@ def virtual_clock(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixt
 
 @QUICK
 @given(PROGRAMS)
-def test_the_nth_reply_belongs_to_the_nth_command(program: list[tuple[Any, ...]]) -> None:
+def test_nth_reply_belongs_to_the_nth_command(program: list[tuple[Any, ...]]) -> None:
     play(PipelinedConnection, program)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_connection_that_breaks_a_rule_is_found_out(variant: type[PipelinedConnection]) -> None:
+def test_connection_that_breaks_a_rule_is_found_out(variant: type[PipelinedConnection]) -> None:
     found_out(PROGRAMS, partial(play, variant))
 
 
 @pytest.mark.parametrize("name", ["send", "data_received", "_deliver"])
 @pytest.mark.parametrize("skipped", range(4))
-def test_an_interrupt_between_any_two_lines_costs_no_caller_its_own_reply(
+def test_interrupt_between_any_two_lines_costs_no_caller_its_own_reply(
     name: str, skipped: int
 ) -> None:
     """Ctrl-C, where the loop goes on: in a notebook, say. ``skipped``: calls before the one that is

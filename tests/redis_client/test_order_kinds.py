@@ -220,5 +220,5 @@ def test_each_caller_has_its_own_reply_or_an_exception(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_connection_that_breaks_a_rule_is_found_out(kind: str) -> None:
+def test_connection_that_breaks_a_rule_is_found_out(kind: str) -> None:
     found_out(PROGRAMS, partial(play, kind, QueuesBeforeItPacks))

@@ -87,7 +87,9 @@ def url_of(redis: "Redis") -> str:
     return f"unix://{redis.connection_pool.connection_kwargs['path']}"
 
 
-async def test_every_way_to_end(own: "Redis", caplog: pytest.LogCaptureFixture) -> None:
+async def test_sessions_ended_in_any_way_stay_ended_after_lost_writes(
+    own: "Redis", caplog: pytest.LogCaptureFixture
+) -> None:
     """A logout, of all, for the limit, by an operator; and whether the caller waits or not."""
     caplog.set_level(logging.INFO)
     async with stores_at(url_of(own), max_per_user=4) as (node, other):
@@ -133,7 +135,7 @@ async def test_every_way_to_end(own: "Redis", caplog: pytest.LogCaptureFixture) 
         assert "7 sessions that had ended were back, and have been ended" in caplog.messages
 
 
-async def test_what_is_made_anew_lives(own: "Redis") -> None:
+async def test_session_that_a_second_try_makes_again_lives(own: "Redis") -> None:
     """By a create's second try, when the session of the first one has ended in between."""
     async with stores_at(url_of(own)) as (node, other):
         token = tokens.make(7)
@@ -148,7 +150,7 @@ async def test_what_is_made_anew_lives(own: "Redis") -> None:
             assert await until(partial(store.find, token)) is not None
 
 
-async def test_what_takes_over_is_told_each_time(own: "Redis") -> None:
+async def test_each_new_master_gets_every_tombstone(own: "Redis") -> None:
     """Of what ended meanwhile too; of hundreds, of many users. What else lies there costs none."""
     async with stores_at(url_of(own), timeout_seconds=2) as (node, other):
         made = await asyncio.gather(*(node.create(user % 150, "laptop") for user in range(450)))
@@ -167,7 +169,7 @@ async def test_what_takes_over_is_told_each_time(own: "Redis") -> None:
         assert len(own.keys("*:u:*")) == 3
 
 
-async def test_while_writes_are_refused(own: "Redis") -> None:
+async def test_replay_waits_while_writes_are_refused(own: "Redis") -> None:
     """Checks answer, without what has ended; it goes once writes are back."""
     async with stores_at(url_of(own), touch_seconds=0) as (node, other):
         ended, live = [await node.create(7, name) for name in "ab"]
@@ -186,7 +188,7 @@ async def test_while_writes_are_refused(own: "Redis") -> None:
         assert await other.find(live.Token_Sesion) is not None
 
 
-async def test_no_task_is_left(own: "Redis") -> None:
+async def test_aclose_leaves_no_task(own: "Redis") -> None:
     tasks = asyncio.all_tasks()
     node = open_store(url_of(own), timeout_seconds=5)
     sesion = await node.create(7, "laptop")
@@ -199,7 +201,7 @@ async def test_no_task_is_left(own: "Redis") -> None:
     assert asyncio.all_tasks() == tasks
 
 
-async def test_a_restart_that_lost_the_last_writes(tmp_path: Path) -> None:
+async def test_restart_that_lost_the_last_writes_gets_the_tombstones(tmp_path: Path) -> None:
     """Nobody asks the node anything meanwhile."""
     data, copy = tmp_path / "data", tmp_path / "copy"
     with RedisServer(data, appendfsync="always") as server:
@@ -267,14 +269,14 @@ def is_master(redis: "Redis") -> bool:
 
 
 @pytest.mark.parametrize("replicas", [0, 1])
-async def test_sentinel(replicas: int) -> None:
+async def test_logout_survives_a_failover_by_sentinel(replicas: int) -> None:
     with RedisSentinels(replicas=1, sentinels=1) as redis:
         async with stores_at(redis.url, timeout_seconds=1, wait_replicas=replicas) as stores:
             master, replica = redis.servers.values()
             await end_and_fail_over(stores, 7, master, replica, replicas)
 
 
-async def test_a_sentinel_that_knows_no_better() -> None:
+async def test_stale_sentinel_does_not_name_the_master() -> None:
     """It is asked first, and names a master that is up; the others name another one."""
     with (
         RedisSentinels(replicas=0, sentinels=1) as stale,
@@ -287,7 +289,7 @@ async def test_a_sentinel_that_knows_no_better() -> None:
         assert master.exists(session_key(sesion.Token_Sesion))
 
 
-async def test_cluster() -> None:
+async def test_logout_survives_a_failover_of_a_cluster() -> None:
     """What ended in another shard stays as it is."""
     with RedisCluster(3, 3) as cluster:
         first, second, _, replica, *_ = cluster.servers
@@ -304,7 +306,7 @@ def user_of(cluster: RedisCluster, port: int) -> int:
     return next(user for user in range(999) if cluster.owner(slot_of(user)) == port)
 
 
-async def test_a_slot_that_is_being_moved() -> None:
+async def test_replay_waits_for_a_slot_that_is_being_moved() -> None:
     """What is not all on one side waits until it is."""
     with RedisCluster(2) as cluster:
         source, target = cluster.servers
