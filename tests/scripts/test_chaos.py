@@ -7,11 +7,8 @@ from scripts.chaos.__main__ import SCENARIOS
 
 pytestmark = pytest.mark.slow
 
-ELSEWHERE = {"races"}
-"""The suite plays these as tests of their own."""
 
-
-@pytest.mark.parametrize("name", sorted(SCENARIOS.keys() - ELSEWHERE))
+@pytest.mark.parametrize("name", SCENARIOS)
 def test_every_promise_is_kept(name: str) -> None:
     try:
         bars = list(SCENARIOS[name](True))
