@@ -22,7 +22,6 @@ import json
 import os
 import platform
 import random
-import re
 import shutil
 import signal
 import socket
@@ -38,7 +37,8 @@ from typing import Any
 
 from redis import Redis
 
-from scripts.seed import positive
+from scripts import wrk
+from scripts.command_line import positive, run, show
 from sesiones.http.app import open_store
 from sesiones.settings import Settings
 from tests.harness.redis_server import RedisCluster, RedisServer, free_port
@@ -236,7 +236,7 @@ SERVERS = [
     ),
 ]
 
-WRK = """
+REQUESTS = """
 local requests, i = {}, 0
 function init(_)
   for line in io.lines("@FILE@") do
@@ -248,12 +248,6 @@ end
 function request()
   i = i % #requests + 1
   return requests[i]
-end
-function done(summary, latency, _)
-  io.write(string.format("RESULT %d %d %d %d %d\\n", summary.requests, summary.duration,
-    latency:percentile(50), latency:percentile(99),
-    summary.errors.connect + summary.errors.status + summary.errors.read + summary.errors.write
-    + summary.errors.timeout))
 end
 """
 
@@ -291,7 +285,7 @@ async def seed(redis_url: str, sessions: int) -> list[tuple[int, str]]:
             sesion = await store.create(usuario, DEVICE)
             made.append((usuario, sesion.Token_Sesion))
             if len(made) % 1000 == 0:
-                progress(f"seeding: {len(made):,} of {sessions:,} sessions")
+                show(f"seeding: {len(made):,} of {sessions:,} sessions")
 
     await asyncio.gather(*(some(start) for start in range(64)))
     await store.aclose()
@@ -310,11 +304,6 @@ def store_plainly(redis_port: int, sessions: list[tuple[int, str]]) -> None:
                 pipeline.hset(plain_key_of(token), mapping=fields | {"dispositivo": DEVICE})
                 pipeline.expireat(plain_key_of(token), now + IDLE_SECONDS)
             pipeline.execute()
-
-
-def progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def plain_key_of(token: str) -> str:
@@ -385,7 +374,7 @@ def target(
         "\n".join(render(server, token).replace("\r\n", "|") for _, token in sessions)
     )
     load = folder / f"{server.name}.lua"
-    load.write_text(WRK.replace("@FILE@", str(requests)))
+    load.write_text(REQUESTS.replace("@FILE@", str(requests)))
     pids = [one.process.pid for one in redis if one.process is not None]
     for pid in pids:
         os.sched_setaffinity(pid, {LOAD_CORE})
@@ -396,27 +385,22 @@ def target(
 def measure(target: Target, connections: int, seconds: int) -> Round:
     url = f"http://127.0.0.1:{target.port}"
     before = cpu_us(target.pid), sum(map(cpu_us, target.redis_pids))
-    output = subprocess.run(
-        ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(target.load), url],
-        capture_output=True,
-        text=True,
-        check=True,
-        preexec_fn=pin(LOAD_CORE),
-    ).stdout
+    result = wrk.run(
+        url, connections=connections, seconds=seconds, script=target.load, core=LOAD_CORE
+    )
     after = cpu_us(target.pid), sum(map(cpu_us, target.redis_pids))
     time.sleep(0.1)  # for the requests whose clients have left
     check_sample(target.server, target.port, target.sessions)
-    result = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+)", output)
-    assert result is not None, output
-    count, duration_us, p50, p99, errors = map(int, result.groups())
-    if errors:
-        raise SystemExit(f"{target.server.name}: {errors} of {count} requests failed")
+    if result.failed:
+        raise SystemExit(
+            f"{target.server.name}: {result.failed} of {result.requests} requests failed"
+        )
     return Round(
-        (after[0] - before[0]) / count,
-        (after[1] - before[1]) / count,
-        count / duration_us * 1e6,
-        p50,
-        p99,
+        (after[0] - before[0]) / result.requests,
+        (after[1] - before[1]) / result.requests,
+        result.rate,
+        result.p50_ms * 1000,
+        result.p99_ms * 1000,
     )
 
 
@@ -492,8 +476,6 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="SERVER", choices=[s.name for s in SERVERS])
     parser.add_argument("--output", type=Path, default=Path("var/bench"))
     options = parser.parse_args()
-    for ending in signal.SIGTERM, signal.SIGHUP:  # as on Ctrl-C, what was started is stopped
-        signal.signal(ending, lambda number, _: sys.exit(128 + number))
     if shutil.which("wrk") is None:
         raise SystemExit("wrk makes the load: apt-get install wrk")
     if (os.cpu_count() or 1) < 2:
@@ -516,7 +498,7 @@ def main() -> int:
         sessions = asyncio.run(seed(f"redis://127.0.0.1:{redis_port}", options.sessions))
         memory = (used_memory(redis_port) - before) / options.sessions
         store_plainly(redis_port, sessions)
-        progress("")
+        show("")
         print(f"{memory:.0f} bytes of Redis memory a session, index included\n")
         single = [redis], sessions
         on_cluster = single
@@ -533,11 +515,11 @@ def main() -> int:
             for number in range(-1, options.rounds):  # the first one warms up
                 for one in targets:
                     place = f"round {number + 1} of {options.rounds}: {one.server.name}"
-                    progress(f"{connections} connections, {place}")
+                    show(f"{connections} connections, {place}")
                     round_ = measure(one, connections, options.seconds)
                     if number >= 0:
                         results[one.server.name].append(round_)
-            progress("")
+            show("")
             print(
                 f"{connections} connections, {options.sessions:,} sessions:\n{table(results)}\n",
                 flush=True,
@@ -564,7 +546,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(main)

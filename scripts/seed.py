@@ -27,6 +27,7 @@ from typing import TypeVar
 
 import uvloop
 
+from scripts.command_line import positive
 from sesiones import tokens
 from sesiones.http.app import open_store
 from sesiones.sesion import StoreUnavailable
@@ -175,12 +176,6 @@ def main() -> int:
         print(f"seed: {reason}; the same command goes on", file=sys.stderr)
         return 1
     return 0
-
-
-def positive(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
-        raise argparse.ArgumentTypeError("must be a whole number above 0")
-    return int(text)
 
 
 if __name__ == "__main__":
