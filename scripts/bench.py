@@ -171,43 +171,34 @@ VERIFY_REQUEST = (
     "GET /sesiones/verificar HTTP/1.1\r\nHost: localhost\r\nX-Auth-Token: {token}\r\n\r\n"
 )
 
+
+def ours(
+    name: str,
+    what: str,
+    *flags: str,
+    scheme: str = "redis",
+    request: str = Server.request,
+    shows: str = '"ID_Usuario":{usuario},',
+) -> Server:
+    cluster = scheme == "redis+cluster"
+    command = sesiones(*flags, scheme=scheme)
+    return Server(name, what, command, request, shows=shows, cluster=cluster)
+
+
+TOUCH_60 = "--touch-seconds", "60"
 SERVERS = [
-    Server(
-        "fast", "self, TOUCH=60", sesiones("--touch-seconds", "60"), shows='"ID_Usuario":{usuario},'
-    ),
-    Server(
-        "varied",
-        "self, TOUCH=60, heads that differ",
-        sesiones("--touch-seconds", "60"),
-        request=VARIED_REQUEST,
-        shows='"ID_Usuario":{usuario},',
-    ),
-    Server(
-        "touch-1",
-        "self, TOUCH=1",
-        sesiones("--touch-seconds", "1"),
-        shows='"ID_Usuario":{usuario},',
-    ),
-    Server(
+    ours("fast", "self, TOUCH=60", *TOUCH_60),
+    ours("varied", "self, TOUCH=60, heads that differ", *TOUCH_60, request=VARIED_REQUEST),
+    ours("touch-1", "self, TOUCH=1", "--touch-seconds", "1"),
+    ours(
         "verificar",
         "verificar, TOUCH=60",
-        sesiones("--touch-seconds", "60"),
+        *TOUCH_60,
         request=VERIFY_REQUEST,
         shows="x-id-usuario: {usuario}\n",
     ),
-    Server(
-        "starlette",
-        "self through Starlette, TOUCH=60",
-        sesiones("--touch-seconds", "60", "--http", "httptools"),
-        shows='"ID_Usuario":{usuario},',
-    ),
-    Server(
-        "cluster",
-        "self, TOUCH=60, 3 masters",
-        sesiones("--touch-seconds", "60", scheme="redis+cluster"),
-        shows='"ID_Usuario":{usuario},',
-        cluster=True,
-    ),
+    ours("starlette", "self through Starlette, TOUCH=60", *TOUCH_60, "--http", "httptools"),
+    ours("cluster", "self, TOUCH=60, 3 masters", *TOUCH_60, scheme="redis+cluster"),
     Server("uvicorn", "a bare ASGI app, no Redis", bare_uvicorn, shows=None),
     Server(
         "webdis",
@@ -488,61 +479,76 @@ def main() -> int:
             print(f"without {server.name}: {server.install}", file=sys.stderr)
             continue
         servers.append(server)
-
     everything: dict[int, dict[str, list[Round]]] = {}
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sesiones-bench-")))
-        redis_port = free_port()
-        redis = stack.enter_context(RedisServer(port=str(redis_port), appendonly="no"))
-        before = used_memory(redis_port)
-        sessions = asyncio.run(seed(f"redis://127.0.0.1:{redis_port}", options.sessions))
-        memory = (used_memory(redis_port) - before) / options.sessions
-        store_plainly(redis_port, sessions)
-        show("")
-        print(f"{memory:.0f} bytes of Redis memory a session, index included\n")
-        single = [redis], sessions
-        on_cluster = single
-        if any(server.cluster for server in servers):
-            cluster = stack.enter_context(RedisCluster(3, appendonly="no"))
-            seeded = asyncio.run(seed(cluster.url, options.sessions))
-            on_cluster = list(cluster.servers.values()), seeded
-        targets = [
-            stack.enter_context(target(server, *(on_cluster if server.cluster else single), folder))
-            for server in servers
-        ]
+    with targets(servers, options.sessions) as started:
         for connections in options.connections:
-            results = everything.setdefault(connections, {server.name: [] for server in servers})
-            for number in range(-1, options.rounds):  # the first one warms up
-                for one in targets:
-                    place = f"round {number + 1} of {options.rounds}: {one.server.name}"
-                    show(f"{connections} connections, {place}")
-                    round_ = measure(one, connections, options.seconds)
-                    if number >= 0:
-                        results[one.server.name].append(round_)
-            show("")
+            results = everything[connections] = rounds(
+                started, connections, options.rounds, options.seconds
+            )
             print(
                 f"{connections} connections, {options.sessions:,} sessions:\n{table(results)}\n",
                 flush=True,
             )
+    write(everything, options.sessions, options.output)
+    return 0
 
-    options.output.mkdir(parents=True, exist_ok=True)
+
+@contextmanager
+def targets(servers: list[Server], number: int) -> Iterator[list[Target]]:
+    """The servers, started on so many sessions."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sesiones-bench-")))
+        redis = stack.enter_context(RedisServer(port=str(free_port()), appendonly="no"))
+        before = used_memory(redis.port)
+        sessions = asyncio.run(seed(redis.url, number))
+        memory = (used_memory(redis.port) - before) / number
+        store_plainly(redis.port, sessions)
+        show("")
+        print(f"{memory:.0f} bytes of Redis memory a session, index included\n")
+        single = on_cluster = [redis], sessions
+        if any(server.cluster for server in servers):
+            cluster = stack.enter_context(RedisCluster(3, appendonly="no"))
+            on_cluster = list(cluster.servers.values()), asyncio.run(seed(cluster.url, number))
+        yield [
+            stack.enter_context(target(server, *(on_cluster if server.cluster else single), folder))
+            for server in servers
+        ]
+
+
+def rounds(
+    started: list[Target], connections: int, number: int, seconds: int
+) -> dict[str, list[Round]]:
+    """Of all servers in turn, by the server's name."""
+    results: dict[str, list[Round]] = {one.server.name: [] for one in started}
+    for index in range(-1, number):  # the first one warms up
+        for one in started:
+            place = f"round {index + 1} of {number}: {one.server.name}"
+            show(f"{connections} connections, {place}")
+            measured = measure(one, connections, seconds)
+            if index >= 0:
+                results[one.server.name].append(measured)
+    show("")
+    return results
+
+
+def write(everything: dict[int, dict[str, list[Round]]], sessions: int, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     report = {
         "machine": {"python": platform.python_version(), "system": platform.platform()},
-        "sessions": options.sessions,
+        "sessions": sessions,
         "rounds": {
             connections: {
-                name: [dataclasses.asdict(one) for one in rounds]
-                for name, rounds in results.items()
+                name: [dataclasses.asdict(one) for one in measured]
+                for name, measured in results.items()
             }
             for connections, results in everything.items()
         },
     }
-    (options.output / "bench.json").write_text(json.dumps(report, indent=1))
+    (folder / "bench.json").write_text(json.dumps(report, indent=1))
     try:
-        draw(everything, options.output / "bench.png")
+        draw(everything, folder / "bench.png")
     except ImportError:
         print("no chart without matplotlib: pip install matplotlib", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":
