@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from scripts.chaos import Bar
+from scripts.command_line import run
 from tests.harness.redis_binary import find_binaries
 
 NAMES = (
@@ -99,7 +100,4 @@ def _bars(name: str, short: bool) -> Iterator[Bar]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(main)

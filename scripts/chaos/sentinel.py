@@ -24,7 +24,7 @@ from tests.harness.client import Client
 from tests.harness.redis_server import RedisSentinels, wait_until
 from tests.harness.relay import Relay
 from tests.harness.service import Service
-from tests.harness.traffic import LOST, OVERWRITTEN, WRITES, counted, slowest, words
+from tests.harness.traffic import LOST, OVERWRITTEN, WRITES, Event, Traffic, counted, slowest, words
 
 KILLS = {0: 2, 1: 5}
 """By SESIONES_WAIT_REPLICAS."""
@@ -162,6 +162,23 @@ class _Logouts:
             await asyncio.sleep(LOOK_SECONDS)
 
 
+@dataclass
+class _Stall:
+    """What was seen while replication stalled, and after the master was killed. ``events``: of the
+    requests in the stall; ``statuses``: of its logouts; ``unconfirmed``: the sessions whose logout
+    has an unknown outcome; ``accepted``: those of them that a node accepted in the end."""
+
+    traffic: Traffic
+    logouts: _Logouts
+    stalled_at: float
+    named_at: float
+    events: list[Event]
+    statuses: Counter[int]
+    unconfirmed: set[str]
+    accepted: set[str]
+    meanwhile: dict[str, set[str]]
+
+
 async def _stall(replicas: int, short: bool) -> list[Bar]:
     """The master goes on, but its replicas get nothing from it; then it is killed."""
     rate, seconds = (SHORT_RATE, SHORT_STALL_SECONDS) if short else (RATE, STALL_SECONDS)
@@ -180,11 +197,11 @@ async def _stall(replicas: int, short: bool) -> list[Bar]:
             await _replicated(redis)
 
             relay.stall()
-            stalled = time.monotonic()
+            stalled_at = time.monotonic()
             events, (statuses,) = await sentinel.run(
                 f"{label} stalls", rate, seconds, logouts.log_out
             )
-            # What a node could not even ask for is as live as ever.
+            # A session whose logout a node could not even ask for is as live as ever.
             unconfirmed = await _refused(traffic.clients[:1], traffic.unconfirmed)
 
             watching = asyncio.create_task(logouts.watch())
@@ -200,56 +217,67 @@ async def _stall(replicas: int, short: bool) -> list[Bar]:
         for node in traffic.clients:
             await traffic.verify(node)
         accepted = unconfirmed - await _refused(traffic.clients, unconfirmed)
-    writes = [event for event in events if event.operation in WRITES]
-    checks = [event for event in events if event.operation not in WRITES]
-    lost = meanwhile.pop(LOST, set()) | traffic.wrong.pop(LOST, set())
-    overwritten = traffic.wrong.pop(OVERWRITTEN, set())
-    at_once = logouts.accepted_at[True] == 0
-    late = max(logouts.accepted_at[False] - failover.named, 0)
+    seen = _Stall(
+        traffic,
+        logouts,
+        stalled_at,
+        failover.named,
+        events,
+        statuses,
+        unconfirmed,
+        accepted,
+        meanwhile,
+    )
+    return list(_stall_bars(seen, replicas, short))
+
+
+def _stall_bars(seen: _Stall, replicas: int, short: bool) -> Iterator[Bar]:
     title = f"WAIT_REPLICAS={replicas}, replication stalled"
-    checked = Bar(
+    wrong, created_at = seen.traffic.wrong, seen.traffic.created_at
+    writes = [event for event in seen.events if event.operation in WRITES]
+    checks = [event for event in seen.events if event.operation not in WRITES]
+    lost = seen.meanwhile.pop(LOST, set()) | wrong.pop(LOST, set())
+    overwritten = wrong.pop(OVERWRITTEN, set())
+    yield Bar(
         f"{title}: checks go on as ever",
         f"{counted(checks)}; the slowest in {slowest(checks):.2f} s",
         all(event.status in (200, 401) for event in checks),
     )
-    ended = Bar(
-        f"{title}, then the master killed: what was logged out, acknowledged or not, is refused at "
-        f"once by the node that was told, and by all {REPEATED_SECONDS:.0f} s after Sentinel names "
-        "another",
-        f"by its own node {'at once' if at_once else 'LATER'}, by the other after {late:.1f} s; "
-        f"{words(traffic.wrong)}; of {len(unconfirmed)} unconfirmed ones {len(accepted)} accepted",
-        at_once and late < REPEATED_SECONDS and not traffic.wrong and not accepted,
-    )
-    if not replicas:
-        early = sum(traffic.created_at[token] < stalled for token in lost)
-        return [
-            checked,
-            ended,
-            Bar(
-                f"{title}, then the master killed: what was acknowledged meanwhile is lost, and "
-                "found to be",
-                f"{len(lost)} sessions, {early} of them from before; {len(overwritten)} PUTs",
-                len(lost) > 0 and not early,
-            ),
-        ]
-    return [
-        checked,
-        Bar(
+    if replicas:
+        yield Bar(
             f"{title}: every create, PUT and logout is a 503, within {MAY_TAKE_SECONDS} s",
             f"{counted(writes)} (401, 404: ended by another logout meanwhile); the slowest in "
             f"{slowest(writes):.2f} s",
             all(event.status in (401, 404, 503) for event in writes)
-            and statuses.keys() == {503}
+            and seen.statuses.keys() == {503}
             and (short or slowest(writes) <= MAY_TAKE_SECONDS),
-        ),
-        ended,
-        Bar(
+        )
+    at_once = seen.logouts.accepted_at[True] == 0
+    late = max(seen.logouts.accepted_at[False] - seen.named_at, 0)
+    yield Bar(
+        f"{title}, then the master killed: what was logged out, acknowledged or not, is refused at "
+        f"once by the node that was told, and by all {REPEATED_SECONDS:.0f} s after Sentinel names "
+        "another",
+        f"by its own node {'at once' if at_once else 'LATER'}, by the other after {late:.1f} s; "
+        f"{words(wrong)}; of {len(seen.unconfirmed)} unconfirmed ones {len(seen.accepted)} "
+        "accepted",
+        at_once and late < REPEATED_SECONDS and not wrong and not seen.accepted,
+    )
+    if replicas:
+        yield Bar(
             f"{title}, then the master killed: no acknowledged create or PUT lost",
-            f"{len(lost)} of {traffic.known()['created']:,} sessions, {len(overwritten)} PUTs; "
-            f"meanwhile {words(meanwhile)}",
-            not lost and not overwritten and not meanwhile,
-        ),
-    ]
+            f"{len(lost)} of {len(created_at):,} sessions, {len(overwritten)} PUTs; "
+            f"meanwhile {words(seen.meanwhile)}",
+            not lost and not overwritten and not seen.meanwhile,
+        )
+    else:
+        early = sum(created_at[token] < seen.stalled_at for token in lost)
+        yield Bar(
+            f"{title}, then the master killed: what was acknowledged meanwhile is lost, and found "
+            "to be",
+            f"{len(lost)} sessions, {early} of them from before; {len(overwritten)} PUTs",
+            len(lost) > 0 and not early,
+        )
 
 
 async def _refused(clients: Sequence[Client], tokens: Iterable[str]) -> set[str]:

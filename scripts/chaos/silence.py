@@ -131,7 +131,6 @@ async def _until(client: Client, token: str, status: int, seconds: float) -> boo
 
 async def _play(kind: str, short: bool) -> list[Bar]:
     ttl = SHORT_TTL_SECONDS if short else float(TOMBSTONE_TTL_SECONDS)
-    asked_seconds = SHORT_ASKED_SECONDS if short else ASKED_SECONDS
     program = (
         f"from sesiones.store import tombstones\ntombstones.TOMBSTONE_TTL_SECONDS = {ttl}\n"
         f"{FLAW}\nfrom sesiones.__main__ import main\nmain()"
@@ -143,67 +142,41 @@ async def _play(kind: str, short: bool) -> list[Bar]:
             service.command = (sys.executable, "-c", program)
             await asyncio.to_thread(stack.enter_context, service)
         idle, paused, other = clients = [Client(service.port) for service in services]
-        process = services[1].process
-        assert process is not None
 
         users = [user for user in range(1, 2000) if deployment.concerns(user)]
         others = [user for user in range(1, 2000) if not deployment.concerns(user)]
-        # Each node ends a session of its own; one stays.
+        # Each of two nodes ends a session of its own; one session stays.
         ended = {client: await client.create(users[0]) for client in (idle, paused)}
         live = await other.create(users[0])
         elsewhere = [await idle.create(user) for user in others[:20]]
         for client in clients:
             for token in (*ended.values(), live, *elsewhere):
                 assert await client.check(token) == 200
-        with redis_client(deployment.master) as master:
-            await asyncio.to_thread(wait_until, lambda: _replicated(master), "the replica")
-            _send(deployment.replica, signal.SIGSTOP)
-            master.client_kill_filter(_type="replica")
-        for client, token in ended.items():
-            assert await client.log_out(token) == 200
-        process.send_signal(signal.SIGSTOP)
-        try:
-            await asyncio.to_thread(deployment.silence)
-            # Meanwhile the node has traffic for other shards alone, where there are any.
-            until = time.monotonic() + ttl + LATER_SECONDS
-            while time.monotonic() < until:
-                for token in elsewhere:
-                    await idle.check(token)
-                await asyncio.sleep(0.1)
-        finally:
-            process.send_signal(signal.SIGCONT)
+        await _end_and_silence(deployment, ended, services[1], idle, elsewhere, ttl)
 
         own: dict[Client, Counter[int]] = {client: Counter() for client in ended}
-        until = time.monotonic() + asked_seconds
+        until = time.monotonic() + (SHORT_ASKED_SECONDS if short else ASKED_SECONDS)
         while time.monotonic() < until:
             for client, token in ended.items():
                 own[client][await client.check(token)] += 1
             await asyncio.sleep(0.02)
-        gone = [
-            await _until(client, token, 401, MAY_TAKE_SECONDS)
-            for client in clients
-            for token in ended.values()
-        ]
+        pairs = [(client, token) for client in clients for token in ended.values()]
+        gone = [await _until(*pair, 401, MAY_TAKE_SECONDS) for pair in pairs]
         stays = [await _until(client, live, 200, MAY_TAKE_SECONDS) for client in clients]
+        gone += [await client.check(token) == 401 for client, token in pairs]
         for client in clients:
-            for token in ended.values():
-                gone.append(await client.check(token) == 401)
             client.close()
-    words = {
-        client: ", ".join(f"{count:,} x {status}" for status, count in sorted(counts.items()))
-        for client, counts in own.items()
-    }
     life = f"{ttl:.0f} s" if short else "a minute"
     return [
         Bar(
             f"{kind}, its master falls silent after a logout: never accepted by the node that "
             f"ended it, asked more than {life} later",
-            words[idle],
+            _counted(own[idle]),
             not own[idle][200],
         ),
         Bar(
             f"{kind}, the same with that node paused for longer than {life}",
-            words[paused],
+            _counted(own[paused]),
             not own[paused][200],
         ),
         Bar(
@@ -212,6 +185,40 @@ async def _play(kind: str, short: bool) -> list[Bar]:
             all(gone) and all(stays),
         ),
     ]
+
+
+async def _end_and_silence(
+    deployment: Deployment,
+    ended: dict[Client, str],
+    paused: Service,
+    idle: Client,
+    elsewhere: list[str],
+    ttl: float,
+) -> None:
+    """End the sessions, each at its node, while nothing is replicated; then the master falls
+    silent and one node is paused, both for longer than tombstones last."""
+    with redis_client(deployment.master) as master:
+        await asyncio.to_thread(wait_until, lambda: _replicated(master), "the replica")
+        _send(deployment.replica, signal.SIGSTOP)
+        master.client_kill_filter(_type="replica")
+    for client, token in ended.items():
+        assert await client.log_out(token) == 200
+    assert paused.process is not None
+    paused.process.send_signal(signal.SIGSTOP)
+    try:
+        await asyncio.to_thread(deployment.silence)
+        # Meanwhile the other node has traffic for other shards alone, where there are any.
+        until = time.monotonic() + ttl + LATER_SECONDS
+        while time.monotonic() < until:
+            for token in elsewhere:
+                await idle.check(token)
+            await asyncio.sleep(0.1)
+    finally:
+        paused.process.send_signal(signal.SIGCONT)
+
+
+def _counted(statuses: Counter[int]) -> str:
+    return ", ".join(f"{count:,} x {status}" for status, count in sorted(statuses.items()))
 
 
 def _replicated(master: "Redis") -> bool:

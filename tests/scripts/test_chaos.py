@@ -8,8 +8,18 @@ from scripts.chaos.__main__ import SCENARIOS
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_every_promise_is_kept(name: str) -> None:
+MARKS = {
+    "cluster": [pytest.mark.cluster],
+    "sentinel": [pytest.mark.sentinel],
+    "order": [pytest.mark.cluster, pytest.mark.sentinel],
+    "silence": [pytest.mark.cluster, pytest.mark.sentinel],
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=MARKS.get(name, ())) for name in SCENARIOS]
+)
+def test_scenario_meets_every_bar(name: str) -> None:
     try:
         bars = list(SCENARIOS[name](True))
     except NotInstalledError as error:
