@@ -24,8 +24,8 @@ from pathlib import Path
 
 from scripts.gateways import GATEWAYS, Gateway, RunningGateway
 from scripts.seed import positive
-from sesiones.http.app import open_store
 from sesiones.settings import Settings
+from sesiones.store.from_settings import open_store
 from tests.harness.redis_server import RedisServer, free_port
 
 APPLICATION = """

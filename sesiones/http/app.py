@@ -19,7 +19,7 @@ from sesiones.http.sessions import Endpoints
 from sesiones.metrics import Metrics, Rows
 from sesiones.sesion import StoreUnavailable
 from sesiones.settings import Settings
-from sesiones.store import SessionStore
+from sesiones.store.from_settings import open_store
 
 
 def create_app(
@@ -72,21 +72,6 @@ def create_app(
             StoreUnavailable: _unavailable,
             Exception: _internal_error,
         },
-    )
-
-
-def open_store(settings: Settings, metrics: Metrics | None = None) -> SessionStore:
-    """The store that the settings describe; no I/O."""
-    return SessionStore.from_url(
-        settings.redis_url,
-        key_prefix=settings.key_prefix,
-        idle_seconds=settings.idle_seconds,
-        max_seconds=settings.max_seconds,
-        touch_seconds=settings.touch_seconds,
-        max_per_user=settings.max_per_user,
-        timeout_seconds=settings.redis_timeout,
-        wait_replicas=settings.wait_replicas,
-        metrics=metrics,
     )
 
 

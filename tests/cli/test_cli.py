@@ -16,7 +16,8 @@ import orjson
 import pytest
 from redis import Redis
 
-from sesiones.cli import EXIT_CODES, Exit, main
+from sesiones.cli import main
+from sesiones.cli.exits import EXIT_CODES, Exit
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import environment
 from tests.harness.stores import open_store

@@ -15,7 +15,11 @@ from redis import Redis
 from redis.exceptions import AuthenticationError
 
 from sesiones import tokens
-from sesiones.cli import Exit, doctor, main
+from sesiones.cli import main
+from sesiones.cli.exits import Exit
+from sesiones.cli.findings import PERMISSION_ADVICE, Finding
+from sesiones.cli.masters import _listpack, examine_master
+from sesiones.cli.sentinels import examine_sentinels
 from sesiones.redis_client import Commands, Execute
 from sesiones.sesion import Refusal, Sesion, StoreUnavailable
 from sesiones.settings import Settings
@@ -175,7 +179,7 @@ async def test_an_error_without_a_text_is_named_by_its_kind() -> None:
     async def execute(*_: object) -> None:
         raise TimeoutError
 
-    (finding,) = [each async for each in doctor._examine_master(execute, Settings())]
+    (finding,) = [each async for each in examine_master(execute, Settings())]
     assert finding.text == "Redis cannot be asked: TimeoutError"
 
 
@@ -273,7 +277,7 @@ def test_a_user_who_may_not_look(
     _, findings, bad = diagnose(capsys, url, "--deep")
     assert "connection" not in findings
     assert "INFO" in bad
-    assert findings["keys"]["advice"] == doctor.PERMISSION_ADVICE
+    assert findings["keys"]["advice"] == PERMISSION_ADVICE
 
 
 @pytest.mark.anyio
@@ -281,7 +285,7 @@ async def test_a_server_without_the_setting() -> None:
     async def execute(*_: object) -> list[object]:
         return []
 
-    assert (await doctor._listpack(execute)).level == "ok"
+    assert (await _listpack(execute)).level == "ok"
 
 
 # Sentinels
@@ -315,10 +319,10 @@ def master(name: str = "m", port: int = 6379, **fields: object) -> list[bytes]:
     ]
 
 
-async def examined(**replies: object) -> list[doctor.Finding]:
+async def examined(**replies: object) -> list[Finding]:
     settings = Settings(redis_url="redis+sentinel://a:1,b:2,c:3/m")
     commands = cast(Commands, Sentinels(**replies))
-    return await doctor.examine_sentinels(commands, settings)
+    return await examine_sentinels(commands, settings)
 
 
 @pytest.mark.anyio

@@ -12,8 +12,9 @@ from redis import Redis
 from redis.exceptions import MovedError, OutOfMemoryError
 
 from sesiones import tokens
-from sesiones.cli import Exit, main
+from sesiones.cli import main
 from sesiones.cli.doctor import place as place_of
+from sesiones.cli.exits import Exit
 from sesiones.sesion import Sesion
 from sesiones.settings import Settings
 from sesiones.store import SessionStore

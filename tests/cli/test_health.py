@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sesiones.cli import Exit, alive, main
+from sesiones.cli import health as health_command
+from sesiones.cli import main
+from sesiones.cli.exits import Exit
 from tests.harness.redis_server import free_port
 from tests.harness.service import Service, comes_true, environment
 
@@ -143,7 +145,7 @@ def test_what_answers_otherwise_is_not_alive(
     reply: bytes | None,
     reason: str,
 ) -> None:
-    monkeypatch.setattr(alive, "TIMEOUT_SECONDS", 0.5 if reply is None else 20)
+    monkeypatch.setattr(health_command, "TIMEOUT_SECONDS", 0.5 if reply is None else 20)
     with answering(reply) as port:
         assert main(["health", "--port", str(port)]) == Exit.NO
     assert capsys.readouterr().err == f"sesiones: 127.0.0.1:{port}: {reason}\n"
