@@ -12,7 +12,8 @@ __all__ = ["BadDates", "Immutable", "Refusal", "Sesion", "SessionStore", "StoreU
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when it is used: the service handles signals before it imports the rest (signals.py).
+    # The store is imported when it is first used: the service must handle signals before it imports
+    # other modules (signals.py).
     if name in __all__:
         from sesiones import store
 
