@@ -21,10 +21,10 @@ from sesiones.http.exposition import Exposition
 from sesiones.metrics import SECONDS, Metrics
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import SessionStore
+from tests.harness.metrics import counted
 from tests.harness.redis_server import RedisServer
-from tests.harness.service import Service, comes_true
+from tests.harness.service import Service, children, comes_true
 from tests.harness.stores import KEY, open_store
-from tests.http.test_server import children
 
 DOCS = Path(__file__).parents[1] / "docs"
 SERVICE = {"Authorization": f"Bearer {KEY}"}
@@ -47,19 +47,6 @@ def scrape(service: Service) -> Samples:
     reply = service.request("GET", "/metrics")
     assert reply.status == 200
     return samples(reply.body.decode())
-
-
-def counted(metrics: Metrics) -> Samples:
-    """Without Redis's own share, and without what is zero."""
-    return {
-        name: value
-        for name, value in (
-            (f"{s.name}{list(s.labels.values())}", s.value)
-            for family in Exposition(metrics).collect()
-            for s in family.samples
-        )
-        if value and re.search(r"checks_total|slides|created|ended|errors|in_flight", name)
-    }
 
 
 # What is counted

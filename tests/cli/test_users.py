@@ -18,10 +18,9 @@ from sesiones.cli.exits import Exit
 from sesiones.sesion import Sesion
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
+from tests.harness.records import NEIGHBOUR, counter_key, digest, index_key, lua, session_key
 from tests.harness.redis_server import RedisCluster, RedisServer
 from tests.harness.stores import open_store
-from tests.redis_client.test_cluster import cluster  # noqa: F401, a fixture
-from tests.store.test_store import NEIGHBOUR, counter_key, digest, index_key, lua, session_key
 
 ENDED = r"ended session \d+ of user 7, ses_#[0-9a-f]{8}: operator\n"
 INCOMPLETE = "the index of user 7 is incomplete: it lacks {} of {} live sessions"
@@ -181,7 +180,7 @@ def test_deep_looks_at_every_key(users: Users, own: "Redis") -> None:
 
 
 def test_deep_on_a_cluster(
-    cluster: RedisCluster,  # noqa: F811
+    cluster: RedisCluster,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     users = Users(cluster.url, capsys)

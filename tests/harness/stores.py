@@ -9,6 +9,7 @@ from typing import Any
 
 from redis import Redis
 
+from sesiones.redis_client import Commands
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import SessionStore
 from tests.harness.redis_server import RedisServer, free_port
@@ -22,6 +23,34 @@ EXAMPLES = int(os.environ.get("SESIONES_TEST_EXAMPLES", "50"))
 def open_store(url: str, *, timeout_seconds: float = 5.0, **options: Any) -> SessionStore:
     """A store with the service's defaults, but patience for a busy machine."""
     return SessionStore.from_url(url, timeout_seconds=timeout_seconds, **options)
+
+
+def store_on(
+    commands: Any, kind: Callable[..., SessionStore] = SessionStore, **settings: Any
+) -> SessionStore:
+    """A store on commands that exist, with the service's defaults."""
+    defaults: dict[str, Any] = {
+        "key_prefix": "sesiones",
+        "idle_seconds": 1800,
+        "max_seconds": 43_200,
+        "touch_seconds": 1,
+        "max_per_user": 1000,
+        "timeout_seconds": 5.0,
+    }
+    return kind(lambda: commands, **defaults | settings)
+
+
+class WrappedCommands:
+    """Commands that do what others do, but for what a subclass changes."""
+
+    def __init__(self, commands: Commands) -> None:
+        self.commands = commands
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.commands, name)
+
+    async def execute(self, *arguments: Any, **how: Any) -> Any:
+        return await self.commands.execute(*arguments, **how)
 
 
 @contextmanager

@@ -13,12 +13,12 @@ from sesiones.http.problems import Problem
 from sesiones.redis_client import Argument
 from sesiones.store import SessionStore
 from sesiones.store.scripts import SERVICE_SCRIPTS
+from tests.harness.clocked_redis import ClockedRedis
+from tests.harness.deployment import Deployment
 from tests.harness.faults import client, cut_off, full, misconf, noreplicas
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service
 from tests.harness.stores import KEY
-from tests.store.test_clock import Fake
-from tests.store.test_outage import Deployment
 
 READY = ["/readyz", "/healthz"]
 Trouble = Callable[[RedisServer], AbstractContextManager[None]]
@@ -148,7 +148,7 @@ def test_redis_is_not_there() -> None:
         assert service.request("GET", "/livez").status == 200
 
 
-class Old(Fake):
+class Old(ClockedRedis):
     """Redis 6: "#" begins no comment of Lua's."""
 
     async def execute(self, *arguments: Argument, **how: object) -> object:

@@ -6,7 +6,7 @@ import contextlib
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import pairwise, product
 from typing import Any
@@ -15,46 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis import Redis, ResponseError
-from redis.crc import key_slot
 
 from sesiones import tokens
 from sesiones.redis_client.cluster import masters_of
 from sesiones.sesion import Refusal, Sesion, StoreUnavailable
 from sesiones.store import SessionStore
+from tests.harness.records import index_key, session_key, slot_of
 from tests.harness.redis_server import RedisCluster, RedisServer, free_port
 from tests.harness.stores import available, open_store
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RedisCluster]:
-    """Three masters."""
-    with RedisCluster(3) as cluster:
-        yield cluster
-
-
-@contextlib.asynccontextmanager
-async def store_at(
-    cluster: RedisCluster, timeout_seconds: float = 5, **options: Any
-) -> AsyncIterator[SessionStore]:
-    store = open_store(cluster.url, timeout_seconds=timeout_seconds, **options)
-    try:
-        yield store
-    finally:
-        await store.aclose()
-
-
-def slot_of(user: int) -> int:
-    return key_slot(tokens.user_bucket(user).encode())
-
-
-def index_key(user: int) -> str:
-    return f"sesiones:{{{tokens.user_bucket(user)}}}:u:{user}"
-
-
-def session_key(token: str) -> str:
-    return f"sesiones:{{{tokens.bucket(token)}}}:h:{tokens.digest(token)}"
 
 
 def users_with_own_slots(start: int, number: int) -> list[int]:
@@ -69,7 +39,7 @@ def users_with_own_slots(start: int, number: int) -> list[int]:
     return users
 
 
-def state(cluster: RedisCluster, user: int) -> dict[str, Any]:
+def state_of(cluster: RedisCluster, user: int) -> dict[str, Any]:
     """What lies in the user's slot, on whichever node."""
     found: dict[str, Any] = {}
     for port in cluster.servers:
@@ -103,14 +73,14 @@ async def test_the_life_of_sessions_of_many_slots(cluster: RedisCluster) -> None
         assert await store.find(three.Token_Sesion) is None
         assert await store.find(stranger.Token_Sesion) is not None
 
-    async with store_at(cluster) as store, asyncio.TaskGroup() as lives:
+    async with open_store(cluster.url) as store, asyncio.TaskGroup() as lives:
         for user in range(0, 300, 2):
             lives.create_task(live(store, user))
     assert all(client.dbsize() > 100 for client in cluster.clients.values())
 
 
 async def test_checks_of_a_node_share_calls(cluster: RedisCluster) -> None:
-    async with store_at(cluster) as store:
+    async with open_store(cluster.url) as store:
         made = await asyncio.gather(*(store.create(user, "x") for user in range(150)))
         assert all(await asyncio.gather(*(store.find(s.Token_Sesion) for s in made)))
         for client in cluster.clients.values():
@@ -181,7 +151,7 @@ async def test_slots_that_move_under_load(cluster: RedisCluster) -> None:
         await call(cluster.end_move, slot, source, target)
 
     # Every check slides, so that it is a write.
-    async with store_at(cluster, touch_seconds=0) as store, asyncio.TaskGroup() as tasks:
+    async with open_store(cluster.url, touch_seconds=0) as store, asyncio.TaskGroup() as tasks:
         for user in users:
             tasks.create_task(use(store, user))
         for target in cluster.master_ports[:2]:
@@ -192,7 +162,7 @@ async def test_slots_that_move_under_load(cluster: RedisCluster) -> None:
     assert len(done) == 6
     assert sum(done.values()) > 1000
     for user in users:
-        keys = state(cluster, user)
+        keys = state_of(cluster, user)
         sessions = [key for key in keys if ":h:" in key]
         assert all(expires > 0 for key, (_, expires) in keys.items() if key[-2:] != ":n")
         port = cluster.owner(slot_of(user))
@@ -241,14 +211,14 @@ async def test_a_slot_of_which_some_keys_have_moved(cluster: RedisCluster) -> No
         if number >= len(splits):
             operations = operations[-1:]
         for operation in operations:
-            before = await call(state, cluster, user)
+            before = await call(state_of, cluster, user)
             try:
                 outcome = await operation()
             except StoreUnavailable:
                 outcome = StoreUnavailable
-                assert await call(state, cluster, user) == before
+                assert await call(state_of, cluster, user) == before
             outcomes.append(outcome)
-        left = [key for key in await call(state, cluster, user) if ":h:" in key]
+        left = [key for key in await call(state_of, cluster, user) if ":h:" in key]
         if isinstance(outcome, int):
             assert not left
         for sesion in one, two:
@@ -262,11 +232,11 @@ async def test_a_slot_of_which_some_keys_have_moved(cluster: RedisCluster) -> No
             await call(cluster.end_move, slot, source, target)
         last = await store.create(user, "last")
         assert await store.end_all(last.Token_Sesion, last.Token_Sesion) == len(left) + 1
-        assert list(await call(state, cluster, user)) == [keys[-1]]
+        assert list(await call(state_of, cluster, user)) == [keys[-1]]
 
     async with (
-        store_at(cluster, touch_seconds=0) as store,
-        store_at(cluster, 0.2, touch_seconds=0) as hasty,
+        open_store(cluster.url, touch_seconds=0) as store,
+        open_store(cluster.url, timeout_seconds=0.2, touch_seconds=0) as hasty,
     ):
         users = [
             user
@@ -292,7 +262,7 @@ async def test_what_expired_is_not_forgotten_while_its_key_may_be_elsewhere(
     source = cluster.owner(slot)
     target = next(port for port in cluster.master_ports if port != source)
     # Every check slides, so that it is a write.
-    async with store_at(cluster, touch_seconds=0) as store:
+    async with open_store(cluster.url, touch_seconds=0) as store:
         made = [await store.create(user, device) for device in ("one", "two", "three")]
         mine, other, expired = made
         key, member = session_key(expired.Token_Sesion), session_key(expired.Token_Sesion)[-22:]
@@ -323,7 +293,7 @@ async def test_a_node_that_is_added(cluster: RedisCluster) -> None:
     user = 3000
     slot = slot_of(user)
     source = cluster.owner(slot)
-    async with store_at(cluster) as store:
+    async with open_store(cluster.url) as store:
         sesion = await store.create(user, "laptop")
         added = await asyncio.to_thread(cluster.add)
         await asyncio.to_thread(cluster.wait, lambda port: knows(cluster, port, added))
@@ -364,7 +334,7 @@ async def test_a_cluster_that_is_not_there() -> None:
 
 async def test_nodes_without_the_hostnames_that_they_prefer() -> None:
     with RedisCluster(2, cluster_preferred_endpoint_type="hostname") as cluster:
-        async with store_at(cluster) as store:
+        async with open_store(cluster.url) as store:
             for user in range(20):
                 assert (await until(partial(store.create, user, "laptop"))).ID_Usuario == user
 
@@ -380,9 +350,9 @@ async def test_a_server_that_is_no_cluster(redis_server: RedisServer) -> None:
 
 async def test_callers_that_leave_cost_no_other_its_session(cluster: RedisCluster) -> None:
     choose = random.Random(7)
-    async with store_at(cluster) as store:
+    async with open_store(cluster.url) as store:
         sessions = [await store.create(user, f"device {user}") for user in range(200, 230)]
-    async with store_at(cluster) as store:  # which does not know the nodes
+    async with open_store(cluster.url) as store:  # which does not know the nodes
 
         async def check() -> None:
             for _ in range(5):
@@ -406,7 +376,7 @@ async def test_callers_that_leave_cost_no_other_its_session(cluster: RedisCluste
 async def test_a_node_that_fails_costs_its_users_alone(cluster: RedisCluster, failing: str) -> None:
     """The others are as fast as ever, under load. Nor has a session ended because somebody else's
     Redis, which has none, answers at the address of a node that is gone."""
-    async with store_at(cluster, 1) as store:
+    async with open_store(cluster.url, timeout_seconds=1) as store:
         sessions = [await until(partial(store.create, user, "laptop")) for user in range(300, 360)]
         port = cluster.owner(slot_of(300))
         lost = [s for s in sessions if cluster.owner(slot_of(s.ID_Usuario)) == port]
@@ -463,7 +433,7 @@ async def test_a_node_that_fails_costs_its_users_alone(cluster: RedisCluster, fa
 
 async def test_writes_that_are_refused(cluster: RedisCluster) -> None:
     """Checks answer, while the other masters say that the node is still the slot's."""
-    async with store_at(cluster, 0.5, touch_seconds=0) as store:
+    async with open_store(cluster.url, timeout_seconds=0.5, touch_seconds=0) as store:
         made = [await until(partial(store.create, user, "laptop")) for user in range(400, 430)]
         for client in cluster.clients.values():
             client.config_set("min-replicas-to-write", 1)
@@ -530,7 +500,7 @@ async def test_nodes_that_are_made_anew(caplog: pytest.LogCaptureFixture) -> Non
     """At the same addresses. One of them is refused, as the others know better; all of them are a
     new Cluster."""
     with RedisCluster(2) as cluster:
-        async with store_at(cluster, 0.25) as store:
+        async with open_store(cluster.url, timeout_seconds=0.25) as store:
             first, second = cluster.master_ports
             ours, theirs = (
                 next(user for user in range(100) if cluster.owner(slot_of(user)) == port)
@@ -567,7 +537,7 @@ async def test_failovers(anyio_backend_name: str) -> None:
     """One that is asked for, and one because a master died: no wrong answer, no error beyond the
     slots concerned, and those are back as soon as the Cluster is."""
     with RedisCluster(3, 3) as cluster:
-        async with store_at(cluster, 0.25, touch_seconds=0) as store:
+        async with open_store(cluster.url, timeout_seconds=0.25, touch_seconds=0) as store:
             users = range(600, 690)
             sessions = [await until(partial(store.create, user, "laptop")) for user in users]
             ended = [await until(partial(store.create, user, "phone")) for user in users]

@@ -26,7 +26,6 @@ from sesiones.redis_client import Commands, connect, single
 from sesiones.redis_client.connection import SilentError
 from sesiones.redis_client.single import Affects
 from sesiones.sesion import StoreUnavailable
-from sesiones.store import SessionStore
 from sesiones.tasks import SingleFlight
 from tests.harness.redis_server import RedisSentinels, RedisServer, free_port
 from tests.harness.stores import available, open_store
@@ -66,15 +65,6 @@ async def fake_redis(
         finally:
             await commands.aclose()
             await asyncio.sleep(0.02)  # until the handlers have seen it
-
-
-@contextlib.asynccontextmanager
-async def store_at(url: str, timeout_seconds: float) -> AsyncIterator[SessionStore]:
-    store = open_store(url, timeout_seconds=timeout_seconds)
-    try:
-        yield store
-    finally:
-        await store.aclose()
 
 
 @pytest.fixture(autouse=True)
@@ -484,7 +474,7 @@ async def test_a_thousand_checks_at_once_are_no_outage(redis_server: RedisServer
             except StoreUnavailable:
                 refused += 1
 
-    async with store_at(redis_server.url, 0.25) as store:
+    async with open_store(redis_server.url, timeout_seconds=0.25) as store:
         token = (await store.create(7, "laptop")).Token_Sesion
         deadline = time.monotonic() + 0.6
         await asyncio.gather(*(ask() for _ in range(1000)))
@@ -621,7 +611,7 @@ async def test_a_server_that_speaks_tls_itself(certificate: tuple[Path, Path]) -
         except RuntimeError as error:
             pytest.skip(f"this server has no TLS: {error}")
         url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate[0]}"
-        async with store_at(url, 5) as store:
+        async with open_store(url, timeout_seconds=5) as store:
             made = await asyncio.gather(*(store.create(user, "laptop") for user in range(100)))
             found = await asyncio.gather(*(store.find(sesion.Token_Sesion) for sesion in made))
             assert [sesion and sesion.ID_Sesion for sesion in found] == [
@@ -629,7 +619,7 @@ async def test_a_server_that_speaks_tls_itself(certificate: tuple[Path, Path]) -
             ]
         # No authority that this machine knows has signed it, and no plain text gets in.
         for refused in f"rediss://127.0.0.1:{port}", f"redis://127.0.0.1:{port}":
-            async with store_at(refused, 1) as store:
+            async with open_store(refused, timeout_seconds=1) as store:
                 with pytest.raises(StoreUnavailable):
                     await store.find(made[0].Token_Sesion)
 
@@ -674,7 +664,7 @@ async def test_sentinel_and_two_failovers() -> None:
         # The first of the two Sentinels in the URL never answers; then the other is asked.
         silent = f"127.0.0.1:{deaf.getsockname()[1]}"
         url = f"redis+sentinel://{silent},127.0.0.1:{sentinel_port}/mymaster"
-        async with store_at(url, 0.25) as store:
+        async with open_store(url, timeout_seconds=0.25) as store:
             session = await until(lambda: store.create(7, "laptop"))
             token = session.Token_Sesion
             assert len(one.keys("*:h:*")) == 1
@@ -704,7 +694,10 @@ async def test_a_master_that_is_replaced_while_it_answers() -> None:
     """Sentinel would leave it a master for 8 s, and its connections open."""
     with RedisSentinels(replicas=2, sentinels=3) as redis:
         (old,) = redis.named()
-        async with store_at(redis.url, 0.25) as store, store_at(redis.url, 0.25) as other:
+        async with (
+            open_store(redis.url, timeout_seconds=0.25) as store,
+            open_store(redis.url, timeout_seconds=0.25) as other,
+        ):
             token = (await until(lambda: store.create(7, "laptop"))).Token_Sesion
             assert (await until(lambda: other.find(token))).ID_Usuario == 7
             wait_until(lambda: redis.replicated(old))
@@ -736,7 +729,9 @@ async def test_what_answers_is_no_sentinel(monkeypatch: pytest.MonkeyPatch) -> N
             for reply in b"+OK\r\n", b":1\r\n", b"*0\r\n", b"*1\r\n*2\r\n$4\r\nname\r\n$1\r\nx\r\n":
                 for ports in (stranger, *redis.sentinels), (*redis.sentinels, stranger):
                     hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
-                    async with store_at(f"redis+sentinel://{hosts}/mymaster", 5) as store:
+                    async with open_store(
+                        f"redis+sentinel://{hosts}/mymaster", timeout_seconds=5
+                    ) as store:
                         token = (await until(partial(store.create, 7, "laptop"))).Token_Sesion
                         tasks = asyncio.all_tasks()
                         await asyncio.sleep(0.2)  # it has looked who is the master
@@ -760,9 +755,11 @@ async def test_a_master_that_refuses_writes() -> None:
         at = f"127.0.0.1:{sentinel_port}"
         silent = f"127.0.0.1:{deaf.getsockname()[1]}"
         async with (
-            store_at(f"redis+sentinel://{at}/mymaster", 1) as store,
-            store_at(f"redis+sentinel://{at},{silent}/mymaster", 0.25) as cut_off,
-            store_at(f"redis+sentinel://{at},{at},{silent}/mymaster", 0.25) as most,
+            open_store(f"redis+sentinel://{at}/mymaster", timeout_seconds=1) as store,
+            open_store(f"redis+sentinel://{at},{silent}/mymaster", timeout_seconds=0.25) as cut_off,
+            open_store(
+                f"redis+sentinel://{at},{at},{silent}/mymaster", timeout_seconds=0.25
+            ) as most,
         ):
             stores = store, cut_off, most
             token = (await until(lambda: store.create(7, "laptop"))).Token_Sesion
@@ -775,7 +772,9 @@ async def test_a_master_that_refuses_writes() -> None:
                 await cut_off.find(token)
             for rule in allowed:
                 run(watch, "ACL", "SETUSER", "default", rule.replace("+", "-"))
-                async with store_at(f"redis+sentinel://{at}/mymaster", 1) as hindered:
+                async with open_store(
+                    f"redis+sentinel://{at}/mymaster", timeout_seconds=1
+                ) as hindered:
                     with pytest.raises(StoreUnavailable):
                         await hindered.find(token)
                 run(watch, "ACL", "SETUSER", "default", rule)

@@ -19,7 +19,7 @@ from sesiones.redis_client import cluster as clusters
 from sesiones.sesion import Sesion, StoreUnavailable
 from sesiones.store import SessionStore, scripts
 from tests.harness.redis_server import RedisCluster, RedisServer, free_port
-from tests.harness.stores import available
+from tests.harness.stores import WrappedCommands, available, open_store, store_on
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
@@ -27,27 +27,24 @@ TIMEOUT_SECONDS = 0.5
 ERROR = "a connection to Redis is out of step"
 
 
-class Mixed:
+class Mixed(WrappedCommands):
     """Commands that hand the two calls that are out each other's reply (``swap``), or each call
     the reply of the one before it (``shift``); while ``on`` is set."""
 
     def __init__(self, commands: Commands, how: str) -> None:
-        self._commands = commands
+        super().__init__(commands)
         self._how = how
         self.on = False
         self.mixed = self.resets = 0
         self._held: asyncio.Future[Any] | None = None
         self._before: Any = None
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._commands, name)
-
     def reset(self) -> None:
         self.resets += 1
-        self._commands.reset()
+        self.commands.reset()
 
     async def execute(self, *arguments: Any, on_reply: Any = None, **how: Any) -> Any:
-        reply = await self._commands.execute(*arguments, **how)
+        reply = await self.commands.execute(*arguments, **how)
         if self.on and arguments[0] in ("EVALSHA", "EVAL"):
             reply = await self._mix(reply)
         if on_reply:
@@ -55,7 +52,7 @@ class Mixed:
         return reply
 
     async def execute_on_master(self, *arguments: Any, **how: Any) -> Any:
-        reply = await self._commands.execute_on_master(*arguments, **how)
+        reply = await self.commands.execute_on_master(*arguments, **how)
         return await self._mix(reply) if self.on else reply
 
     async def _mix(self, reply: Any) -> Any:
@@ -71,18 +68,6 @@ class Mixed:
         other, self._held = self._held, None
         other.set_result(reply)
         return other.reply  # type: ignore[attr-defined]
-
-
-def store_on(make: Callable[[], Any], **options: Any) -> SessionStore:
-    settings: dict[str, Any] = {
-        "key_prefix": "sesiones",
-        "idle_seconds": 1800,
-        "max_seconds": 43200,
-        "touch_seconds": 1,
-        "max_per_user": 5,
-        "timeout_seconds": TIMEOUT_SECONDS,
-    }
-    return SessionStore(make, **settings | options)
 
 
 @pytest.fixture(scope="module", params=["server", "cluster"])
@@ -117,7 +102,7 @@ OPERATIONS: dict[str, Callable[[SessionStore, Sesion], Coroutine[Any, Any, Any]]
 async def test_a_reply_of_another_call_is_unavailable(
     mixed: Mixed, operation: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = store_on(lambda: mixed)
+    store = store_on(mixed, timeout_seconds=TIMEOUT_SECONDS)
     users = [random.randrange(10**9) for _ in range(2)]
     own = [await store.create(user, f"of {user}") for user in users]
     caplog.clear()
@@ -172,7 +157,7 @@ async def test_without_the_tag_a_caller_has_another_users_session(
 ) -> None:
     """So these tests would find out that the tag is not compared."""
     mixed = Mixed(connect(url, TIMEOUT_SECONDS), "swap")
-    store = store_on(lambda: mixed)
+    store = store_on(mixed, timeout_seconds=TIMEOUT_SECONDS)
     own = [await store.create(user, f"of {user}") for user in (11, 12)]
     monkeypatch.setattr(scripts, "call", untagged)
     mixed.on = True
@@ -282,7 +267,7 @@ async def relayed(
         monkeypatch.setattr(clusters, "_address", address)
         through = f"{scheme}://" + ",".join(f"127.0.0.1:{relay.port}" for relay in relays)
         store = await stack.enter_async_context(
-            store_on(lambda: connect(through, TIMEOUT_SECONDS), touch_seconds=60)
+            open_store(through, timeout_seconds=TIMEOUT_SECONDS, touch_seconds=60)
         )
         yield store, relays
 

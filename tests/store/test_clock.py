@@ -1,113 +1,18 @@
 """Time, to the second: the store on fakeredis with a clock that only the test moves."""
 
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
 
-import fakeredis
 import pytest
 
 from sesiones import tokens
-from sesiones.redis_client import Argument, Execute, Listener, OnReply
 from sesiones.sesion import BadDates, Refusal, Sesion
 from sesiones.store import SessionStore
+from tests.harness.clocked_redis import START, Clock, ClockedRedis
+from tests.harness.stores import store_on
 
 pytestmark = pytest.mark.anyio
 
-START = 1_700_000_000
 IDLE, MAX = 1800, 43_200
-
-
-class Clock:
-    """Stands in for the time module wherever fakeredis looks at the time: for a key's expiry
-    (once a command), for relative ones, and for TIME, in a script too."""
-
-    def __init__(self) -> None:
-        self.now: float = START
-
-    def time(self) -> float:
-        return self.now
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(time, name)
-
-    def install(self, patch: pytest.MonkeyPatch) -> None:
-        for module in ("_helpers", "_socket._base", "commands_mixins.server_mixin"):
-            patch.setattr(f"fakeredis.{module}.time", self)
-
-
-class Fake:
-    """Commands on fakeredis, which cannot load a script whose first line is `#!lua`."""
-
-    batch_max = 256
-    in_flight_max = 2
-    node_of = None
-
-    def __init__(self) -> None:
-        self.redis = fakeredis.FakeRedis(server=fakeredis.FakeServer())
-
-    async def execute(
-        self,
-        *arguments: Argument,
-        keys: Sequence[str] = (),
-        reads: bool = False,
-        replicas: int = 0,
-        repeatable: bool = False,
-        on_reply: OnReply | None = None,
-    ) -> Any:
-        reply = await self._execute(*arguments)
-        if on_reply is not None:
-            on_reply(reply)
-        return reply
-
-    async def _execute(self, *arguments: Argument) -> Any:
-        if arguments[0] == "EVAL":
-            source = str(arguments[1])
-            assert source.startswith("#!lua")
-            arguments = ("EVAL", source.partition("\n")[2], *arguments[2:])
-        return self.redis.execute_command(*arguments)  # type: ignore[no-untyped-call]
-
-    async def execute_on_master(
-        self, *arguments: Argument, keys: Sequence[str], repeatable: bool = False
-    ) -> Any:
-        return await self.execute(*arguments)
-
-    async def masters(self) -> dict[str, Execute]:
-        return {"redis": self.execute}
-
-    async def sentinels(self) -> dict[str, Execute]:
-        return {}
-
-    def answered_at(self, tag: str) -> float:
-        return time.monotonic()
-
-    def on_owner_change(self, listener: Listener) -> None:
-        """There is no connection that could be lost."""
-
-    def reset(self) -> None:
-        """Nor one to drop."""
-
-    async def aclose(self) -> None:
-        self.redis.close()
-
-
-def fake_store(
-    fake: Fake,
-    *,
-    idle_seconds: int = IDLE,
-    max_seconds: int = MAX,
-    touch_seconds: int = 1,
-    max_per_user: int = 1000,
-) -> SessionStore:
-    return SessionStore(
-        lambda: fake,
-        key_prefix="sesiones",
-        idle_seconds=idle_seconds,
-        max_seconds=max_seconds,
-        touch_seconds=touch_seconds,
-        max_per_user=max_per_user,
-        timeout_seconds=5.0,
-    )
 
 
 @pytest.fixture
@@ -119,18 +24,18 @@ def clock() -> Iterator[Clock]:
 
 
 @pytest.fixture
-async def fake(clock: Clock) -> AsyncIterator[Fake]:
-    fake = Fake()
+async def fake(clock: Clock) -> AsyncIterator[ClockedRedis]:
+    fake = ClockedRedis()
     yield fake
     await fake.aclose()
 
 
 @pytest.fixture
-def store(fake: Fake) -> SessionStore:
-    return fake_store(fake)
+def store(fake: ClockedRedis) -> SessionStore:
+    return store_on(fake)
 
 
-def sessions(fake: Fake) -> list[str]:
+def sessions(fake: ClockedRedis) -> list[str]:
     """The session keys that physically exist."""
     return [key.decode() for key in fake.redis.keys("*}:h:*") if isinstance(key, bytes)]
 
@@ -140,7 +45,7 @@ def given(sesion: Sesion, expiracion: int, actividad: int) -> Sesion:
     return sesion._replace(Fecha_Expiracion=START + expiracion, Ultima_Actividad=START + actividad)
 
 
-async def test_fakeredis_follows_the_clock(clock: Clock, fake: Fake) -> None:
+async def test_fakeredis_follows_the_clock(clock: Clock, fake: ClockedRedis) -> None:
     """Otherwise everything below would pass for the wrong reason."""
     fake.redis.set("key", 1, ex=10)
     script = "return {redis.call('TIME')[1], redis.call('EXPIRETIME', 'key')}"
@@ -161,7 +66,7 @@ async def test_lives_to_the_second_before_its_expiry(clock: Clock, store: Sessio
 
 
 async def test_dead_at_the_second_of_its_expiry(
-    clock: Clock, fake: Fake, store: SessionStore
+    clock: Clock, fake: ClockedRedis, store: SessionStore
 ) -> None:
     """The key is still there then, and no operation sees it."""
     dead = await store.create(7, "portátil")
@@ -181,7 +86,7 @@ async def test_dead_at_the_second_of_its_expiry(
 
 
 async def test_a_dead_session_of_another_user_is_nobodys(
-    clock: Clock, fake: Fake, store: SessionStore
+    clock: Clock, fake: ClockedRedis, store: SessionStore
 ) -> None:
     """Not 403, in the caller's bucket and in another one."""
     # 7 and 2061 share a bucket, 8 has another.
@@ -197,8 +102,8 @@ async def test_a_dead_session_of_another_user_is_nobodys(
     assert await store.end_all(caller, dead[0].Token_Sesion) == 1
 
 
-async def test_the_dead_do_not_count_for_the_limit(clock: Clock, fake: Fake) -> None:
-    store = fake_store(fake, max_per_user=2)
+async def test_the_dead_do_not_count_for_the_limit(clock: Clock, fake: ClockedRedis) -> None:
+    store = store_on(fake, max_per_user=2)
     await store.create(7, "muerta")
     clock.now += 1
     kept = await store.create(7, "viva")
@@ -211,7 +116,7 @@ async def test_the_dead_do_not_count_for_the_limit(clock: Clock, fake: Fake) -> 
 
 @pytest.mark.parametrize("write", ["create", "find", "update", "end"])
 async def test_every_write_to_the_index_drops_the_dead(
-    clock: Clock, fake: Fake, store: SessionStore, write: str
+    clock: Clock, fake: ClockedRedis, store: SessionStore, write: str
 ) -> None:
     """From the very second of their expiry."""
     dead = await store.create(7, "muerta")
@@ -270,8 +175,10 @@ async def test_without_use_it_ends_after_its_window(clock: Clock, store: Session
         (60, 2, 1),
     ],
 )
-async def test_slides_when_due(clock: Clock, fake: Fake, touch: int, idle: int, due: int) -> None:
-    store = fake_store(fake, touch_seconds=touch, idle_seconds=idle)
+async def test_slides_when_due(
+    clock: Clock, fake: ClockedRedis, touch: int, idle: int, due: int
+) -> None:
+    store = store_on(fake, touch_seconds=touch, idle_seconds=idle)
     sesion = await store.create(7, "portátil")
     for age in range(due):
         clock.now = START + age + 0.999
@@ -284,9 +191,9 @@ async def test_slides_when_due(clock: Clock, fake: Fake, touch: int, idle: int, 
     )
 
 
-async def test_window_of_one_second(clock: Clock, fake: Fake) -> None:
+async def test_window_of_one_second(clock: Clock, fake: ClockedRedis) -> None:
     """It never gets old enough to slide, and ends on time."""
-    store = fake_store(fake, idle_seconds=1, touch_seconds=60)
+    store = store_on(fake, idle_seconds=1, touch_seconds=60)
     sesion = await store.create(7, "portátil")
     clock.now += 0.999
     assert await store.find(sesion.Token_Sesion) == sesion
@@ -294,7 +201,7 @@ async def test_window_of_one_second(clock: Clock, fake: Fake) -> None:
     assert await store.find(sesion.Token_Sesion) is None
 
 
-async def test_slide_never_shortens(clock: Clock, fake: Fake, store: SessionStore) -> None:
+async def test_slide_never_shortens(clock: Clock, fake: ClockedRedis, store: SessionStore) -> None:
     sesion = await store.create(7, "portátil")
     fake.redis.expireat(sessions(fake)[0], START + 2 * MAX)  # as under an earlier, longer MAX
     clock.now += 10
@@ -303,10 +210,12 @@ async def test_slide_never_shortens(clock: Clock, fake: Fake, store: SessionStor
     )
 
 
-async def test_a_lower_max_ends_older_sessions_at_their_expiry(clock: Clock, fake: Fake) -> None:
+async def test_a_lower_max_ends_older_sessions_at_their_expiry(
+    clock: Clock, fake: ClockedRedis
+) -> None:
     """Not at once: their expiry stands, but it is slid no further. docs/settings.md says so."""
-    sesion = await fake_store(fake).create(7, "portátil")
-    lowered = fake_store(fake, max_seconds=2000)
+    sesion = await store_on(fake).create(7, "portátil")
+    lowered = store_on(fake, max_seconds=2000)
     clock.now += 1500
     slid = given(sesion, 2000, 1500)  # not 1500 + IDLE
     assert await lowered.find(sesion.Token_Sesion) == slid
@@ -317,9 +226,9 @@ async def test_a_lower_max_ends_older_sessions_at_their_expiry(clock: Clock, fak
 
 
 async def test_a_lower_max_leaves_at_most_a_window_to_a_session_beyond_it(
-    clock: Clock, fake: Fake
+    clock: Clock, fake: ClockedRedis
 ) -> None:
-    store, lowered = fake_store(fake), fake_store(fake, idle_seconds=50, max_seconds=100)
+    store, lowered = store_on(fake), store_on(fake, idle_seconds=50, max_seconds=100)
     token = (await store.create(7, "portátil")).Token_Sesion
     clock.now += 1000
     slid = await store.find(token)
@@ -336,17 +245,17 @@ async def test_a_lower_max_leaves_at_most_a_window_to_a_session_beyond_it(
     assert await lowered.find(token) is None
 
 
-async def test_a_higher_max_is_for_older_sessions_too(clock: Clock, fake: Fake) -> None:
-    sesion = await fake_store(fake, max_seconds=2000).create(7, "portátil")
+async def test_a_higher_max_is_for_older_sessions_too(clock: Clock, fake: ClockedRedis) -> None:
+    sesion = await store_on(fake, max_seconds=2000).create(7, "portátil")
     clock.now += 1500
-    raised = fake_store(fake, max_seconds=MAX)
+    raised = store_on(fake, max_seconds=MAX)
     assert await raised.find(sesion.Token_Sesion) == given(sesion, 1500 + IDLE, 1500)
 
 
-async def test_another_idle_is_for_new_sessions_alone(clock: Clock, fake: Fake) -> None:
-    sesion = await fake_store(fake).create(7, "portátil")
+async def test_another_idle_is_for_new_sessions_alone(clock: Clock, fake: ClockedRedis) -> None:
+    sesion = await store_on(fake).create(7, "portátil")
     for idle in 60, 2 * IDLE:
-        changed = fake_store(fake, idle_seconds=idle)
+        changed = store_on(fake, idle_seconds=idle)
         clock.now += 100
         slid = await changed.find(sesion.Token_Sesion)
         assert slid is not None
@@ -354,16 +263,18 @@ async def test_another_idle_is_for_new_sessions_alone(clock: Clock, fake: Fake) 
         assert (await changed.create(7, "tablet")).Fecha_Expiracion == clock.now + idle
 
 
-async def test_another_touch_is_for_older_sessions_too(clock: Clock, fake: Fake) -> None:
-    sesion = await fake_store(fake, touch_seconds=60).create(7, "portátil")
+async def test_another_touch_is_for_older_sessions_too(clock: Clock, fake: ClockedRedis) -> None:
+    sesion = await store_on(fake, touch_seconds=60).create(7, "portátil")
     clock.now += 10
-    assert await fake_store(fake, touch_seconds=60).find(sesion.Token_Sesion) == sesion
+    assert await store_on(fake, touch_seconds=60).find(sesion.Token_Sesion) == sesion
     slid = given(sesion, 10 + IDLE, 10)
-    assert await fake_store(fake, touch_seconds=1).find(sesion.Token_Sesion) == slid
+    assert await store_on(fake, touch_seconds=1).find(sesion.Token_Sesion) == slid
 
 
-async def test_a_lower_limit_ends_sessions_at_the_next_create(clock: Clock, fake: Fake) -> None:
-    store, lowered = fake_store(fake), fake_store(fake, max_per_user=2)
+async def test_a_lower_limit_ends_sessions_at_the_next_create(
+    clock: Clock, fake: ClockedRedis
+) -> None:
+    store, lowered = store_on(fake), store_on(fake, max_per_user=2)
     made = []
     for device in "one", "two", "three", "four":
         made.append((await store.create(7, device)).Token_Sesion)
@@ -376,7 +287,7 @@ async def test_a_lower_limit_ends_sessions_at_the_next_create(clock: Clock, fake
 
 
 async def test_after_a_step_back_sessions_live_by_so_much_longer(
-    clock: Clock, fake: Fake, store: SessionStore
+    clock: Clock, fake: ClockedRedis, store: SessionStore
 ) -> None:
     """A session that was used while the clock was ahead keeps the expiry that it got then."""
     used, unused = [(await store.create(7, name)).Token_Sesion for name in ("uno", "dos")]
@@ -399,14 +310,14 @@ async def test_clock_that_went_back(clock: Clock, store: SessionStore) -> None:
     assert await store.update(given(sesion, IDLE + 100, 50)) == sesion
 
 
-async def test_window_of_a_new_session_is_not_beyond_max(clock: Clock, fake: Fake) -> None:
-    store = fake_store(fake, idle_seconds=100, max_seconds=60)
+async def test_window_of_a_new_session_is_not_beyond_max(clock: Clock, fake: ClockedRedis) -> None:
+    store = store_on(fake, idle_seconds=100, max_seconds=60)
     assert (await store.create(7, "portátil")).Fecha_Expiracion == START + 60
 
 
 @pytest.mark.parametrize("meanwhile", ["nothing", "create", "logout", "logout_all", "index read"])
 async def test_clock_that_jumps_ahead_and_back_leaves_nothing_that_logout_all_misses(
-    clock: Clock, fake: Fake, store: SessionStore, meanwhile: str
+    clock: Clock, fake: ClockedRedis, store: SessionStore, meanwhile: str
 ) -> None:
     """Two hours ahead everything has expired. Whatever happens there and goes through an index may
     not leave a session that lives on, after the clock is back, where nothing finds it."""
@@ -431,7 +342,7 @@ async def test_clock_that_jumps_ahead_and_back_leaves_nothing_that_logout_all_mi
 
 
 async def test_id_counts_from_the_time_and_never_goes_back(
-    clock: Clock, fake: Fake, store: SessionStore
+    clock: Clock, fake: ClockedRedis, store: SessionStore
 ) -> None:
     """n is the time since 2026 in 256ths of a second, or one more than the last."""
     numbers = []
@@ -492,7 +403,7 @@ async def test_window_comes_from_the_put(clock: Clock, store: SessionStore) -> N
 )
 async def test_dates_of_a_put(
     clock: Clock,
-    fake: Fake,
+    fake: ClockedRedis,
     store: SessionStore,
     dates: tuple[int, int],
     result: tuple[int, int] | str,
@@ -520,7 +431,7 @@ async def test_dates_of_a_put(
 
 
 async def test_a_put_of_what_self_returned_changes_nothing(
-    clock: Clock, fake: Fake, store: SessionStore
+    clock: Clock, fake: ClockedRedis, store: SessionStore
 ) -> None:
     """The law, at any moment of its life: fresh, slid, at its cap, in its last second."""
     sesion = await store.create(7, "portátil")
@@ -537,7 +448,9 @@ async def test_a_put_of_what_self_returned_changes_nothing(
             clock.now += 1
 
 
-async def test_nothing_is_left_behind(clock: Clock, fake: Fake, store: SessionStore) -> None:
+async def test_nothing_is_left_behind(
+    clock: Clock, fake: ClockedRedis, store: SessionStore
+) -> None:
     """Neither of sessions that were used nor of those that ended: only the bucket's counter."""
     for device in range(5):
         sesion = await store.create(7, f"portátil {device}")
@@ -550,9 +463,9 @@ async def test_nothing_is_left_behind(clock: Clock, fake: Fake, store: SessionSt
     assert fake.redis.keys() == [b"sesiones:{eQ}:n"]
 
 
-async def test_index_never_ends_before_its_sessions(clock: Clock, fake: Fake) -> None:
+async def test_index_never_ends_before_its_sessions(clock: Clock, fake: ClockedRedis) -> None:
     """Whichever session is the latest, and whether it then ends, shrinks or slides."""
-    store = fake_store(fake, idle_seconds=100)
+    store = store_on(fake, idle_seconds=100)
     first, second = [await store.create(7, name) for name in ("uno", "dos")]
     index = "sesiones:{eQ}:u:7"
     await store.update(given(first, 500, 0))

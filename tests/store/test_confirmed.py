@@ -20,11 +20,11 @@ from sesiones.redis_client import connect, connection
 from sesiones.redis_client.single import UnconfirmedError
 from sesiones.sesion import Sesion, StoreUnavailable
 from sesiones.store import SessionStore
+from tests.harness.metrics import counted
 from tests.harness.records import record
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.service import Service, comes_true
 from tests.harness.stores import available, open_store, replica_of
-from tests.test_metrics import counted
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 

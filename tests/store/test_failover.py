@@ -20,11 +20,11 @@ from sesiones import tokens
 from sesiones.sesion import Refusal, Sesion, StoreUnavailable
 from sesiones.store import SessionStore, tombstones
 from sesiones.store.tombstones import Tombstones
+from tests.harness.metrics import counted
+from tests.harness.records import index_key, session_key, slot_of
 from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer
 from tests.harness.service import comes_true
 from tests.harness.stores import available, open_store
-from tests.redis_client.test_cluster import index_key, session_key, slot_of
-from tests.test_metrics import counted
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 

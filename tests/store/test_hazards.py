@@ -13,7 +13,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -23,11 +23,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
 from sesiones import tokens
-from sesiones.redis_client import Argument, Commands, Execute, Listener, connect
+from sesiones.redis_client import Argument, Commands, connect
 from sesiones.sesion import BadDates, Immutable, Refusal, Sesion, StoreUnavailable
 from sesiones.store import SessionStore
+from tests.harness.records import base, counter_key, digest, index_key, lua, session_key
 from tests.harness.redis_server import RedisServer
-from tests.store.test_store import base, counter_key, digest, index_key, lua, session_key
+from tests.harness.stores import WrappedCommands, store_on
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +45,7 @@ MAX = 43_200
 PER_USER = 4
 
 Scenario = Callable[["Nodes", int], Awaitable[list[str]]]
-Wrap = Callable[[Commands], Commands]
+Wrap = Callable[[Commands], Any]
 
 OBSERVE = """#!lua flags=no-writes
 local now = tonumber(redis.call('TIME')[1])
@@ -91,15 +92,8 @@ session by half a second."""
 
 
 def open_node(commands: Commands, kind: type[SessionStore]) -> SessionStore:
-    store = kind(
-        lambda: commands,
-        key_prefix="sesiones",
-        idle_seconds=1800,
-        max_seconds=MAX,
-        touch_seconds=0,  # so that every check writes
-        max_per_user=PER_USER,
-        timeout_seconds=5.0,
-    )
+    # Without a touch interval every check writes.
+    store = store_on(commands, kind, touch_seconds=0, max_per_user=PER_USER)
     if isinstance(store, Naive):
         store.commands = commands
     return store
@@ -579,39 +573,7 @@ class TokenPerTry(Naive):
                 return Sesion(1, ID_Usuario, token, 0, 0, 1, 0, Dispositivo)
 
 
-class _Wrapped:
-    def __init__(self, commands: Commands) -> None:
-        self.commands = commands
-        self.batch_max = commands.batch_max
-        self.in_flight_max = commands.in_flight_max
-        self.node_of = commands.node_of
-
-    async def execute(self, *arguments: Argument, **how: Any) -> Any:
-        return await self.commands.execute(*arguments, **how)
-
-    async def execute_on_master(self, *arguments: Argument, keys: Sequence[str], **how: Any) -> Any:
-        return await self.commands.execute_on_master(*arguments, keys=keys, **how)
-
-    async def masters(self) -> dict[str, Execute]:
-        return {"redis": self.execute}
-
-    async def sentinels(self) -> dict[str, Execute]:
-        return {}
-
-    def answered_at(self, tag: str) -> float:
-        return self.commands.answered_at(tag)
-
-    def on_owner_change(self, listener: Listener) -> None:
-        self.commands.on_owner_change(listener)
-
-    def reset(self) -> None:
-        self.commands.reset()
-
-    async def aclose(self) -> None:
-        await self.commands.aclose()
-
-
-class LosesReplies(_Wrapped):
+class LosesReplies(WrappedCommands):
     """Every other command is executed, or not even that, and has no reply."""
 
     async def execute(self, *arguments: Argument, **how: Any) -> Any:
@@ -623,7 +585,7 @@ class LosesReplies(_Wrapped):
         return reply
 
 
-class NoTwin(_Wrapped):
+class NoTwin(WrappedCommands):
     """Refused writes look like any other failure, so nothing is tried without them."""
 
     async def execute(self, *arguments: Argument, **how: Any) -> Any:
@@ -638,7 +600,7 @@ class NoTwin(_Wrapped):
 def edited(old: str, new: str) -> Wrap:
     """Scripts in which a text is replaced, wherever it occurs."""
 
-    class Edited(_Wrapped):
+    class Edited(WrappedCommands):
         async def execute(self, *arguments: Argument, **how: Any) -> Any:
             if arguments[0] == "EVALSHA":
                 raise NoScriptError  # so that the source comes

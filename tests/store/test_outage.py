@@ -13,14 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import orjson
 import pytest
 from redis import Redis
 
+from tests.harness.deployment import Deployment
 from tests.harness.faults import cut_off, full, misconf, noreplicas
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.service import Reply, Service
@@ -29,41 +28,6 @@ TIMEOUT = 0.25
 CHECK_SECONDS = 2 * TIMEOUT + 0.2  # what a busy machine may add
 RECOVERY_SECONDS = 1.0
 UNKNOWN = "ses_" + "A" * 45
-JSON = {"Content-Type": "application/json"}
-
-
-@dataclass
-class Deployment:
-    """A Redis server, and a service on it: directly, or through a relay."""
-
-    server: RedisServer
-    service: Service
-
-    @contextmanager
-    def redis(self) -> Iterator["Redis"]:
-        with Redis(unix_socket_path=str(self.server.socket), decode_responses=True) as client:
-            yield client
-
-    def check(self, token: str, path: str = "/sesiones/self") -> Reply:
-        return self.service.request("GET", path, {"x-auth-token": token})
-
-    def create(self, ID_Usuario: int = 7) -> Reply:
-        body = f'{{"ID_Usuario": {ID_Usuario}, "Dispositivo": "laptop"}}'
-        return self.service.request("POST", "/sesiones", JSON, body)
-
-    def new_session(self, ID_Usuario: int = 7) -> dict[str, Any]:
-        made = self.create(ID_Usuario)
-        assert made.status == 201
-        session: dict[str, Any] = made.json()
-        return session
-
-    def put(self, session: dict[str, Any]) -> Reply:
-        return self.service.request("PUT", "/sesiones", JSON, orjson.dumps(session))
-
-    def end(self, caller: str, designated: str, path: str = "logout") -> Reply:
-        return self.service.request(
-            "DELETE", f"/sesiones/{path}?Token_Sesion={designated}", {"x-auth-token": caller}
-        )
 
 
 def in_time(ask: Callable[[], Reply], seconds: float = CHECK_SECONDS) -> Reply:

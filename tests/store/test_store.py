@@ -4,8 +4,6 @@ To the second, with a clock that the test moves: test_clock.py. Concurrent: test
 """
 
 import asyncio
-import base64
-import hashlib
 import logging
 import re
 import socket
@@ -13,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -26,87 +23,33 @@ from sesiones import tokens
 from sesiones.sesion import INT_MAX, BadDates, Immutable, Refusal, Sesion, StoreUnavailable
 from sesiones.store import SessionStore
 from sesiones.store.checks import CheckQueue
-from tests.harness.records import NUMBERS, record, write_record
+from tests.harness.metrics import counted
+from tests.harness.records import (
+    NEIGHBOUR,
+    NUMBERS,
+    age,
+    base,
+    counter_key,
+    digest,
+    index,
+    index_key,
+    indexed,
+    keys,
+    lua,
+    now,
+    record,
+    session_key,
+    state,
+    write_record,
+)
 from tests.harness.redis_server import RedisServer
 from tests.harness.stores import open_store
-from tests.test_metrics import counted
 
 pytestmark = pytest.mark.anyio
 
 Opener = Callable[..., SessionStore]
 
 IDLE, MAX = 1800, 43_200
-NEIGHBOUR = 2061  # shares the bucket of user 7; user 8 does not
-
-
-def lua(name: str) -> str:
-    """A script as the store loads it."""
-    folder = files("sesiones.store") / "lua"
-    first, _, rest = (folder / f"{name}.lua").read_text("utf-8").partition("\n")
-    return f"{first}\n{(folder / 'session.lua').read_text('utf-8')}\n{rest}"
-
-
-def base(ID_Usuario: int) -> str:
-    return f"sesiones:{{{tokens.user_bucket(ID_Usuario)}}}:"
-
-
-def index_key(ID_Usuario: int) -> str:
-    return f"{base(ID_Usuario)}u:{ID_Usuario}"
-
-
-def counter_key(ID_Usuario: int) -> str:
-    return f"{base(ID_Usuario)}n"
-
-
-def digest(token: str) -> str:
-    return base64.urlsafe_b64encode(hashlib.sha256(token.encode()).digest()).decode()[:22]
-
-
-def session_key(token: str) -> str:
-    return f"sesiones:{{{token[4:6]}}}:h:{digest(token)}"
-
-
-def now(redis: Redis) -> int:
-    seconds: int = redis.time()[0]
-    return seconds
-
-
-def keys(redis: Redis) -> list[str]:
-    return [key.decode() for key in redis.scan_iter() if isinstance(key, bytes)]
-
-
-def state(redis: Redis) -> dict[str, Any]:
-    """Everything that is in Redis: a hash or sorted set or string by key, and its expiry."""
-    read: dict[Any, Any] = {
-        b"hash": redis.hgetall,
-        b"zset": lambda key: redis.zrange(key, 0, -1, withscores=True),
-        b"string": redis.get,
-    }
-    return {key: (read[redis.type(key)](key), redis.expiretime(key)) for key in keys(redis)}
-
-
-def index(redis: Redis, ID_Usuario: int) -> dict[str, int]:
-    entries: list[Any] = redis.zrange(index_key(ID_Usuario), 0, -1, withscores=True)
-    return {member.decode(): int(score) for member, score in entries}
-
-
-def indexed(*sesiones: Sesion | None) -> dict[str, int]:
-    """The index that there should be for the sessions."""
-    return {digest(s.Token_Sesion): s.Fecha_Expiracion for s in sesiones if s is not None}
-
-
-def age(redis: Redis, sesion: Sesion, seconds: int) -> Sesion:
-    """Shift a session into the past, as if time had passed: all its dates, and its index entry."""
-    key = session_key(sesion.Token_Sesion)
-    write_record(redis, key, inicio=int(record(redis, key)["inicio"]) - seconds)
-    expiry = redis.expiretime(key) - seconds
-    redis.expireat(key, expiry)
-    redis.zadd(index_key(sesion.ID_Usuario), {digest(sesion.Token_Sesion): expiry})
-    return sesion._replace(
-        Fecha_Inicio=sesion.Fecha_Inicio - seconds,
-        Ultima_Actividad=sesion.Ultima_Actividad - seconds,
-        Fecha_Expiracion=expiry,
-    )
 
 
 def client(server: RedisServer) -> Redis:
