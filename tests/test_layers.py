@@ -132,7 +132,10 @@ WEB = {"starlette", "uvicorn", "httptools", "uvloop", "prometheus_client", "http
         ("import sesiones.cli", WEB),
         ("import sesiones.settings", WEB | {"redis", "orjson", "asyncio", "sesiones.store"}),
         ("import sesiones.logs", WEB | {"redis", "asyncio", "sesiones.store"}),
-        ("import sesiones.signals", WEB | {"redis", "orjson", "asyncio", "logging", "socket"}),
+        (
+            "import sesiones.signals",
+            WEB | {"redis", "orjson", "asyncio", "logging", "socket", "sesiones.store"},
+        ),
         ("import sesiones.clients.http", WEB - {"httpx"} | {"sesiones.store"}),
         (
             "import sesiones.clients.starlette",

@@ -424,9 +424,3 @@ def test_was_used_finds_the_counter_of_any_bucket(
 
     assert asyncio.run(was_used(open_store(sesiones.url)))
     assert not asyncio.run(was_used(open_store(sesiones.url, key_prefix="otros")))
-
-
-def test_buckets_are_in_the_order_of_their_numbers() -> None:
-    buckets = tokens.buckets()
-    assert [tokens.bucket_number(bucket) for bucket in buckets] == list(range(4096))
-    assert tokens.user_bucket(7) in buckets
