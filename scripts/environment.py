@@ -23,7 +23,7 @@ MARK = VENV / "made-for"
 
 EXTRAS = {
     "run": "server,valkey",
-    "load": "server,valkey,load",
+    "load": "load",
     "test": "test",
     "gateways": "test,gateways",
     "openapi": "test,openapi",
