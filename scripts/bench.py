@@ -39,8 +39,8 @@ from redis import Redis
 
 from scripts import wrk
 from scripts.command_line import positive, run, show
-from sesiones.http.app import open_store
 from sesiones.settings import Settings
+from sesiones.store.from_settings import open_store
 from tests.harness.redis_server import RedisCluster, RedisServer, free_port
 
 SERVER_CORE, LOAD_CORE = 0, 1
