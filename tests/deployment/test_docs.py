@@ -13,6 +13,7 @@ from sesiones.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "api.es.md").read_text("utf-8")
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
 
 def examples(language: str) -> list[str]:
@@ -50,9 +51,7 @@ def test_replies_agree_with_themselves() -> None:
 
 
 def test_every_link_leads_somewhere() -> None:
-    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "scripts" / "README.md"]
-    pages += (ROOT / "docs").rglob("*.md")
-    for page in pages:
+    for page in [*PAGES, ROOT / "scripts" / "README.md"]:
         for link in re.findall(r"\]\(([^)]+)\)", page.read_text("utf-8")):
             path, _, anchor = link.partition("#")
             if "://" in link:
@@ -71,9 +70,6 @@ def test_reliability_has_every_scenario() -> None:
     promises = text.partition("## Not promised")[0]
     assert set(re.findall(r"`(\w+)`", promises)) >= SCENARIOS.keys() - {"million"}
     assert set(re.findall(r"^\| (\w+) \|", text, re.MULTILINE)) >= SCENARIOS.keys()
-
-
-PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
 
 
 def test_documents_name_tests_and_scenarios_that_there_are() -> None:
