@@ -113,3 +113,28 @@ def test_every_setting_is_documented() -> None:
     documented |= set(re.findall(r"`_([A-Z]+)`", text))
     settings = {field.name.upper() for field in dataclasses.fields(Settings)}
     assert documented - {"REDIS_URL_FILE", "SERVICE_KEY_FILE", "FILE"} == settings
+
+
+def test_architecture_names_files_and_functions_that_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    sources = [path for path in (ROOT / "sesiones").rglob("*.*") if path.suffix in (".py", ".lua")]
+    files = re.findall(r"`((?:\w+/)*\w+\.(?:py|lua))`", text)
+    assert len(files) > 20
+    for file in files:
+        assert (
+            any(path.as_posix().endswith(f"/{file}") for path in sources) or (ROOT / file).is_file()
+        ), file
+    code = "\n".join(path.read_text("utf-8") for path in sources)
+    functions = re.findall(r"`(?:\w+\.)*(\w+)\(\)`", text)
+    assert len(functions) > 10
+    for function in functions:
+        assert re.search(rf"\b(?:def|function) {function}\(", code), function
+
+
+def test_every_invariant_names_its_test() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    section = text.partition("\n## Invariants\n")[2].partition("\n## ")[0]
+    invariants = re.split(r"^\d+\. ", section, flags=re.MULTILINE)[1:]
+    assert len(invariants) > 10
+    for invariant in invariants:
+        assert "::test_" in invariant
