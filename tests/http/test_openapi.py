@@ -1,9 +1,12 @@
-"""The OpenAPI document says what the service does: no more, no less."""
+"""The OpenAPI document says what the service does: no more, no less.
+
+Every example in sesiones/http/web/openapi.json is a reply that the service gave. These tests ask
+the service for each of them again, and for every status and header that the document names.
+"""
 
 import http.client
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
@@ -16,32 +19,29 @@ from starlette.types import Receive, Scope, Send
 
 import sesiones
 from sesiones import tokens
-from sesiones.http import openapi
+from sesiones.http import docs
 from sesiones.http.app import create_app
-from sesiones.http.routes import Routes
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
-from tests.harness import asgi
+from tests.harness import asgi, contract
 from tests.harness.service import Reply, Service
 from tests.harness.stores import KEY
 
 pytestmark = pytest.mark.anyio
 
-DOCUMENT = orjson.loads(orjson.dumps(openapi.document()))
+DOCUMENT = orjson.loads(docs.DOCUMENT)
 SERVICE_KEY = {"Authorization": f"Bearer {KEY}"}
-JSON = {"Content-Type": "application/json"}
-FORM = {"Content-Type": "application/x-www-form-urlencoded"}
-METHODS = {"get", "head", "post", "put", "patch", "delete", "options", "trace"}
+JSON = {"Content-Type": contract.JSON}
+FORM = {"Content-Type": contract.FORM}
 OPERATIONS = [
     (path, method)
     for path, item in DOCUMENT["paths"].items()
     for method in item
-    if method in METHODS
+    if method not in ("description", "parameters")
 ]
 ENDS = ["/sesiones/logout", "/sesiones/logoutAll"]
-OPERATORS = ["/livez", "/readyz", "/healthz", "/metrics"]
-"""Not the API's: a probe or a scraper asks, and knows what."""
-OF_THE_TRANSFER = {"date", "content-length", "content-type", "connection"}
+FRAMING = {"date", "content-length", "content-type", "connection"}
+"""Headers that the document does not name: HTTP says what they mean."""
 
 
 def resolve(value: dict[str, Any]) -> dict[str, Any]:
@@ -77,13 +77,13 @@ def check(value: Any, schema: dict[str, Any]) -> None:
     Draft202012Validator(schema | {"components": DOCUMENT["components"]}).validate(value)
 
 
-def test_the_document_is_valid_openapi() -> None:
+def test_document_is_valid_openapi_of_this_version() -> None:
     validate(DOCUMENT)
     assert DOCUMENT["openapi"].startswith("3.1.")
     assert DOCUMENT["info"]["version"] == sesiones.__version__
 
 
-def test_nothing_is_unused() -> None:
+def test_document_uses_every_component_and_tag() -> None:
     text = orjson.dumps(DOCUMENT).decode()
     for kind, components in DOCUMENT["components"].items():
         for name in components:
@@ -97,29 +97,10 @@ def test_nothing_is_unused() -> None:
     assert tags == {tag["name"] for tag in DOCUMENT["tags"]}
 
 
-def test_it_documents_every_route(service: Service) -> None:
-    """And only those: a 405 names the methods of a path."""
-    app = create_app(Settings())
-    verify = "/sesiones/verificar"
-    (table,) = app.routes
-    assert isinstance(table, Routes)
-    routes = {
-        path: {method.lower() for method in methods} for path, methods in table.endpoints.items()
-    }
-    any_method = dict.fromkeys((verify, f"{verify}/{{ruta}}"), METHODS)
-    operators = {"/livez", "/readyz", "/healthz", "/metrics"}  # docs/operate.md
-    documented = {path: methods for path, methods in routes.items() if path not in operators}
-    assert documented | any_method == {
-        path: {method for one, method in OPERATIONS if one == path} for path in DOCUMENT["paths"]
-    }
-    for path, methods in routes.items():
-        refused = service.request("PROPFIND", path)
-        assert refused.status == 405
-        assert set(refused.headers["allow"].lower().split(", ")) == methods
-
-
 @pytest.mark.parametrize("method", ["QUERY", "PROPFIND", "MKCOL"])
-def test_verify_answers_what_openapi_cannot_name(service: Service, method: str) -> None:
+def test_verify_answers_methods_and_paths_that_openapi_cannot_name(
+    service: Service, method: str
+) -> None:
     created = service.request("POST", "/sesiones", SERVICE_KEY | JSON, orjson.dumps(CREATION))
     caller = {"x-auth-token": created.json()["Token_Sesion"]}
     for path in "/sesiones/verificar", "/sesiones/verificar/a/b/c?d#e":
@@ -128,7 +109,7 @@ def test_verify_answers_what_openapi_cannot_name(service: Service, method: str) 
 
 
 @pytest.mark.parametrize("path", ["/openapi.json", "/docs"])
-def test_get_and_head(service: Service, path: str) -> None:
+def test_document_and_page_answer_get_and_head(service: Service, path: str) -> None:
     got, head = service.request("GET", path), service.request("HEAD", path)
     assert got.status == head.status == 200
     assert int(head.headers["content-length"]) == len(got.body)
@@ -138,25 +119,16 @@ def test_get_and_head(service: Service, path: str) -> None:
     assert service.request("GET", f"{path}?x=1", {"x-auth-token": "x"}).status == 200
 
 
-def test_the_document_is_served(service: Service) -> None:
+def test_document_is_served(service: Service) -> None:
     assert service.request("GET", "/openapi.json").json() == DOCUMENT
 
 
-@dataclass
-class Asked:
-    """What was asked of an operation, and the answer."""
-
-    path: str
-    method: str
-    reply: Reply
-
-
 class Asker:
-    """Asks the operations of the document and keeps the answers."""
+    """Asks the operations of the document and keeps the path, method and reply of each."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self.asked: list[Asked] = []
+        self.asked: list[tuple[str, str, Reply]] = []
 
     def ask(
         self,
@@ -169,50 +141,38 @@ class Asker:
         content = orjson.dumps(body) if isinstance(body, dict) else body
         target = path.replace("{ruta}", "pedidos") + query
         reply = self._service.request(method.upper(), target, headers, content)
-        self.keep(path, method, reply)
+        self.asked.append((path, method, reply))
         return reply
-
-    def keep(self, path: str, method: str, reply: Reply) -> None:
-        self.asked.append(Asked(path, method, reply))
 
     def new_session(self, **changes: Any) -> dict[str, Any]:
         created = self.ask("/sesiones", "post", SERVICE_KEY | JSON, CREATION | changes)
         sesion: dict[str, Any] = created.json()
         return sesion
 
-    def malformed(self, path: str, method: str) -> None:
-        with self._begin(path, method) as connection:
-            connection.sendall(b"\r\n")  # no Host
-            self.finish(path, method, connection)
-
-    def begin_slowly(self, path: str, method: str) -> socket.socket:
-        connection = self._begin(path, method)
-        connection.sendall(b"Host: sesiones\r\n")
-        return connection
-
-    def _begin(self, path: str, method: str) -> socket.socket:
+    def begin(self, path: str, method: str, rest: bytes) -> socket.socket:
+        """A connection with a request line and these bytes behind it."""
         connection = self._service.connect()
         target = path.replace("{ruta}", "pedidos")
-        connection.sendall(f"{method.upper()} {target} HTTP/1.1\r\n".encode())
+        connection.sendall(f"{method.upper()} {target} HTTP/1.1\r\n".encode() + rest)
         return connection
 
     def finish(self, path: str, method: str, connection: socket.socket) -> None:
-        response = http.client.HTTPResponse(connection, method=method.upper())
-        response.begin()
-        fields = {name.lower(): value for name, value in response.getheaders()}
-        self.keep(path, method, Reply(response.status, fields, response.read()))
-        response.close()
+        with connection:
+            response = http.client.HTTPResponse(connection, method=method.upper())
+            response.begin()
+            fields = {name.lower(): value for name, value in response.getheaders()}
+            self.asked.append((path, method, Reply(response.status, fields, response.read())))
+            response.close()
 
 
 def ask_for_http_errors(asker: Asker) -> None:
-    slow = [(*operation, asker.begin_slowly(*operation)) for operation in OPERATIONS]
+    slow = [(*one, asker.begin(*one, b"Host: sesiones\r\n")) for one in OPERATIONS]
     for path, method in OPERATIONS:
-        asker.malformed(path, method)
+        asker.finish(path, method, asker.begin(path, method, b"\r\n"))  # no Host
         asker.ask(path, method, {f"x-{number}": "" for number in range(101)})
         asker.ask(path, method, {"Transfer-Encoding": "gzip, chunked"})
     for path, method, connection in slow:
-        with connection:
-            asker.finish(path, method, connection)
+        asker.finish(path, method, connection)
 
 
 def ask_for_checks(asker: Asker) -> None:
@@ -271,7 +231,7 @@ def ask_for_modifications(asker: Asker) -> None:
 
 
 def ask_for_ends(asker: Asker) -> None:
-    stranger = asker.new_session(ID_Usuario=51002)["Token_Sesion"]
+    other_users = asker.new_session(ID_Usuario=51002)["Token_Sesion"]
     for path in ENDS:
         caller, other = (asker.new_session()["Token_Sesion"] for _ in range(2))
         credential = {"x-auth-token": caller}
@@ -280,7 +240,7 @@ def ask_for_ends(asker: Asker) -> None:
         asker.ask(
             path, "delete", credential | JSON, {"Token_Sesion": other}, f"?Token_Sesion={caller}"
         )
-        asker.ask(path, "delete", credential | JSON, {"Token_Sesion": stranger})
+        asker.ask(path, "delete", credential | JSON, {"Token_Sesion": other_users})
         if path == "/sesiones/logout":
             for _ in range(2):
                 asker.ask(path, "delete", credential | JSON, {"Token_Sesion": other})
@@ -301,7 +261,7 @@ async def ask_for_failures(asker: Asker, monkeypatch: pytest.MonkeyPatch) -> Non
         reply = await asgi.request(
             quiet, method.upper(), path, (credential | JSON).items(), orjson.dumps(body)
         )
-        asker.keep(path, method, reply)
+        asker.asked.append((path, method, reply))
 
     async def quiet(scope: Scope, receive: Receive, send: Send) -> None:
         with suppress(RuntimeError):  # Starlette raises it again once it has answered
@@ -320,7 +280,9 @@ async def ask_for_failures(asker: Asker, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.fixture
-async def asked(service: Service, redis: "Redis", monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
+async def asked(
+    service: Service, redis: "Redis", monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[str, str, Reply]]:
     """Every operation, asked for every answer that it has."""
     asker = Asker(service)
     ask_for_http_errors(asker)
@@ -338,15 +300,17 @@ def masked(value: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(name, type(one) if name in differs else one) for name, one in value.items()]
 
 
-async def test_the_document_is_what_the_service_answers(asked: list[Asked]) -> None:
+async def test_document_is_what_the_service_answers(
+    asked: list[tuple[str, str, Reply]],
+) -> None:
     responses = documented()
     seen: dict[int, set[str]] = {}
-    for one in asked:
-        reply = one.reply
-        response = responses.get((one.path, one.method, str(reply.status)))
+    for path, method, reply in asked:
+        one = path, method, reply
+        response = responses.get((path, method, str(reply.status)))
         assert response is not None, one
         headers = {name.lower(): resolve(header) for name, header in response["headers"].items()}
-        assert set(reply.headers) - OF_THE_TRANSFER <= set(headers), one
+        assert set(reply.headers) - FRAMING <= set(headers), one
         for name, header in headers.items():
             if not header["required"] and name not in reply.headers:
                 continue
@@ -355,14 +319,13 @@ async def test_the_document_is_what_the_service_answers(asked: list[Asked]) -> N
         content = response.get("content", {})
         media_type = reply.headers.get("content-type", "").partition(";")[0]
         assert [media_type] == (list(content) or [""]), one
-        if media_type.endswith("json") and one.method != "head":
+        if media_type.endswith("json") and method != "head":
             check(reply.json(), content[media_type]["schema"])
             for name, example in content[media_type].get("examples", {}).items():
                 if masked(example["value"]) == masked(reply.json()):
                     seen.setdefault(id(response), set()).add(name)
 
-    answered = {(one.path, one.method, str(one.reply.status)) for one in asked}
-    assert answered == set(responses)
+    assert {(path, method, str(reply.status)) for path, method, reply in asked} == set(responses)
     for key, response in responses.items():
         for content in response.get("content", {}).values():
             if key[1] != "head":  # the example is the body that a GET has
@@ -372,7 +335,7 @@ async def test_the_document_is_what_the_service_answers(asked: list[Asked]) -> N
                 check(example["value"], content["schema"])
 
 
-def test_the_bodies_of_the_examples_are_valid() -> None:
+def test_example_bodies_are_valid() -> None:
     for path, method in OPERATIONS:
         content = DOCUMENT["paths"][path][method].get("requestBody", {}).get("content", {})
         for media in content.values():
