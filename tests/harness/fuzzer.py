@@ -1,0 +1,300 @@
+"""Sends mutations to the service and has the oracle judge each answer: in process, through the real
+protocol, application and store, or over sockets to the service as a process.
+
+A violation names the seed and the pieces that were sent; the same seed sends the same again.
+"""
+
+import asyncio
+import functools
+import random
+import re
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tests.harness.in_process import (
+    Application,
+    FixedStore,
+    Sessions,
+    Wire,
+    open_application,
+)
+from tests.harness.mutations import Mutations
+from tests.harness.oracle import Oracle, Violation
+from tests.harness.progress import Progress
+from tests.harness.service import Service
+from tests.harness.stores import KEY, open_store
+
+HANG_SECONDS = 1.0
+LATE_SECONDS = 6.0
+"""How long a client that stalls waits: the service answers 408 after 5 s."""
+VIOLATIONS_MAX = 10
+"""After so many a run ends."""
+INPUTS_OF_A_SESSION = 200
+"""After so many inputs the sessions are made anew, because requests end them."""
+
+CONNECTIONS = 64
+LOOP_TURNS = 40
+"""Turns of the event loop in which a request that came whole is answered."""
+SETTLED = 0.3
+"""The share of pieces that are sent only when all before them has been answered."""
+LOST, HALF_CLOSED = 0.03, 0.03
+"""The shares of inputs in process whose client leaves, or shuts its side."""
+INPUTS_SHOWN = 10
+"""How many of a connection's last inputs a violation in process shows."""
+_FRAMED = re.compile(rb"content-length|transfer-encoding", re.IGNORECASE)
+
+CLIENTS = 32
+RESETS, STALLS = 0.05, 0.002
+"""The shares of inputs over sockets whose client resets the connection, or waits without shutting
+its side."""
+
+
+@dataclass
+class Findings:
+    """What came of some inputs."""
+
+    inputs: int = 0
+    statuses: Counter[int] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+    slowest: float = 0.0
+    """Seconds from the end of an input to its answer, or to the end of the connection."""
+
+    def add(self, other: "Findings") -> None:
+        self.inputs += other.inputs
+        self.statuses += other.statuses
+        self.violations += other.violations
+        self.slowest = max(self.slowest, other.slowest)
+
+
+# In process
+
+MakeInputs = Callable[[str, Sequence[bytes], Sequence[Sequence[bytes]], bytes], Mutations]
+
+
+async def fuzz_in_process(
+    seed: str,
+    inputs: int,
+    *,
+    redis_url: str | None = None,
+    connect: Callable[[Application], Wire] = Wire,
+    make: MakeInputs = Mutations,
+    progress: Progress | None = None,
+) -> Findings:
+    """Without a URL, the Redis is a FixedStore."""
+    fixed = FixedStore()
+    sessions = fixed if redis_url is None else Sessions()
+    async with open_application(redis_url or fixed) as application:
+        fuzz = _InProcess(seed, application, sessions, connect, make)
+        store = open_store(redis_url) if redis_url else None
+        while fuzz.findings.inputs < inputs and len(fuzz.findings.violations) < VIOLATIONS_MAX:
+            if store and fuzz.findings.inputs % INPUTS_OF_A_SESSION < CONNECTIONS:
+                sessions.clear()
+                for user in (7, 7, 8):
+                    sessions.add((await store.create(user, "d"))._asdict())
+            await fuzz.round()
+            for _ in range(CONNECTIONS if progress else 0):
+                assert progress
+                progress.step()
+        fuzz.close()
+        if store:
+            await store.aclose()
+    return fuzz.findings
+
+
+class _InProcess:
+    """Connections that are kept from one input to the next, while the service keeps them."""
+
+    def __init__(
+        self,
+        seed: str,
+        application: Application,
+        sessions: Sessions,
+        connect: Callable[[Application], Wire],
+        make: MakeInputs,
+    ) -> None:
+        self.findings = Findings()
+        self._seed = seed
+        self._application = application
+        self._connect: Callable[[], Wire] = functools.partial(connect, application)
+        self._mutations = make(seed, sessions.tokens, sessions.objects, KEY.encode())
+        self._oracle = Oracle(sessions.live, KEY.encode())
+        self._connections = [self._connect() for _ in range(CONNECTIONS)]
+        self._sent: dict[Wire, list[list[bytes]]] = {}
+
+    def close(self) -> None:
+        for wire in self._connections:
+            wire.lose()
+
+    async def round(self) -> None:
+        """Send one input over each connection, piece by piece, and judge the answers."""
+        r = self._mutations.random
+        inputs = {wire: self._mutations.make() for wire in self._connections}
+        for wire, pieces in inputs.items():
+            self._sent.setdefault(wire, []).append(pieces)
+        await self._send(inputs)
+        lost = [wire for wire in inputs if r.random() < LOST]
+        for wire in lost:
+            self._judge(wire, inputs[wire], lost=True)
+            wire.lose()
+        kept = [wire for wire in inputs if wire not in lost]
+        for wire in kept:
+            # A body that is cut short is a 400, unless its request was answered before that.
+            if r.random() < HALF_CLOSED and not _FRAMED.search(b"".join(inputs[wire])):
+                wire.end()
+        await self._settle(kept)
+        for wire in kept:
+            if wire.within:
+                wire.end()
+        begun = time.monotonic()
+        await self._settle(kept, ended=True)
+        self.findings.slowest = max(self.findings.slowest, time.monotonic() - begun)
+        for wire in kept:
+            self._judge(wire, inputs[wire])
+        self.findings.inputs += len(inputs)
+        if self._application.errors:
+            self._found(f"{self._application.errors.pop(0)}, after {[*inputs.values()]!r}")
+        for number, wire in enumerate(self._connections):
+            if wire in lost or wire.ended:
+                if wire not in lost:
+                    wire.lose()
+                del self._sent[wire]
+                self._connections[number] = self._connect()
+
+    async def _send(self, inputs: dict[Wire, list[bytes]]) -> None:
+        r = self._mutations.random
+        for at in range(max(map(len, inputs.values()))):
+            due = [(wire, pieces) for wire, pieces in inputs.items() if at < len(pieces)]
+            for wire, pieces in due:
+                wire.send(pieces[at])
+            # Where "100 Continue" is due depends on when the body comes.
+            expects = any(b"xpect" in piece for _, pieces in due for piece in pieces)
+            if expects or r.random() < SETTLED:
+                await self._settle(list(inputs))
+            elif r.random() < 0.5:
+                await asyncio.sleep(0)
+
+    @staticmethod
+    async def _settle(wires: Sequence[Wire], *, ended: bool = False) -> None:
+        """Wait until everything has been answered that can be. ``ended``: no input has more to
+        come, so that no answer waits for the rest of a body."""
+        begun = time.monotonic()
+        while any(wire.owed and (ended or not wire.within) for wire in wires):
+            if time.monotonic() - begun > HANG_SECONDS:
+                break
+            await asyncio.sleep(0)
+        for _ in range(LOOP_TURNS):  # a part of a message waits behind whole ones
+            await asyncio.sleep(0)
+
+    def _judge(self, wire: Wire, pieces: Sequence[bytes], *, lost: bool = False) -> None:
+        received = b""
+        try:
+            received = wire.take(whole=not lost)
+            if lost:
+                return
+            if wire.owed:
+                raise Violation("no answer")
+            if wire.within and not wire.ended:
+                raise Violation("the end of the input was not seen")
+            data = b"".join(pieces)
+            self.findings.statuses.update(self._oracle.check(data, received, closed=wire.ended))
+        except Violation as violation:
+            sent = self._sent[wire][-INPUTS_SHOWN:]
+            self._found(f"{violation}, after {sent!r}: {received!r}")
+            wire.transport.close()
+
+    def _found(self, violation: str) -> None:
+        self.findings.violations.append(f"seed {self._seed}: {violation}")
+
+
+# Over sockets
+
+
+async def fuzz_over_sockets(
+    service: Service, seed: str, inputs: int, progress: Progress | None = None
+) -> Findings:
+    """Clients of one service, each with one input after the other, on a connection each."""
+    fuzz = _Sockets(service, seed, inputs, progress)
+    fuzz.renew()
+    logged = len(service.log)
+    async with asyncio.TaskGroup() as group:
+        for number in range(CLIENTS):
+            group.create_task(fuzz.client(f"{seed}:{number}"))
+    fuzz.renew()  # the service goes on
+    errors = re.findall(r"^.* ERROR .*$|^Traceback.*$", service.log[logged:], re.MULTILINE)
+    fuzz.findings.violations += [f"seed {seed}: {error}" for error in errors]
+    return fuzz.findings
+
+
+class _Sockets:
+    def __init__(self, service: Service, seed: str, inputs: int, progress: Progress | None) -> None:
+        self.findings = Findings()
+        self._service, self._inputs, self._progress = service, inputs, progress
+        self._sessions = Sessions()
+        self._oracle = Oracle(self._sessions.live, KEY.encode())
+
+    def renew(self) -> None:
+        """Make sessions that are live, in the place of those that a request has ended."""
+        self._sessions.clear()
+        for user in (7, 7, 8):
+            headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+            body = b'{"ID_Usuario": %d, "Dispositivo": "d"}' % user
+            self._sessions.add(self._service.request("POST", "/sesiones", headers, body).json())
+
+    async def client(self, seed: str) -> None:
+        sessions, found = self._sessions, self.findings
+        mutations = Mutations(seed, sessions.tokens, sessions.objects, KEY.encode())
+        manners = random.Random(seed)
+        while found.inputs < self._inputs and len(found.violations) < VIOLATIONS_MAX:
+            found.inputs += 1
+            if self._progress:
+                self._progress.step()
+            if found.inputs % INPUTS_OF_A_SESSION == 0:
+                self.renew()
+            pieces = mutations.make()
+            try:
+                await self._exchange(pieces, manners)
+            except Violation as violation:
+                found.violations.append(f"seed {seed}: {violation}, after {pieces!r}")
+
+    async def _exchange(self, pieces: Sequence[bytes], manners: random.Random) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._service.port)
+        roll, data = manners.random(), b"".join(pieces)
+        # A client that has sent nothing yet is idle, not slow.
+        stalls = roll > 1 - STALLS and data.strip(b"\r\n") != b""
+        try:
+            for piece in pieces:
+                writer.write(piece)
+                await asyncio.sleep(manners.choice((0, 0, 0.002)))
+            if roll < RESETS:
+                connection = writer.get_extra_info("socket")
+                linger = struct.pack("ii", 1, 0)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                return
+            if not stalls and not writer.transport.is_closing():
+                writer.write_eof()
+            received = await self._read(reader, stalls=stalls)
+        except OSError:
+            return  # what comes behind a request that closes may meet a closed connection
+        finally:
+            writer.transport.abort() if roll < RESETS else writer.close()
+        if stalls:
+            received = received.partition(b"HTTP/1.1 408 ")[0]
+        self.findings.statuses.update(self._oracle.check(data, received, closed=True))
+
+    async def _read(self, reader: asyncio.StreamReader, *, stalls: bool) -> bytes:
+        """Everything up to the end; for a client that stalls, or up to where nothing more comes."""
+        begun, received = time.monotonic(), bytearray()
+        try:
+            async with asyncio.timeout(LATE_SECONDS if stalls else HANG_SECONDS):
+                while chunk := await reader.read(65536):
+                    received += chunk
+        except TimeoutError:
+            if not stalls or not received:
+                raise Violation(f"hangs, after {bytes(received)!r}") from None
+        if not stalls:
+            self.findings.slowest = max(self.findings.slowest, time.monotonic() - begun)
+        return bytes(received)
