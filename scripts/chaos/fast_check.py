@@ -6,6 +6,7 @@ shut their side, and near-copies of messages that it remembers, so that a messag
 another one wherever that is possible. The oracle judges the answers too.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -13,15 +14,14 @@ from typing import Any, ClassVar
 
 import uvloop
 
-from scripts.chaos import Bar
-from scripts.chaos.inputs import chaos_seed, statuses
+from scripts.chaos import Bar, resident
+from scripts.chaos.inputs import CHUNKS, Chunk, chaos_seed, in_processes, statuses
 from sesiones.http.fast_check import FastLane
 from sesiones.http.protocol import HttpProtocol
 from tests.harness.fuzzer import Findings, fuzz_in_process
 from tests.harness.in_process import NEW_ID, Application, Wire
 from tests.harness.mutations import Mutations
 from tests.harness.oracle import Violation
-from tests.harness.progress import Progress
 
 INPUTS, SHORT_INPUTS = 1_000_000, 4_000
 NEW_MESSAGE = 1 / 64
@@ -150,9 +150,9 @@ class Pair(Wire):
 
 
 def play(short: bool) -> Iterator[Bar]:
-    inputs = SHORT_INPUTS if short else INPUTS
-    progress = None if short else Progress("compared", inputs)
-    found, taken = uvloop.run(compare(chaos_seed(short), inputs, progress))
+    inputs, chunks = (SHORT_INPUTS, 1) if short else (INPUTS, CHUNKS)
+    found, _ = in_processes(_chunk, chaos_seed(short), inputs, chunks)
+    taken = found.counted
     parts = f"{taken['parsed']:,} by the fast check, {taken['unparsed']:,} unparsed"
     yield Bar(
         f"the fast check answers {found.inputs:,} inputs, with pipelines, pieces and near-copies "
@@ -168,14 +168,15 @@ def play(short: bool) -> Iterator[Bar]:
     )
 
 
-async def compare(
-    seed: str, inputs: int, progress: Progress | None = None
-) -> tuple[Findings, Counter[str]]:
+def _chunk(seed: str, inputs: int) -> Chunk:
+    return compare(seed, inputs), os.getpid(), resident(os.getpid())
+
+
+def compare(seed: str, inputs: int) -> Findings:
     """What came of the inputs, and how many checks the fast check answered."""
-    CountedFastCheck.taken.clear()
+    CountedFastCheck.taken = Counter()
     FastLane._known.clear()
-    found = await fuzz_in_process(seed, inputs, connect=Pair, make=NearCopies, progress=progress)
+    found = uvloop.run(fuzz_in_process(seed, inputs, connect=Pair, make=NearCopies))
     FastLane._known.clear()
-    if progress:
-        progress.end()
-    return found, Counter(CountedFastCheck.taken)
+    found.counted = CountedFastCheck.taken
+    return found

@@ -18,14 +18,8 @@ INTEGERS = {
 }
 """The least and the greatest value of each integer field of the session object."""
 FIELDS = [
-    "ID_Sesion",
-    "ID_Usuario",
-    "Token_Sesion",
-    "Fecha_Inicio",
-    "Fecha_Expiracion",
-    "Estado_Sesion",
-    "Ultima_Actividad",
-    "Dispositivo",
+    *("ID_Sesion", "ID_Usuario", "Token_Sesion", "Fecha_Inicio"),
+    *("Fecha_Expiracion", "Estado_Sesion", "Ultima_Actividad", "Dispositivo"),
 ]
 """The members of the session object, in their order."""
 TOKEN_PATTERN = "ses_[A-Za-z0-9_-]{45}"
@@ -105,7 +99,7 @@ class Operation:
 
 
 _BODY_ERRORS = (401, 415, 413, 400, 422)
-_END = Operation(200, COUNT, (*_BODY_ERRORS, 403, 503), "token", ("Token_Sesion",))
+END = Operation(200, COUNT, (*_BODY_ERRORS, 403, 503), "token", ("Token_Sesion",))
 _READ = Operation(200, OTHER)
 
 VERIFY_PATH = "/sesiones/verificar"
@@ -116,10 +110,10 @@ CREATE = Operation(201, SESSION, (*_BODY_ERRORS, 503), "service key", ("ID_Usuar
 UPDATE = Operation(200, SESSION, (*_BODY_ERRORS, 404, 409, 422, 503), "service key", tuple(FIELDS))
 
 OPERATIONS: dict[str, dict[str, Operation]] = {
-    "/sesiones/self": {"GET": WHOAMI, "HEAD": WHOAMI},
     "/sesiones": {"POST": CREATE, "PUT": UPDATE},
-    "/sesiones/logout": {"DELETE": _END},
-    "/sesiones/logoutAll": {"DELETE": _END},
+    "/sesiones/self": {"GET": WHOAMI, "HEAD": WHOAMI},
+    "/sesiones/logout": {"DELETE": END},
+    "/sesiones/logoutAll": {"DELETE": END},
     "/openapi.json": {"GET": _READ, "HEAD": _READ},
     "/docs": {"GET": _READ, "HEAD": _READ},
 }

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from tests.harness import contract
 from tests.harness.in_process import (
     Application,
     FixedStore,
@@ -24,7 +25,6 @@ from tests.harness.in_process import (
 )
 from tests.harness.mutations import Mutations
 from tests.harness.oracle import Oracle, Violation
-from tests.harness.progress import Progress
 from tests.harness.service import Service
 from tests.harness.stores import KEY, open_store
 
@@ -35,6 +35,9 @@ VIOLATIONS_MAX = 10
 """After so many a run ends."""
 INPUTS_OF_A_SESSION = 200
 """After so many inputs the sessions are made anew, because requests end them."""
+
+USERS = 7, 7, 8
+"""Whose sessions they are."""
 
 CONNECTIONS = 64
 LOOP_TURNS = 40
@@ -60,12 +63,15 @@ class Findings:
     inputs: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
+    counted: Counter[str] = field(default_factory=Counter)
+    """What the caller counted."""
     slowest: float = 0.0
     """Seconds from the end of an input to its answer, or to the end of the connection."""
 
     def add(self, other: "Findings") -> None:
         self.inputs += other.inputs
         self.statuses += other.statuses
+        self.counted += other.counted
         self.violations += other.violations
         self.slowest = max(self.slowest, other.slowest)
 
@@ -82,7 +88,6 @@ async def fuzz_in_process(
     redis_url: str | None = None,
     connect: Callable[[Application], Wire] = Wire,
     make: MakeInputs = Mutations,
-    progress: Progress | None = None,
 ) -> Findings:
     """Without a URL, the Redis is a FixedStore."""
     fixed = FixedStore()
@@ -93,12 +98,9 @@ async def fuzz_in_process(
         while fuzz.findings.inputs < inputs and len(fuzz.findings.violations) < VIOLATIONS_MAX:
             if store and fuzz.findings.inputs % INPUTS_OF_A_SESSION < CONNECTIONS:
                 sessions.clear()
-                for user in (7, 7, 8):
+                for user in USERS:
                     sessions.add((await store.create(user, "d"))._asdict())
             await fuzz.round()
-            for _ in range(CONNECTIONS if progress else 0):
-                assert progress
-                progress.step()
         fuzz.close()
         if store:
             await store.aclose()
@@ -213,13 +215,11 @@ class _InProcess:
 # Over sockets
 
 
-async def fuzz_over_sockets(
-    service: Service, seed: str, inputs: int, progress: Progress | None = None
-) -> Findings:
+async def fuzz_over_sockets(service: Service, seed: str, inputs: int) -> Findings:
     """Clients of one service, each with one input after the other, on a connection each."""
-    fuzz = _Sockets(service, seed, inputs, progress)
-    fuzz.renew()
+    fuzz = _Sockets(service, inputs)
     logged = len(service.log)
+    fuzz.renew()
     async with asyncio.TaskGroup() as group:
         for number in range(CLIENTS):
             group.create_task(fuzz.client(f"{seed}:{number}"))
@@ -230,17 +230,17 @@ async def fuzz_over_sockets(
 
 
 class _Sockets:
-    def __init__(self, service: Service, seed: str, inputs: int, progress: Progress | None) -> None:
+    def __init__(self, service: Service, inputs: int) -> None:
         self.findings = Findings()
-        self._service, self._inputs, self._progress = service, inputs, progress
+        self._service, self._inputs = service, inputs
         self._sessions = Sessions()
         self._oracle = Oracle(self._sessions.live, KEY.encode())
 
     def renew(self) -> None:
         """Make sessions that are live, in the place of those that a request has ended."""
         self._sessions.clear()
-        for user in (7, 7, 8):
-            headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+        for user in USERS:
+            headers = {"Authorization": f"Bearer {KEY}", "Content-Type": contract.JSON}
             body = b'{"ID_Usuario": %d, "Dispositivo": "d"}' % user
             self._sessions.add(self._service.request("POST", "/sesiones", headers, body).json())
 
@@ -250,8 +250,6 @@ class _Sockets:
         manners = random.Random(seed)
         while found.inputs < self._inputs and len(found.violations) < VIOLATIONS_MAX:
             found.inputs += 1
-            if self._progress:
-                self._progress.step()
             if found.inputs % INPUTS_OF_A_SESSION == 0:
                 self.renew()
             pieces = mutations.make()

@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
@@ -13,25 +12,30 @@ from sesiones.http.app import create_app
 from sesiones.http.routes import Routes
 from sesiones.settings import Settings
 from tests.harness import contract
-from tests.harness.contract import Operation
+from tests.harness.contract import COUNT, FIELDS, OTHER, Operation
 from tests.harness.service import Service
 
-REFERENCE = (Path(__file__).parents[2] / "docs" / "api.es.md").read_text("utf-8")
-DOCUMENT = orjson.loads(docs.DOCUMENT)
-SCHEMAS = DOCUMENT["components"]["schemas"]
 METHODS = ["get", "head", "post", "put", "patch", "delete", "options", "trace"]
 """All methods that OpenAPI 3.1 can name."""
-VERIFY_PATHS = [contract.VERIFY_PATH, f"{contract.VERIFY_PATH}/{{ruta}}"]
 OPERATIONS = {
     (path, method.lower()): operation
     for path, methods in contract.OPERATIONS.items()
     for method, operation in methods.items()
-} | {(path, method): contract.VERIFY for path in VERIFY_PATHS for method in METHODS}
+} | {
+    (contract.VERIFY_PATH + rest, method): contract.VERIFY
+    for rest in ("", "/{ruta}")
+    for method in METHODS
+}
+every_operation = pytest.mark.parametrize(("path", "method"), OPERATIONS)
+
+DOCUMENT = orjson.loads(docs.DOCUMENT)
+COMPONENTS = DOCUMENT["components"]
+SCHEMAS = COMPONENTS["schemas"]
+REFERENCE = (Path(__file__).parents[2] / "docs" / "api.es.md").read_text("utf-8")
 
 
-def operation_object(path: str, method: str) -> dict[str, Any]:
-    found: dict[str, Any] = DOCUMENT["paths"][path][method]
-    return found
+def error_headers(status: int) -> set[str]:
+    return {name for name, statuses in contract.ERROR_HEADERS.items() if status in statuses}
 
 
 # The service
@@ -40,9 +44,8 @@ def operation_object(path: str, method: str) -> dict[str, Any]:
 def test_routes_are_those_of_the_contract(service: Service) -> None:
     (table,) = create_app(Settings()).routes
     assert isinstance(table, Routes)
-    read = ["GET", "HEAD"]
     methods = {path: list(operations) for path, operations in contract.OPERATIONS.items()}
-    methods |= dict.fromkeys(contract.OPERATORS_PATHS, read)
+    methods |= {path: ["GET", "HEAD"] for path in contract.OPERATORS_PATHS}
     assert {path: list(found) for path, found in table.endpoints.items()} == methods
     for path, allowed in methods.items():
         refused = service.request("PROPFIND", path)
@@ -50,190 +53,142 @@ def test_routes_are_those_of_the_contract(service: Service) -> None:
 
 
 def test_constants_of_the_service_are_those_of_the_contract() -> None:
-    assert list(sesion.Sesion._fields) == contract.FIELDS
-    assert contract.INTEGERS == sesion.BOUNDS
-    assert contract.TITLES == problems.TITLES
+    assert list(sesion.Sesion._fields) == FIELDS
+    assert sesion.BOUNDS == contract.INTEGERS
+    assert problems.TITLES == contract.TITLES
     assert list(sessions.BAD_DATES.values()) == contract.BAD_DATES
-
-
-def test_errors_of_each_operation_have_a_title() -> None:
-    errors = {status for one in OPERATIONS.values() for status in one.errors}
-    assert errors | {*contract.BEFORE_ROUTING, 404, 405, contract.UNEXPECTED} == set(
-        contract.TITLES
-    )
 
 
 # The OpenAPI document
 
 
 def test_openapi_documents_the_operations_of_the_contract() -> None:
-    assert OPERATIONS.keys() == {
-        (path, method)
-        for path, item in DOCUMENT["paths"].items()
-        for method in item
-        if method in METHODS
-    }
+    items = DOCUMENT["paths"].items()
+    documented = {(path, one) for path, item in items for one in item if one in METHODS}
+    assert documented == set(OPERATIONS)
 
 
-@pytest.mark.parametrize(("path", "method"), OPERATIONS)
-def test_openapi_operation_has_the_statuses_of_the_contract(path: str, method: str) -> None:
-    operation = OPERATIONS[path, method]
-    statuses = {operation.success, *operation.errors, *contract.BEFORE_ROUTING}
-    if operation.body:
-        statuses.add(contract.UNEXPECTED)
-    assert list(operation_object(path, method)["responses"]) == [
-        str(status) for status in sorted(statuses)
-    ]
-
-
-@pytest.mark.parametrize(("path", "method"), OPERATIONS)
-def test_openapi_operation_asks_for_the_credential_of_the_contract(path: str, method: str) -> None:
+@every_operation
+def test_openapi_operation_is_that_of_the_contract(path: str, method: str) -> None:
+    operation, documented = OPERATIONS[path, method], DOCUMENT["paths"][path][method]
     schemes = {"token": ["token", "portador"], "service key": ["clave"], "": []}
-    credential = OPERATIONS[path, method].credential
-    assert operation_object(path, method)["security"] == [{one: []} for one in schemes[credential]]
+    assert documented["security"] == [{one: []} for one in schemes[operation.credential]]
+    statuses = {operation.success, *operation.errors, *contract.BEFORE_ROUTING}
+    statuses |= {contract.UNEXPECTED} if operation.body else set()
+    assert [*map(int, documented["responses"])] == sorted(statuses)
+    success = documented["responses"][str(operation.success)]
+    shows_identity = operation in (contract.VERIFY, contract.WHOAMI)
+    assert ({*map(str.lower, success["headers"])} >= {*contract.IDENTITY}) == shows_identity
+    if operation.shows != OTHER:
+        name = "Cierre" if operation.shows == COUNT else "Sesion"
+        schema = {"schema": {"$ref": f"#/components/schemas/{name}"}}
+        found = success.get("content", {}).get(contract.JSON, {})
+        verify = operation is contract.VERIFY
+        assert found == {} if verify else found.items() >= schema.items()
 
 
-@pytest.mark.parametrize(("path", "method"), OPERATIONS)
-def test_openapi_success_shows_what_the_contract_says(path: str, method: str) -> None:
-    operation = OPERATIONS[path, method]
-    success = operation_object(path, method)["responses"][str(operation.success)]
-    headers = {name.lower() for name in success["headers"]}
-    checks = operation in (contract.VERIFY, contract.WHOAMI)
-    assert (headers >= set(contract.IDENTITY)) == checks
-    schemas = {
-        contract.IDENTITY_AND_SESSION: {"$ref": "#/components/schemas/Sesion"},
-        contract.SESSION: {"$ref": "#/components/schemas/Sesion"},
-        contract.COUNT: {"$ref": "#/components/schemas/Cierre"},
-    }
-    found = success.get("content", {}).get(contract.JSON, {}).get("schema")
-    if operation.shows != contract.OTHER:
-        assert found == schemas.get(operation.shows)
-
-
-@pytest.mark.parametrize(
-    ("path", "method"), [key for key, operation in OPERATIONS.items() if operation.body]
-)
+@every_operation
 def test_openapi_body_requires_the_fields_of_the_contract(path: str, method: str) -> None:
-    content = operation_object(path, method)["requestBody"]["content"]
-    assert list(content) == [contract.JSON, contract.FORM]
-    name = content[contract.JSON]["schema"]["$ref"].rpartition("/")[2]
     required = list(OPERATIONS[path, method].body)
-    assert SCHEMAS[name]["required"] == list(SCHEMAS[name]["properties"]) == required
-    # Every field of the session that is repeated in a form is a 400, even one that is not needed.
-    form = content[contract.FORM]["schema"]
-    others = [field for field in contract.FIELDS if field not in required]
+    body = DOCUMENT["paths"][path][method].get("requestBody")
+    assert (body is not None) == bool(required)
+    if body is None:
+        return
+    json, form = (body["content"][kind]["schema"] for kind in (contract.JSON, contract.FORM))
+    schema = SCHEMAS[json["$ref"].rpartition("/")[2]]
+    assert schema["required"] == list(schema["properties"]) == required
+    # A field of the session that is repeated in a form is a 400, even one that is not needed.
+    others = [field for field in FIELDS if field not in required]
     assert list(form.get("properties", {})) == others
-    schema = {"$ref": f"#/components/schemas/{name}"}
-    assert (form["allOf"] if others else [form]) == [schema]
+    assert form.get("allOf", [form]) == [json]
 
 
 def test_openapi_schemas_have_the_bounds_of_the_contract() -> None:
     properties = SCHEMAS["Sesion"]["properties"]
-    assert list(properties) == contract.FIELDS
-    for field, (low, high) in contract.INTEGERS.items():
-        schema = properties[field]
-        assert schema["type"] == "integer"
-        if "enum" in schema:
-            assert schema["enum"] == list(range(low, high + 1))
-        else:
-            assert (schema["minimum"], schema["maximum"]) == (low, high)
-    created = SCHEMAS["Creacion"]["properties"]
-    assert created["ID_Usuario"]["maximum"] == contract.INT_MAX
-    assert created["Dispositivo"] == properties["Dispositivo"]
+    assert list(properties) == FIELDS
+    created = SCHEMAS["Creacion"]["properties"]["ID_Usuario"]
+    schemas = [(name, properties[name]) for name in contract.INTEGERS] + [("ID_Usuario", created)]
+    for name, schema in schemas:
+        values = schema.get("enum", [schema.get("minimum"), schema.get("maximum")])
+        assert (schema["type"], values) == ("integer", [*contract.INTEGERS[name]])
     assert properties["Token_Sesion"]["pattern"] == f"^{contract.TOKEN_PATTERN}$"
     assert SCHEMAS["Dispositivo"]["maxLength"] == sesion.DEVICE_MAX_CHARACTERS
     errores = SCHEMAS["Problema"]["properties"]["errores"]["items"]["properties"]
-    assert errores["campo"]["enum"] == contract.FIELDS
+    assert errores["campo"]["enum"] == FIELDS
 
 
-def test_openapi_methods_of_one_path_differ_in_their_operation_id_alone() -> None:
-    for path in DOCUMENT["paths"]:
-        by_operation: dict[Operation, list[dict[str, Any]]] = {}
-        for (one, method), operation in OPERATIONS.items():
-            if one == path:
-                by_operation.setdefault(operation, []).append(operation_object(path, method))
-        for first, *others in by_operation.values():
-            for other in others:
-                assert other | {"operationId": first["operationId"]} == first
+@every_operation
+def test_openapi_operations_of_one_kind_differ_in_their_operation_id_alone(
+    path: str, method: str
+) -> None:
+    same = {"operationId": ""}
+    kind = OPERATIONS[path, method]
+    first = next(one for one in OPERATIONS if one[0] == path and OPERATIONS[one] == kind)
+    document = DOCUMENT["paths"][path]
+    assert document[method] | same == document[first[1]] | same
 
 
-def test_openapi_error_headers_are_those_of_the_contract() -> None:
+def test_openapi_errors_have_the_headers_of_the_contract() -> None:
     for path, method in OPERATIONS:
-        for status, response in operation_object(path, method)["responses"].items():
-            if "$ref" not in response:
-                continue
-            error = DOCUMENT["components"]["responses"][response["$ref"].rpartition("/")[2]]
-            assert list(error["content"]) == [contract.PROBLEM]
-            headers = {name.lower() for name in error["headers"]} & set(contract.ERROR_HEADERS)
-            assert headers == {
-                name for name, having in contract.ERROR_HEADERS.items() if int(status) in having
-            }
+        for status, response in DOCUMENT["paths"][path][method]["responses"].items():
+            if int(status) >= 400:
+                error = COMPONENTS["responses"][response["$ref"].rpartition("/")[2]]
+                names = {*map(str.lower, error["headers"])} & set(contract.ERROR_HEADERS)
+                assert names == error_headers(int(status))
 
 
 # The reference, docs/api.es.md
 
-
-def section(title: str) -> str:
-    return REFERENCE.partition(f"\n{title}\n")[2].partition("\n## ")[0]
-
-
-def statuses(text: str) -> tuple[int, ...]:
-    """The first column of the tables of errors."""
-    return tuple(int(status) for status in re.findall(r"^\| (\d{3}) \|", text, re.MULTILINE))
-
-
 SECTIONS = {
-    "## GET y HEAD /sesiones/self": contract.WHOAMI,
-    "## /sesiones/verificar": contract.VERIFY,
-    "## POST /sesiones": contract.CREATE,
-    "## PUT /sesiones": contract.UPDATE,
-    "## DELETE /sesiones/logout": contract.OPERATIONS["/sesiones/logout"]["DELETE"],
-    "## DELETE /sesiones/logoutAll": contract.OPERATIONS["/sesiones/logoutAll"]["DELETE"],
+    "GET y HEAD /sesiones/self": contract.WHOAMI,
+    "/sesiones/verificar": contract.VERIFY,
+    "POST /sesiones": contract.CREATE,
+    "PUT /sesiones": contract.UPDATE,
+    "DELETE /sesiones/logout": contract.END,
+    "DELETE /sesiones/logoutAll": contract.END,
 }
 
 
-@pytest.mark.parametrize("title", SECTIONS)
-def test_reference_lists_the_errors_in_the_order_of_the_contract(title: str) -> None:
-    assert statuses(section(title)) == SECTIONS[title].errors
+def section(title: str) -> str:
+    return REFERENCE.partition(f"# {title}\n")[2].partition("\n## ")[0].partition("\n### ")[0]
 
 
-@pytest.mark.parametrize("title", SECTIONS)
-def test_reference_lists_the_credential_and_the_fields_of_the_contract(title: str) -> None:
-    operation = SECTIONS[title]
+def statuses(text: str) -> list[int]:
+    """The first column of a table of errors."""
+    return [int(status) for status in re.findall(r"^\| (\d{3}) \|", text, re.MULTILINE)]
+
+
+@pytest.mark.parametrize(("title", "operation"), SECTIONS.items())
+def test_reference_describes_the_operation_of_the_contract(
+    title: str, operation: Operation
+) -> None:
+    assert statuses(section(title)) == list(operation.errors)
     rows = re.findall(r"^\| `([^`]+)` \| (cabecera|cuerpo)", section(title), re.MULTILINE)
-    assert tuple(name for name, place in rows if place == "cuerpo") == operation.body
-    headers = [name for name, place in rows if place == "cabecera"]
-    expected = ["x-auth-token"] if operation.credential == "token" else []
-    expected += ["Authorization", *(["Content-Type"] if operation.body else [])]
-    assert headers == expected
+    headers = ["x-auth-token"] if operation.credential == "token" else []
+    headers += ["Authorization", *(["Content-Type"] if operation.body else [])]
+    expected = [(name, "cabecera") for name in headers]
+    assert rows == expected + [(name, "cuerpo") for name in operation.body]
 
 
 def test_reference_has_a_section_of_every_operation() -> None:
-    paths = {title.split()[-1] for title in SECTIONS}
-    assert paths == {path for path in contract.OPERATIONS if path.startswith("/sesiones")} | {
-        contract.VERIFY_PATH
-    }
-    assert set(re.findall(r"^## (?:[A-Z]|/).*/.*", REFERENCE, re.MULTILINE)) == set(SECTIONS)
+    found = re.findall(r"^## (.*/sesiones.*|/.*)$", REFERENCE, re.MULTILINE)
+    assert found == list(SECTIONS)
+    paths = {path for path in contract.OPERATIONS if path.startswith("/sesiones")}
+    assert {title.split()[-1] for title in found} == paths | {contract.VERIFY_PATH}
 
 
-def test_reference_lists_the_errors_of_any_path_in_order() -> None:
-    order = REFERENCE.partition("\n### Orden\n")[2].partition("\n### ")[0]
-    assert statuses(order) == (*contract.BEFORE_ROUTING, 404, 405)
-
-
-def test_reference_lists_every_error_with_its_title_and_header() -> None:
+def test_reference_lists_the_errors_of_the_contract() -> None:
+    assert statuses(section("Orden")) == [*contract.BEFORE_ROUTING, 404, 405]
     rows = re.findall(r"^\| (\d{3}) \| `([^`]+)` \| .* \|(.*)\|$", REFERENCE, re.MULTILINE)
     assert {int(status): title for status, title, _ in rows} == contract.TITLES
     for status, _, headers in rows:
-        named = {name.lower() for name in re.findall(r"`([\w-]+)[`:]", headers)} - {"connection"}
-        assert named == {
-            name for name, having in contract.ERROR_HEADERS.items() if int(status) in having
-        }
+        named = {name.lower() for name in re.findall(r"`([\w-]+)[`:]", headers)}
+        assert named - {"connection"} == error_headers(int(status))
 
 
-def test_reference_lists_the_fields_in_the_order_of_the_contract() -> None:
-    fields = re.findall(r"^\| `(\w+)` \| (?:entero|cadena)", REFERENCE, re.MULTILINE)
-    assert fields[: len(contract.FIELDS)] == contract.FIELDS
-    rows = section("### 422 y 409: la lista `errores`")
-    reasons = re.findall(r"^\| 422 \| (.*) \| la `Fecha_Expiracion`", rows, re.MULTILINE)
+def test_reference_lists_the_fields_of_the_contract() -> None:
+    fields = re.findall(r"^\| `(\w+)` \|", section("El objeto sesión"), re.MULTILINE)
+    assert fields == FIELDS
+    text = section("422 y 409: la lista `errores`")
+    reasons = re.findall(r"^\| 422 \| (.*) \| la `Fecha_Expiracion`", text, re.MULTILINE)
     assert reasons == contract.BAD_DATES
