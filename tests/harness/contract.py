@@ -1,8 +1,8 @@
-"""The contract of the HTTP API as data.
+"""The contract of the HTTP API as data, which tests, the fuzzer and the chaos scenarios read.
 
-Tests, the fuzzer and the chaos scenarios read it. tests/http/test_contract.py compares it with the
-routes, with the OpenAPI document and with docs/api.es.md. It imports nothing from the package, so
-that a wrong constant there does not make a wrong test.
+tests/http/test_contract.py compares it with the service and with docs/api.es.md, and
+tests/http/test_openapi.py with the OpenAPI document. It imports nothing from the package, so that a
+wrong constant there does not make a wrong test.
 """
 
 from dataclasses import dataclass
@@ -121,3 +121,8 @@ OPERATIONS: dict[str, dict[str, Operation]] = {
 OPERATORS_PATHS = ["/metrics", "/livez", "/readyz", "/healthz"]
 """GET and HEAD, for probes and scrapers: docs/operate.md describes them, the OpenAPI document does
 not."""
+
+
+def error_headers(status: int) -> set[str]:
+    """The headers that belong to errors of this status."""
+    return {name for name, statuses in ERROR_HEADERS.items() if status in statuses}

@@ -16,13 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tests.harness import contract
-from tests.harness.in_process import (
-    Application,
-    FixedStore,
-    Sessions,
-    Wire,
-    open_application,
-)
+from tests.harness.in_process import Application, FixedStore, Sessions, Wire, open_application
 from tests.harness.mutations import Mutations
 from tests.harness.oracle import Oracle, Violation
 from tests.harness.service import Service
@@ -37,7 +31,7 @@ INPUTS_OF_A_SESSION = 200
 """After so many inputs the sessions are made anew, because requests end them."""
 
 USERS = 7, 7, 8
-"""Whose sessions they are."""
+"""The users of the sessions."""
 
 CONNECTIONS = 64
 LOOP_TURNS = 40
@@ -138,6 +132,7 @@ class _InProcess:
         for wire, pieces in inputs.items():
             self._sent.setdefault(wire, []).append(pieces)
         await self._send(inputs)
+        begun = time.monotonic()
         lost = [wire for wire in inputs if r.random() < LOST]
         for wire in lost:
             self._judge(wire, inputs[wire], lost=True)
@@ -151,7 +146,6 @@ class _InProcess:
         for wire in kept:
             if wire.within:
                 wire.end()
-        begun = time.monotonic()
         await self._settle(kept, ended=True)
         self.findings.slowest = max(self.findings.slowest, time.monotonic() - begun)
         for wire in kept:

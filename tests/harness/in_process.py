@@ -18,6 +18,7 @@ from sesiones import tokens
 from sesiones.http.app import create_app
 from sesiones.http.fast_check import FastLane
 from sesiones.http.protocol import HttpProtocol
+from sesiones.sesion import Sesion
 from sesiones.settings import Settings
 from sesiones.store.scripts import CREATE, END, END_ALL, UPDATE
 from tests.harness.stores import KEY
@@ -69,18 +70,7 @@ class FixedStore(Sessions):
             key = f"sesiones:{{{tokens.bucket(token)}}}:h:{tokens.digest(token)}"
             record = f"{NOW} 0 1800 {state} {number} {user}:{DEVICE}"
             self._records[key] = record.encode(), NOW + 1800
-            self.add(
-                {
-                    "ID_Sesion": number,
-                    "ID_Usuario": user,
-                    "Token_Sesion": token,
-                    "Fecha_Inicio": NOW,
-                    "Fecha_Expiracion": NOW + 1800,
-                    "Estado_Sesion": state,
-                    "Ultima_Actividad": NOW,
-                    "Dispositivo": DEVICE,
-                }
-            )
+            self.add(Sesion(number, user, token, NOW, NOW + 1800, state, NOW, DEVICE)._asdict())
 
     async def execute(self, *arguments: Any, keys: Sequence[str] = (), **_: Any) -> Any:
         return [arguments[-1], self._reply(arguments, keys)]

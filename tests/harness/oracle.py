@@ -34,7 +34,9 @@ _CREDENTIAL = re.compile(
 _PRESENTED = re.compile(
     rb"\nx-auth-token:|\nauthorization:[ \t]*bearer(?: |[ \t]*\r)", re.IGNORECASE
 )
-_KEPT = re.compile(rb" HTTP/1\.0\r\n.*\nconnection:[^\n]*keep-alive", re.IGNORECASE | re.DOTALL)
+_KEPT = re.compile(
+    rb" HTTP/1\.0\r\n(?:.*\n)?connection:[^\n]*keep-alive", re.IGNORECASE | re.DOTALL
+)
 _CODED = re.compile(rb"\ntransfer-encoding:", re.IGNORECASE)
 _CHUNK_LINE = re.compile(rb"\r\n[0-9A-Fa-f]+[^\r\n]*\r\n")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
