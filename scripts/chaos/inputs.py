@@ -4,7 +4,6 @@ Redis that never changes, and over sockets, on a service and a Redis that are re
 tests/harness/fuzzer.py sends them. A failure names the seed; SESIONES_CHAOS_SEED plays it again.
 """
 
-import asyncio
 import multiprocessing
 import os
 import time
@@ -78,7 +77,7 @@ def _in_process(seed: str, inputs: int) -> Chunk:
 
 
 def _over_sockets(service: Service, seed: str, inputs: int) -> Chunk:
-    findings = asyncio.run(fuzz_over_sockets(service, seed, inputs))
+    findings = fuzz_over_sockets(service, seed, inputs)
     assert service.process is not None
     return findings, service.process.pid, resident(service.process.pid)
 

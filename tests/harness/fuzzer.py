@@ -10,9 +10,11 @@ import random
 import re
 import socket
 import struct
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from tests.harness import contract
@@ -209,14 +211,13 @@ class _InProcess:
 # Over sockets
 
 
-async def fuzz_over_sockets(service: Service, seed: str, inputs: int) -> Findings:
+def fuzz_over_sockets(service: Service, seed: str, inputs: int) -> Findings:
     """Clients of one service, each with one input after the other, on a connection each."""
     fuzz = _Sockets(service, inputs)
     logged = len(service.log)
     fuzz.renew()
-    async with asyncio.TaskGroup() as group:
-        for number in range(CLIENTS):
-            group.create_task(fuzz.client(f"{seed}:{number}"))
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(fuzz.client, [f"{seed}:{number}" for number in range(CLIENTS)]))
     fuzz.renew()  # the service goes on
     errors = re.findall(r"^.* ERROR .*$|^Traceback.*$", service.log[logged:], re.MULTILINE)
     fuzz.findings.violations += [f"seed {seed}: {error}" for error in errors]
@@ -229,6 +230,8 @@ class _Sockets:
         self._service, self._inputs = service, inputs
         self._sessions = Sessions()
         self._oracle = Oracle(self._sessions.live, KEY.encode())
+        self._lock = threading.Lock()
+        """Of the findings, the sessions and the oracle."""
 
     def renew(self) -> None:
         """Make sessions that are live, in the place of those that a request has ended."""
@@ -238,55 +241,54 @@ class _Sockets:
             body = b'{"ID_Usuario": %d, "Dispositivo": "d"}' % user
             self._sessions.add(self._service.request("POST", "/sesiones", headers, body).json())
 
-    async def client(self, seed: str) -> None:
+    def client(self, seed: str) -> None:
         sessions, found = self._sessions, self.findings
         mutations = Mutations(seed, sessions.tokens, sessions.objects, KEY.encode())
-        manners = random.Random(seed)
-        while found.inputs < self._inputs and len(found.violations) < VIOLATIONS_MAX:
-            found.inputs += 1
-            if found.inputs % INPUTS_OF_A_SESSION == 0:
-                self.renew()
-            pieces = mutations.make()
+        while True:
+            with self._lock:
+                if found.inputs >= self._inputs or len(found.violations) >= VIOLATIONS_MAX:
+                    return
+                found.inputs += 1
+                if found.inputs % INPUTS_OF_A_SESSION == 0:
+                    self.renew()
+                pieces = mutations.make()
             try:
-                await self._exchange(pieces, manners)
+                received = self._exchange(pieces, mutations.random)
+                with self._lock:
+                    if received is not None:
+                        data = b"".join(pieces)
+                        found.statuses.update(self._oracle.check(data, received, closed=True))
             except Violation as violation:
                 found.violations.append(f"seed {seed}: {violation}, after {pieces!r}")
 
-    async def _exchange(self, pieces: Sequence[bytes], manners: random.Random) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._service.port)
-        roll, data = manners.random(), b"".join(pieces)
+    def _exchange(self, pieces: Sequence[bytes], r: random.Random) -> bytes | None:
+        """Everything that comes back, or None where nothing can be said of it."""
+        resets, stalls = r.random() < RESETS, r.random() < STALLS
         # A client that has sent nothing yet is idle, not slow.
-        stalls = roll > 1 - STALLS and data.strip(b"\r\n") != b""
-        try:
-            for piece in pieces:
-                writer.write(piece)
-                await asyncio.sleep(manners.choice((0, 0, 0.002)))
-            if roll < RESETS:
-                connection = writer.get_extra_info("socket")
-                linger = struct.pack("ii", 1, 0)
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                return
-            if not stalls and not writer.transport.is_closing():
-                writer.write_eof()
-            received = await self._read(reader, stalls=stalls)
-        except OSError:
-            return  # what comes behind a request that closes may meet a closed connection
-        finally:
-            writer.transport.abort() if roll < RESETS else writer.close()
-        if stalls:
-            received = received.partition(b"HTTP/1.1 408 ")[0]
-        self.findings.statuses.update(self._oracle.check(data, received, closed=True))
-
-    async def _read(self, reader: asyncio.StreamReader, *, stalls: bool) -> bytes:
-        """Everything up to the end; for a client that stalls, or up to where nothing more comes."""
-        begun, received = time.monotonic(), bytearray()
-        try:
-            async with asyncio.timeout(LATE_SECONDS if stalls else HANG_SECONDS):
-                while chunk := await reader.read(65536):
+        stalls = stalls and b"".join(pieces).strip(b"\r\n") != b""
+        received = bytearray()
+        with self._service.connect() as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.settimeout(LATE_SECONDS if stalls else HANG_SECONDS)
+            try:
+                for piece in pieces:
+                    connection.sendall(piece)
+                    time.sleep(r.choice((0, 0, 0.002)))
+                if resets:
+                    linger = struct.pack("ii", 1, 0)
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    return None
+                if not stalls:
+                    connection.shutdown(socket.SHUT_WR)
+                begun = time.monotonic()
+                while chunk := connection.recv(65536):
                     received += chunk
-        except TimeoutError:
-            if not stalls or not received:
-                raise Violation(f"hangs, after {bytes(received)!r}") from None
-        if not stalls:
-            self.findings.slowest = max(self.findings.slowest, time.monotonic() - begun)
+            except TimeoutError:
+                if not stalls or not received:
+                    raise Violation(f"hangs, after {bytes(received)!r}") from None
+            except OSError:
+                return None  # what comes behind a request that closes may meet a closed connection
+        if stalls:
+            return bytes(received).partition(b"HTTP/1.1 408 ")[0]
+        self.findings.slowest = max(self.findings.slowest, time.monotonic() - begun)
         return bytes(received)

@@ -19,7 +19,7 @@ REQUESTS += [(b"GET", SELF), (b"GET", VERIFY), (b"POST", VERIFY + b"/a/b?c=d")]
 REQUESTS += [(b"POST", b"/sesiones"), (b"PUT", b"/sesiones"), (b"PUT", b"/sesiones")]
 METHODS = b"GET HEAD POST PUT DELETE PATCH OPTIONS TRACE CONNECT PROPFIND PRI SOURCE".split()
 METHODS += [b"DESCRIBE", b"get", b"INVENTO", b""]
-TARGETS = [path.encode() for path in (*OPERATIONS, "/livez", "/metrics")]
+TARGETS = [path.encode() for path in (*OPERATIONS, "/livez")]
 TARGETS += b"/ * // http://h/sesiones/self https://h h:443 sesiones/self".split()
 TARGETS += [VERIFY, b""]
 TARGETS += [VERIFY + tail for tail in (b"s", b"/%0A", b"#x")]
@@ -251,6 +251,8 @@ class Mutations:
                 members[at] = name, self._encoded(self._string())
             else:
                 members[at] = name, self._scalar()
+        if r.random() < 0.1:
+            members[-1] = members[-1][0], self._encoded(self._string())  # the device
         if r.random() < 0.1:
             members.append(r.choice(members))
         if r.random() < 0.1:

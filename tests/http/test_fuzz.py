@@ -33,7 +33,7 @@ def test_answers_in_process_are_those_of_the_contract(redis_server: RedisServer)
 
 
 def test_answers_over_sockets_are_those_of_the_contract(service: Service) -> None:
-    found = uvloop.run(fuzz_over_sockets(service, "suite", 16 * EXAMPLES))
+    found = fuzz_over_sockets(service, "suite", 16 * EXAMPLES)
     assert found.violations == []
 
 
@@ -277,9 +277,11 @@ def test_fuzzer_finds_a_hang_over_a_socket() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         created = Reply(201, {}, orjson.dumps(SESION._asdict()))
         silent: Any = SimpleNamespace(
-            port=listener.getsockname()[1], log="", request=lambda *_: created
+            log="",
+            request=lambda *_: created,
+            connect=lambda: socket.create_connection(listener.getsockname()),
         )
         with patch("tests.harness.fuzzer.HANG_SECONDS", 0.1):
-            violations = uvloop.run(fuzz_over_sockets(silent, "silent", 40)).violations
+            violations = fuzz_over_sockets(silent, "silent", 40).violations
     assert violations
     assert all("hangs" in violation for violation in violations)
