@@ -5,6 +5,7 @@ import asyncio
 import itertools
 import json
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ NOW = 1_800_000_000
 NEW_ID = 4096
 """The ID_Sesion of every session that is created on a FixedStore."""
 DEVICE = "móvil"
+INPUTS_KEPT = 10
+"""How many of a connection's last inputs a violation shows."""
 SETTINGS = {"SESIONES_SERVICE_KEY": KEY, "SESIONES_REDIS_TIMEOUT": "5"}
 """A busy machine makes no 503 with this timeout."""
 
@@ -161,6 +164,8 @@ class Wire:
     """One connection to the protocol."""
 
     def __init__(self, application: Application, protocol: type[HttpProtocol] = FastLane) -> None:
+        self.sent: deque[list[bytes]] = deque(maxlen=INPUTS_KEPT)
+        """The last inputs, in the pieces in which they were sent."""
         self.transport = _Transport()
         self.protocol = protocol(application.config, application.state, dict(application.app_state))
         self.protocol.connection_made(self.transport)  # type: ignore[arg-type]
