@@ -32,8 +32,8 @@ from scripts.chaos.mutations import Mutations
 from scripts.chaos.oracle import Oracle, Violation
 from sesiones import tokens
 from sesiones.http.app import create_app
-from sesiones.http.fast_check import FastLane
-from sesiones.http.protocol import HttpProtocol
+from sesiones.http.fast_check import FastCheckProtocol
+from sesiones.http.protocol import BODY, HEAD, HttpProtocol
 from sesiones.settings import Settings
 from sesiones.store.scripts import CREATE, END, END_ALL, UPDATE
 from tests.harness.progress import Progress
@@ -216,7 +216,9 @@ class Application:
 class Wire:
     """One connection to the protocol: input after input, for as long as it is kept."""
 
-    def __init__(self, application: Application, protocol: type[HttpProtocol] = FastLane) -> None:
+    def __init__(
+        self, application: Application, protocol: type[HttpProtocol] = FastCheckProtocol
+    ) -> None:
         self.transport = Transport()
         self.protocol = protocol(application.config, application.state, dict(application.app_state))
         self.protocol.connection_made(self.transport)  # type: ignore[arg-type]
@@ -228,11 +230,11 @@ class Wire:
     @property
     def within(self) -> bool:
         """Whether a request has come in part."""
-        return self.protocol._in_head or self.protocol._in_body
+        return self.protocol._input in (HEAD, BODY)
 
     @property
     def owed(self) -> bool:
-        return not self.transport.ended and self.protocol._owes()
+        return not self.transport.ended and self.protocol._is_answering()
 
     def end(self) -> None:
         """The client shuts its side, as asyncio would tell."""
@@ -264,7 +266,12 @@ async def application(store: Store) -> AsyncIterator[Application]:
     with patch("sesiones.store.connect", return_value=store):
         app = create_app(Settings.read(SETTINGS, {}))
     config = uvicorn.Config(
-        app, ws="none", http=FastLane, log_config=None, access_log=False, proxy_headers=False
+        app,
+        ws="none",
+        http=FastCheckProtocol,
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
     )
     config.load()
     state = ServerState()

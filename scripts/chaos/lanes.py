@@ -1,9 +1,9 @@
-"""Whether the fast lane answers what Starlette answers, byte for byte: two connections in process,
-one with the fast lane and one without, get the same bytes at the same time.
+"""Whether the fast check answers what Starlette answers, byte for byte: two connections in process,
+one with the fast check and one without, get the same bytes at the same time.
 
-The conversations are made to confuse the lane: pipelines, splits at any byte, clients that leave
-or shut their side, and near-copies of messages that the lane remembers, so that a message is taken
-for another one wherever that is possible. A failure names the seed and what was sent.
+The conversations are made to confuse the fast check: pipelines, splits at any byte, clients that
+leave or shut their side, and near-copies of requests that it has templates of, so that a message is
+taken for another one wherever that is possible. A failure names the seed and what was sent.
 """
 
 import asyncio
@@ -31,8 +31,9 @@ from scripts.chaos.inputs import (
 from scripts.chaos.mutations import Mutations
 from scripts.chaos.oracle import TOKEN
 from sesiones import tokens
-from sesiones.http.fast_check import FastLane
-from sesiones.http.protocol import HttpProtocol
+from sesiones.http.fast_check import FastCheckProtocol
+from sesiones.http.protocol import BODY, HttpProtocol
+from sesiones.http.templates import Kind
 from tests.harness.progress import Progress
 
 MESSAGES, SHORT_MESSAGES = 1_000_000, 6_000
@@ -68,18 +69,18 @@ class Comparison:
     messages: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
     differences: list[str] = field(default_factory=list)
-    lanes: Counter[str] = field(default_factory=Counter)
-    """How many checks the lane answered from the parser, and how many without it."""
+    taken: Counter[str] = field(default_factory=Counter)
+    """How many fast checks were parsed, and how many matched a template."""
 
 
-class _Lane(FastLane):
-    """The fast lane, which counts what it takes."""
+class _CountingProtocol(FastCheckProtocol):
+    """Counts the fast checks."""
 
     taken: ClassVar[Counter[str]] = Counter()
 
-    def _ask(self, check: Any, token: bytes) -> None:
-        self.taken["parsed" if self._in_body else "remembered"] += 1
-        super()._ask(check, token)
+    def _ask(self, check: Any, token: bytes, kind: Kind) -> None:
+        self.taken["parsed" if self._input is BODY else "matched"] += 1
+        super()._ask(check, token, kind)
 
 
 class Conversations:
@@ -92,7 +93,7 @@ class Conversations:
         self._head = b""
 
     def turn(self) -> None:
-        """From now on another message is the one that the lane gets to know."""
+        """From now on another message is the one that becomes a template."""
         r = self.random
         self._head = r.choice(HEADS) % r.choice(CREDENTIALS)
 
@@ -142,7 +143,7 @@ class _Pair:
     """Two connections that get the same."""
 
     def __init__(self, served: Application, known: set[bytes]) -> None:
-        self.fast, self.reference = Wire(served, _Lane), Wire(served, HttpProtocol)
+        self.fast, self.reference = Wire(served, _CountingProtocol), Wire(served, HttpProtocol)
         self.sent: list[list[bytes]] = []
         self.lost = False
         self._known = known
@@ -197,18 +198,18 @@ def play(short: bool) -> Iterator[Bar]:
     seed = "short" if short else os.environ.get("SESIONES_CHAOS_SEED", str(time.time_ns()))
     result = uvloop.run(compare(seed, SHORT_MESSAGES if short else MESSAGES))
     statuses = ", ".join(f"{count:,} {one}" for one, count in sorted(result.statuses.items()))
-    taken = f"{result.lanes['parsed']:,} by the lane, {result.lanes['remembered']:,} unparsed"
+    taken = f"{result.taken['parsed']:,} fast and parsed, {result.taken['matched']:,} unparsed"
     yield Bar(
-        f"the fast lane answers {result.messages:,} messages, in pipelines, pieces and near-copies "
-        "of one another, as Starlette does to the byte",
+        f"the fast check answers {result.messages:,} messages, in pipelines, pieces and "
+        "near-copies of one another, as Starlette does to the byte",
         result.differences[0] if result.differences else f"0 differ; {taken}; {statuses}",
         not result.differences,
     )
     yield Bar(
-        "of these at least a tenth is answered by the lane, and half of that without the parser",
+        "of these at least a tenth is a fast check, and half of that without the parser",
         taken,
-        result.lanes.total() > result.messages / 10
-        and result.lanes["remembered"] > result.messages / 20,
+        result.taken.total() > result.messages / 10
+        and result.taken["matched"] > result.messages / 20,
     )
 
 
@@ -217,8 +218,8 @@ async def compare(seed: str, messages: int) -> Comparison:
     result, store = Comparison(), Store()
     conversations = Conversations(seed, store)
     progress = Progress("compared", messages)
-    FastLane._known.clear()
-    _Lane.taken.clear()
+    _clear_templates()
+    _CountingProtocol.taken.clear()
     async with application(store) as served:
         pairs = [_Pair(served, set(store.tokens)) for _ in range(PAIRS)]
         while result.messages < messages and len(result.differences) < 10:
@@ -237,10 +238,15 @@ async def compare(seed: str, messages: int) -> Comparison:
         for pair in pairs:
             pair.lose()
     progress.end()
-    FastLane._known.clear()
-    result.lanes = Counter(_Lane.taken)
+    _clear_templates()
+    result.taken = Counter(_CountingProtocol.taken)
     result.differences = [f"seed {seed}: {difference}" for difference in result.differences]
     return result
+
+
+def _clear_templates() -> None:
+    if FastCheckProtocol.templates is not None:
+        FastCheckProtocol.templates.clear()
 
 
 async def _round(pairs: list[_Pair], conversations: Conversations, result: Comparison) -> None:

@@ -24,7 +24,7 @@ import uvicorn
 
 from sesiones import logs, signals
 from sesiones.http.app import create_app
-from sesiones.http.fast_check import FastLane
+from sesiones.http.fast_check import FastCheckProtocol
 from sesiones.http.protocol import SEND_SECONDS, HttpProtocol
 from sesiones.http.watch import Watch
 from sesiones.http.workers import BEAT_SECONDS, Supervisor
@@ -190,11 +190,11 @@ def _protocol(settings: Settings) -> type[asyncio.Protocol] | Literal["httptools
     """The class that speaks HTTP. Ours rely on uvicorn's internals, and step aside for others."""
     if not uvicorn.__version__.startswith("0.54."):
         logger.warning(
-            "uvicorn %s is not the 0.54 that sesiones knows: no fast lane, 408 and 431",
+            "uvicorn %s is not the 0.54 that sesiones knows: no fast check, 408 and 431",
             uvicorn.__version__,
         )
         return "httptools"
-    return FastLane if settings.http == "fast" else HttpProtocol
+    return FastCheckProtocol if settings.http == "fast" else HttpProtocol
 
 
 @contextmanager

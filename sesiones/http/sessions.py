@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from sesiones.http import requests
+from sesiones.http import requests, responses
 from sesiones.http.credentials import Headers, ServiceKeys, caller_token
 from sesiones.http.problems import Problem, unauthorized, unavailable
 from sesiones.http.requests import Members
@@ -44,23 +44,8 @@ class Endpoints:
             problem = error if isinstance(error, Problem) else unavailable()
             await problem.response()(scope, receive, send)
             return
-        # All three on every 200: a gateway that copies them overwrites what a client made up.
-        headers = [
-            (b"cache-control", b"no-store"),
-            (b"x-id-usuario", b"%d" % sesion.ID_Usuario),
-            (b"x-id-sesion", b"%d" % sesion.ID_Sesion),
-            (b"x-fecha-expiracion", b"%d" % sesion.Fecha_Expiracion),
-        ]
-        if verify:
-            # 200 and not 204: Envoy lets a request through on exactly 200.
-            body = b""
-            headers.append((b"content-length", b"0"))
-        else:
-            body = sesion.to_json()
-            headers.append((b"content-length", b"%d" % len(body)))
-            headers.append((b"content-type", b"application/json"))
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        for message in responses.asgi_messages(responses.check_succeeded(sesion, verify=verify)):
+            await send(message)
 
     async def create(self, request: Request) -> Response:
         """POST /sesiones."""

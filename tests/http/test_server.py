@@ -24,7 +24,7 @@ import uvicorn
 import sesiones
 from sesiones.cli import main
 from sesiones.http.app import create_app
-from sesiones.http.fast_check import FastLane
+from sesiones.http.fast_check import FastCheckProtocol
 from sesiones.http.protocol import DRAIN_SECONDS, HttpProtocol
 from sesiones.http.server import ListenError, _Server, listen
 from sesiones.settings import Settings, SettingsError
@@ -763,7 +763,7 @@ async def in_process(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("http", [FastLane, HttpProtocol])
+@pytest.mark.parametrize("http", [FastCheckProtocol, HttpProtocol])
 async def test_a_connection_that_was_not_accepted_yet_is_served(
     http: type[asyncio.Protocol],
 ) -> None:
@@ -783,7 +783,7 @@ async def test_a_connection_that_was_not_accepted_yet_is_served(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("http", [FastLane, HttpProtocol])
+@pytest.mark.parametrize("http", [FastCheckProtocol, HttpProtocol])
 async def test_a_loop_that_is_late_closes_on_no_request(http: type[asyncio.Protocol]) -> None:
     """Timers come before what was sent: the connection looks idle, and is not."""
     async with in_process(http) as (server, listener):

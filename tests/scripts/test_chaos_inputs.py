@@ -14,7 +14,7 @@ import uvloop
 from scripts.chaos.inputs import KEY, Soak, Store, _Sockets, in_process
 from scripts.chaos.mutations import Mutations
 from scripts.chaos.oracle import Oracle, Violation
-from sesiones.http.fast_check import FastLane
+from sesiones.http.fast_check import FastCheckProtocol
 from sesiones.http.problems import Problem, unauthorized
 from sesiones.sesion import Sesion
 from tests.harness.service import Reply
@@ -160,7 +160,7 @@ def test_what_is_broken_is_seen(what: str, doctored: Any) -> None:
 def test_a_hang_is_seen() -> None:
     with (
         patch("scripts.chaos.inputs.HANG_SECONDS", 0.05),
-        patch.object(FastLane, "_answer", lambda *_: None),
+        patch.object(FastCheckProtocol, "_answer", lambda *_: None),
     ):
         violations = soak().violations
     assert any("no answer to" in violation for violation in violations)

@@ -1,4 +1,4 @@
-"""The comparison of the fast lane with Starlette sees a lane that takes too much."""
+"""The comparison of the fast check with Starlette sees one that takes too much."""
 
 import re
 from typing import Any
@@ -9,7 +9,8 @@ import uvloop
 
 from scripts.chaos.inputs import Store
 from scripts.chaos.lanes import Conversations, compare
-from sesiones.http.fast_check import _HARMLESS, FastLane
+from sesiones.http.fast_check import _HARMLESS, FastCheckProtocol
+from sesiones.http.templates import TOKEN, Kind, RequestTemplates
 
 pytestmark = pytest.mark.slow
 
@@ -27,21 +28,23 @@ pytestmark = pytest.mark.slow
         ),
         ("sesiones.http.fast_check._HARMLESS", _HARMLESS | {b"connection": b"close"}),
         ("sesiones.http.fast_check.HOST", re.compile(rb".*", re.DOTALL)),
-        ("sesiones.http.fast_check._SELF", b"HTTP/1.1 200 OK\r\n%b%d%d%d%d%b\r\n%b"),
-        ("sesiones.http.fast_check.FastLane._owes", lambda _: False),
+        ("sesiones.http.responses._OK", b"HTTP/1.1 200 OK\r\n%b%b%b%b"),
+        ("sesiones.http.fast_check.FastCheckProtocol._is_answering", lambda _: False),
     ],
 )
-def test_lane_that_is_too_lenient_differs(what: str, doctored: Any) -> None:
+def test_fast_check_that_is_too_lenient_differs(what: str, doctored: Any) -> None:
     with patch(what, doctored):
         assert uvloop.run(compare("doctored", 6_000)).differences
 
 
 def test_template_that_ignores_what_stands_around_the_token_differs() -> None:
-    class Lenient(dict[tuple[bytes, bytes], tuple[bool, bool]]):
-        def get(self, around: tuple[bytes, bytes], _: Any = None) -> Any:
-            return next((self[one] for one in self if one[0] == around[0]), None)
+    class Lenient(RequestTemplates):
+        def match(self, data: bytes) -> tuple[bytes, Kind] | None:
+            token = TOKEN.search(data)
+            kinds = [self._kinds[one] for one in self._kinds if data.startswith(one[0])]
+            return (token[0], kinds[0]) if token and kinds else None
 
-    with patch.object(FastLane, "_known", Lenient()):
+    with patch.object(FastCheckProtocol, "templates", Lenient()):
         assert uvloop.run(compare("doctored", 6_000)).differences
 
 
