@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
 from sesiones import tokens
-from sesiones.http.exposition import Exposition
+from sesiones.http.operations import Exposition
 from sesiones.metrics import SECONDS, Metrics
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import SessionStore

@@ -36,13 +36,14 @@ def options(headers: Headers, field: bytes) -> list[bytes]:
 def problem(head: bytes, method: bytes, version: str, headers: Headers) -> Problem | None:
     """The 431, 400 or 501 of a head that is not as it must be. ``head``: its bytes; the rest: what
     the parser made of them."""
+    if not names_http(head):
+        return MALFORMED
     if len(head) > HEAD_MAX_BYTES or len(headers) > HEAD_MAX_FIELDS:
         return TOO_LARGE
     hosts = [value for name, value in headers if name == b"host"]
     codings = options(headers, b"transfer-encoding")
     if (
         version not in ("1.0", "1.1")  # 2.3
-        or not names_http(head)
         or method == b"CONNECT"  # the service is no proxy
         or len(hosts) > 1  # 3.2, as the next two
         or not all(map(HOST.fullmatch, hosts))

@@ -26,7 +26,8 @@ from sesiones.cli import main
 from sesiones.http.app import create_app
 from sesiones.http.fast_check import FastCheckProtocol
 from sesiones.http.protocol import DRAIN_SECONDS, HttpProtocol
-from sesiones.http.server import ListenError, _Server, listen
+from sesiones.http.server import _Server
+from sesiones.http.sockets import ListenError, listen
 from sesiones.settings import Settings, SettingsError
 from tests.harness import asgi
 from tests.harness.faults import hung
