@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sesiones.http import responses
-from sesiones.http.heads import HEAD_MAX_BYTES, HEAD_MAX_FIELDS, HOST, names_http
+from sesiones.http.heads import HEAD_MAX_BYTES, HEAD_MAX_FIELDS, HOST
 from sesiones.http.problems import unauthorized, unavailable
 from sesiones.http.protocol import BODY, HEAD, IDLE, HttpProtocol
 from sesiones.http.templates import TOKEN, Kind, RequestTemplates
@@ -60,7 +60,7 @@ class _InFlightCheck:
         self.disconnected = False
         self.message_event = self  # whose set() wakes an application that waits: none does
         self.token = b""
-        self.kind = Kind(verify=False, head=False)
+        self.kind: Kind = (False, False)
 
     def set(self) -> None:
         pass
@@ -183,11 +183,10 @@ class FastCheckProtocol(HttpProtocol):
             or len(self._head) > HEAD_MAX_BYTES
             or self._is_answering()
             or self.flow.write_paused  # the client reads slower than it asks
-            or self.parser.get_http_version() != "1.1"
-            or not names_http(self._head)
+            or not self._head.endswith(b" HTTP/1.1", 0, self._head.find(b"\r\n"))
         ):
             return None
-        return token, Kind(verify, method == b"HEAD")
+        return token, (verify, method == b"HEAD")
 
     def _answer(self, answer: Sesion | Exception | None) -> None:
         """What the store says of the token: the bytes that Starlette would send."""
@@ -200,9 +199,7 @@ class FastCheckProtocol(HttpProtocol):
         if isinstance(answer, Sesion):
             defaults = responses.default_lines(self.server_state.default_headers)
             self.transport.write(
-                responses.check_succeeded(
-                    answer, verify=verify, defaults=defaults, close=close, head=head
-                )
+                responses.check_succeeded(answer, verify, defaults, close, head=head)
             )
         else:
             problem = unauthorized(presented=True) if answer is None else unavailable()

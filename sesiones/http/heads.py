@@ -21,7 +21,8 @@ UNKNOWN_CODING = Problem(501, "De Transfer-Encoding solo se admite chunked.")
 
 Headers = Sequence[tuple[bytes, bytes]]
 
-_BLANK_LINE = b"\r\n\r\n"
+BLANK_LINE = b"\r\n\r\n"
+"""The end of a head, and of the chunks of a body with its trailers."""
 
 
 def options(headers: Headers, field: bytes) -> list[bytes]:
@@ -71,14 +72,3 @@ def names_http(head: bytes) -> bool:
     """
     end = head.find(b"\r\n")
     return end < 0 or head.endswith((b" HTTP/1.1", b" HTTP/1.0"), 0, end)
-
-
-def blank_line_end(before: bytes, data: bytes, start: int, limit: int) -> int:
-    """Where the first blank line behind ``start`` ends, or ``limit`` when none ends before it.
-    ``before``: the last three bytes before ``start``, for the line may begin there."""
-    if before:
-        across = (before + data[start : min(start + 3, limit)]).find(_BLANK_LINE)
-        if across >= 0:
-            return start + across + len(_BLANK_LINE) - len(before)
-    found = data.find(_BLANK_LINE, start, limit)
-    return limit if found < 0 else found + len(_BLANK_LINE)

@@ -170,14 +170,18 @@ class HttpProtocol(HttpToolsProtocol):
         self._unread = b"" if self._input is DISCARD else data[start:]
 
     def _piece_end(self, data: bytes, start: int) -> int:
+        limit = len(data)
         if self._input is not BODY:
             # One byte more than a head may have is enough to refuse it.
-            limit = min(len(data), start + HEAD_MAX_BYTES + 1 - len(self._head))
+            limit = min(limit, start + HEAD_MAX_BYTES + 1 - len(self._head))
         elif self._body_left is not None:
-            return min(len(data), start + max(1, self._body_left))
-        else:
-            limit = len(data)
-        return heads.blank_line_end(self._tail, data, start, limit)
+            return min(limit, start + max(1, self._body_left))
+        if self._tail:
+            across = (self._tail + data[start : start + 3]).find(heads.BLANK_LINE)
+            if across >= 0:
+                return start + across + len(heads.BLANK_LINE) - len(self._tail)
+        found = data.find(heads.BLANK_LINE, start, limit)
+        return limit if found < 0 else found + len(heads.BLANK_LINE)
 
     def _parse(self, piece: bytes) -> None:
         if self._input is BODY:
@@ -186,32 +190,27 @@ class HttpProtocol(HttpToolsProtocol):
             # Blank lines before a request line are not of the head (RFC 9112, 2.2).
             self._head = (self._head + piece).lstrip(b"\r\n")
         try:
-            self._feed(piece)
+            try:
+                self.parser.feed_data(piece)
+            except httptools.HttpParserUpgrade:  # behind the head, where the piece ends
+                if self._input is not DISCARD:
+                    head = self._without_upgrade()
+                    self.parser.feed_data(head)  # another parser
         except httptools.HttpParserError as error:
             if isinstance(error, httptools.HttpParserInvalidURLError):
                 self.url = b"?"  # the method before it was read
             self._refuse(MALFORMED)
-        if self._input is HEAD:
-            if not heads.names_http(self._head):
-                self._refuse(MALFORMED)
-            elif len(self._head) > HEAD_MAX_BYTES:
-                self._refuse(TOO_LARGE)
-        elif self._input is BODY and self._framing_bytes > FRAMING_MAX_BYTES:
+        if self._input is IDLE:  # the usual case
+            self._tail = b""
+            return
+        if self._input is HEAD and not heads.names_http(self._head):
+            self._refuse(MALFORMED)
+        elif len(self._head) > HEAD_MAX_BYTES or self._framing_bytes > FRAMING_MAX_BYTES:
             self._refuse(TOO_LARGE)
-        if self._input is HEAD or self._input is BODY:
+        elif self._input is not DISCARD:
             self._tail = (self._tail + piece)[-3:]
             if self._deadline is None:
                 self._deadline = self._timer(RECEIVE_SECONDS, self._too_slow)
-        else:
-            self._tail = b""
-
-    def _feed(self, piece: bytes) -> None:
-        try:
-            self.parser.feed_data(piece)
-        except httptools.HttpParserUpgrade:  # behind the head, where the piece ends
-            if self._input is not DISCARD:
-                head = self._without_upgrade()
-                self.parser.feed_data(head)  # another parser
 
     def _without_upgrade(self) -> bytes:
         """The head without its Upgrade field, which a server may ignore (RFC 9110, 7.8), for a new
@@ -260,7 +259,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._input = BODY
         self._head = b""
         self._body_left = length
-        self._framing_bytes = 0
 
     def on_body(self, body: bytes) -> None:
         self._framing_bytes -= len(body)
@@ -274,6 +272,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._input is BODY:  # else refused at its head, or read again without an upgrade
             self._input = IDLE
+            self._framing_bytes = 0
             self._stop_deadline()
             super().on_message_complete()
 

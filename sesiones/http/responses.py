@@ -27,7 +27,7 @@ _SELF = _IDENTITY + b"content-length: %d\r\ncontent-type: application/json\r\n%b
 
 
 def check_succeeded(
-    sesion: Sesion, *, verify: bool, defaults: bytes = b"", close: bytes = b"", head: bool = False
+    sesion: Sesion, verify: bool, defaults: bytes = b"", close: bytes = b"", *, head: bool = False
 ) -> bytes:
     """The whole 200 of ``verificar``, or else of ``self``, with these header lines too.
     ``head``: without its body."""

@@ -44,7 +44,7 @@ class Endpoints:
             problem = error if isinstance(error, Problem) else unavailable()
             await problem.response()(scope, receive, send)
             return
-        for message in responses.asgi_messages(responses.check_succeeded(sesion, verify=verify)):
+        for message in responses.asgi_messages(responses.check_succeeded(sesion, verify)):
             await send(message)
 
     async def create(self, request: Request) -> Response:

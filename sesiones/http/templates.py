@@ -22,7 +22,6 @@ has its test in tests/http/test_templates.py:
 """
 
 import re
-from typing import NamedTuple
 
 from sesiones import tokens
 
@@ -34,12 +33,8 @@ TOKEN = re.compile(rb"ses_[A-Za-z0-9_-]{45}")
 _Around = tuple[bytes, bytes]
 
 
-class Kind(NamedTuple):
-    """Which check a request is."""
-
-    verify: bool
-    """Of ``verificar``, else of ``self``."""
-    head: bool
+Kind = tuple[bool, bool]
+"""Which check a request is: whether it is of ``verificar``, and whether it is a HEAD."""
 
 
 class RequestTemplates:
@@ -64,11 +59,9 @@ class RequestTemplates:
     def learn(self, data: bytes, token: bytes, kind: Kind) -> None:
         """Learn from data that the parser took for one plain check of the token, and nothing
         else."""
-        if len(data) > MAX_BYTES or data.count(b"ses_") != 1:
-            return
-        before, found, behind = data.partition(token)
+        before, _, behind = data.partition(token)
         around = before, behind
-        if found and around == self._candidate:
+        if around == self._candidate and data.count(b"ses_") == 1 and len(data) <= MAX_BYTES:
             if len(self._kinds) >= MAX_TEMPLATES:
                 self._kinds.clear()
             self._kinds[around] = kind

@@ -12,14 +12,12 @@ from starlette.applications import Starlette
 
 from sesiones import logs, tokens
 from tests.harness import asgi
+from tests.harness.api import FIELDS, Client, check_problem
 from tests.harness.service import Reply, Service
 from tests.harness.stores import EXAMPLES, KEY
-from tests.http.test_protocol import check, chunks, no_error_logged, parse, post
-from tests.http.test_sessions import FIELDS, Client, app, check_problem
+from tests.harness.wire import check, chunks, parse, post
 
-__all__ = ["app", "no_error_logged"]  # fixtures
-
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_error_logged")]
 
 # The application, its Redis and the service outlive an example, and may: examples end sessions,
 # and every one makes its own.

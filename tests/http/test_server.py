@@ -31,6 +31,7 @@ from sesiones.http.sockets import ListenError, listen
 from sesiones.settings import Settings, SettingsError
 from tests.harness import asgi
 from tests.harness.faults import hung
+from tests.harness.processes import children, connects, is_running
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.service import Service, comes_true, environment, refused
 from tests.harness.stores import KEY
@@ -84,19 +85,6 @@ def status_over(path: Path) -> int:
         return connection.getresponse().status
     finally:
         connection.close()
-
-
-def children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(word) for word in text.split()]
-
-
-def is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
 
 
 # Where it listens.
@@ -834,14 +822,6 @@ def test_it_stops_accepting_while_it_finishes(slow_redis: RedisServer, workers: 
             assert comes_true(lambda: not connects(service.port), 3)
             assert service.process.poll() is None
         assert service.process.wait(timeout=10) == 0
-
-
-def connects(port: int, host: str = "127.0.0.1") -> bool:
-    try:
-        socket.create_connection((host, port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def test_a_half_sent_request_does_not_keep_it(redis_server: RedisServer) -> None:
