@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
         ),
         ("sesiones.http.fast_check._HARMLESS", _HARMLESS | {b"connection": b"close"}),
         ("sesiones.http.fast_check.HOST", re.compile(rb".*", re.DOTALL)),
-        ("sesiones.http.responses._OK", b"HTTP/1.1 200 OK\r\n%b%b%b%b"),
+        ("sesiones.http.responses._SELF", b"HTTP/1.1 200 OK\r\n%b%d%d%d%d%b\r\n%b"),
         ("sesiones.http.fast_check.FastCheckProtocol._is_answering", lambda _: False),
     ],
 )
