@@ -1,0 +1,105 @@
+"""The callback of a reply: when it is called, and what becomes of what it returns or raises."""
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from sesiones.redis_client import connection as connections
+from sesiones.redis_client.connection import NoReplyError, PipelinedConnection
+from tests.redis_client.fakes import CLOCK, Wire, opened, packed, run
+
+
+@pytest.fixture(autouse=True)
+def virtual_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "time", CLOCK)
+
+
+class Echo:
+    """A connection to a server that answers when deliver() is called."""
+
+    def __init__(self) -> None:
+        self.wire = Wire(self._received)
+        self.connection = PipelinedConnection(opened(self.wire), 1.0)
+
+    def _received(self, command: list[bytes]) -> None:
+        self.wire.output += packed(command[-1])
+
+
+def test_result_is_what_the_callback_returns() -> None:
+    async def play() -> None:
+        echo = Echo()
+        sent = echo.connection.send(("ECHO", "a"), lambda reply: reply * 3)
+        echo.wire.deliver(100)
+        assert await sent == b"aaa"
+
+    run(play)
+
+
+def test_error_of_a_callback_is_its_callers_alone(caplog: pytest.LogCaptureFixture) -> None:
+    async def play() -> None:
+        echo = Echo()
+        raises = echo.connection.send(("ECHO", "a"), lambda reply: reply.no_such_thing)
+        other = echo.connection.send(("ECHO", "b"))
+        echo.wire.deliver(100)
+        with pytest.raises(AttributeError):
+            await raises
+        assert await other == b"b"
+        assert echo.connection.usable
+
+    run(play)
+    assert caplog.records == []
+
+
+def test_error_of_a_callback_whose_caller_was_cancelled_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def play() -> None:
+        echo = Echo()
+        sent = echo.connection.send(("ECHO", "a"), lambda reply: reply.no_such_thing)
+        sent.cancel()
+        echo.wire.deliver(100)
+        assert echo.connection.usable
+
+    run(play)
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_callback_is_called_before_later_replies_and_the_loss_of_the_connection(
+    cancelled: bool,
+) -> None:
+    """Else a loss would queue the tombstones for replay before the last of them is there."""
+
+    async def play() -> None:
+        echo = Echo()
+        told: list[Any] = []
+        echo.connection.on_lost = lambda: told.append("lost")
+        writes = [
+            echo.connection.send(("ECHO", number), told.append) for number in (b"1", b"2", b"3")
+        ]
+        checked = echo.connection.send(("ECHO", "check"))
+        checked.add_done_callback(lambda _: told.append("checked"))
+        if cancelled:
+            for write in writes:
+                write.cancel()
+        echo.wire.deliver(1000)
+        assert told == [b"1", b"2", b"3"]  # in the turn in which they were read
+        echo.wire.lose()
+        await asyncio.sleep(0)
+        assert sorted(told[3:]) == ["checked", "lost"]
+
+    run(play)
+
+
+def test_late_reply_is_an_error_of_its_own_kind() -> None:
+    async def play() -> None:
+        echo = Echo()
+        sent = echo.connection.send(("ECHO", "a"))
+        with pytest.raises(NoReplyError) as raised:
+            await sent
+        assert isinstance(raised.value, RedisTimeoutError)
+
+    run(play)
