@@ -12,18 +12,17 @@ from sesiones.redis_client import Execute
 from sesiones.redis_client.cluster import SlotMovedError
 from sesiones.sesion import Sesion, StoreUnavailable
 from sesiones.store.batching import Batcher
-from sesiones.store.errors import WritesRefused, WritesSilent
 from sesiones.store.events import SessionEvents
 from sesiones.store.keys import Keys, base_of
 from sesiones.store.records import session_of
-from sesiones.store.runner import ScriptRunner, unavailable
+from sesiones.store.runner import ScriptRunner, WritesRefused, WritesSilent, unavailable
 from sesiones.store.scripts import CHECK, PEEK, Script
 from sesiones.store.tombstones import Tombstones
 
 logger = logging.getLogger("sesiones.store")
 
 WRITES_SILENT_SECONDS = 1.0
-"""How long checks do without writes, once a write was not answered in half of its time."""
+"""How long checks only peek, after a slide was not answered in half of its time."""
 
 Answer = Sesion | Exception | None
 Submit = Callable[[str, Callable[[Answer], None]], None]

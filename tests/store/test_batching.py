@@ -170,7 +170,7 @@ async def test_an_asker_that_fails_harms_no_other(caplog: pytest.LogCaptureFixtu
     desk.open.set()
     await desk.settle()
     assert desk.answers == [1, 3]
-    assert "an asker failed" in caplog.text
+    assert "a callback of a check failed" in caplog.text
 
 
 async def test_cancelled_callers_harm_nobody(store: SessionStore) -> None:
