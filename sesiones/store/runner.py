@@ -40,8 +40,8 @@ class WritesSilent(StoreUnavailable):
 
 
 class Outage:
-    """Logs the first failure of an outage, not each of its thousands, and its end: the first success
-    after a second without a failure."""
+    """Logs the first failure of an outage, not each of its thousands, and its end: the first
+    success after a second without a failure."""
 
     def __init__(self, failing: str, over: str) -> None:
         self._failing, self._over = failing, over
