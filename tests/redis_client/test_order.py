@@ -20,10 +20,9 @@ from hypothesis import strategies as st
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from sesiones.redis_client import connection as connections
 from sesiones.redis_client.connection import PipelinedConnection
 from tests.harness.fake_redis import Wire, opened, packed
-from tests.harness.virtual_loop import CLOCK, run
+from tests.harness.virtual_loop import run
 from tests.redis_client.programs import QUICK, UNPACKABLE, found_out
 from tests.redis_client.variants import VARIANTS
 
@@ -267,8 +266,7 @@ def play(variant: type[PipelinedConnection], program: list[tuple[Any, ...]]) -> 
 
 
 @pytest.fixture(autouse=True)
-def virtual_clock(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(connections, "time", CLOCK)
+def quiet(virtual_clock: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "sesiones.redis")  # callbacks fail by the thousand
 
 
