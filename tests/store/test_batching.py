@@ -1,5 +1,5 @@
-"""The queue of checks: what goes out together, for how long a question waits, and that no caller
-harms another. On a virtual clock."""
+"""The queue of checks on a virtual clock: which questions share a call, for how long they wait, and
+that no caller harms another."""
 
 import asyncio
 from typing import Any, cast
@@ -59,7 +59,7 @@ class Asked:
 
 
 def fail(_: object) -> None:
-    raise RuntimeError("the asker's own affair")
+    raise RuntimeError("a bug of the caller")
 
 
 @virtual
