@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 from sesiones.cli.connections import commands_of, open_patient_store
 from sesiones.cli.console import ConsoleHandler, complain, counted, show
@@ -13,7 +14,7 @@ from sesiones.cli.doctor import NOTHING_ADVICE, place
 from sesiones.cli.exits import Exit
 from sesiones.cli.masters import evictions
 from sesiones.logs import TEXT_FORMAT, JsonFormatter, TextFormatter, escaped
-from sesiones.sesion import Sesion
+from sesiones.sesion import UserSession
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
 
@@ -27,7 +28,7 @@ async def run(settings: Settings, options: Namespace) -> Exit:
             sesiones = await store.sessions(options.ID_Usuario, deep=options.deep)
             await _warn_of_missing(store, settings, options, found=len(sesiones))
     if options.json:
-        show(json.dumps([sesion._asdict() for sesion in sesiones], separators=(",", ":")))
+        show(json.dumps([_members(sesion) for sesion in sesiones], separators=(",", ":")))
     else:
         found = counted(len(sesiones), "live session")
         title = f"user {options.ID_Usuario}: {found} ({place(settings)})"
@@ -84,12 +85,19 @@ def _events_logged(log_format: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _line(sesion: Sesion) -> str:
+def _members(sesion: UserSession) -> dict[str, Any]:
+    """The members of a session in JSON. ``Token_Sesion`` is the token's name in the log."""
+    members = sesion._asdict()
+    named = {"fingerprint": ("Token_Sesion", f"ses_#{sesion.fingerprint}")}
+    return dict(named.get(member, (member, value)) for member, value in members.items())
+
+
+def _line(sesion: UserSession) -> str:
     moments = sesion.Fecha_Inicio, sesion.Ultima_Actividad, sesion.Fecha_Expiracion
     started, used, expires = map(_date, moments)
     state = "active" if sesion.Estado_Sesion else "inactive"
     return (
-        f"{sesion.ID_Sesion}  {sesion.Token_Sesion}  {state}  started {started}  used {used}  "
+        f"{sesion.ID_Sesion}  ses_#{sesion.fingerprint}  {state}  started {started}  used {used}  "
         f"expires {expires}  {escaped(sesion.Dispositivo)}"
     )
 

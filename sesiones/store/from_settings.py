@@ -1,5 +1,7 @@
 """The store of the service's settings."""
 
+from dataclasses import asdict
+
 from sesiones.metrics import Metrics
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
@@ -10,10 +12,7 @@ def open_store(settings: Settings, metrics: Metrics | None = None) -> SessionSto
     return SessionStore.from_url(
         settings.redis_url,
         key_prefix=settings.key_prefix,
-        idle_seconds=settings.idle_seconds,
-        max_seconds=settings.max_seconds,
-        touch_seconds=settings.touch_seconds,
-        max_per_user=settings.max_per_user,
+        **asdict(settings.policy),
         timeout_seconds=settings.redis_timeout,
         wait_replicas=settings.wait_replicas,
         metrics=metrics,

@@ -50,9 +50,7 @@ class ClockedRedis:
         on_reply: OnReply | None = None,
     ) -> Any:
         reply = await self._execute(*arguments)
-        if on_reply is not None:
-            on_reply(reply)
-        return reply
+        return reply if on_reply is None else on_reply(reply)
 
     async def _execute(self, *arguments: Argument) -> Any:
         if arguments[0] == "EVAL":
@@ -72,7 +70,7 @@ class ClockedRedis:
     async def sentinels(self) -> dict[str, Execute]:
         return {}
 
-    def answered_at(self, tag: str) -> float:
+    def answered_at(self, bucket: str) -> float:
         return time.monotonic()
 
     def on_owner_change(self, listener: Listener) -> None:

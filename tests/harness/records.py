@@ -13,6 +13,8 @@ from sesiones import tokens
 from sesiones.sesion import Sesion
 
 NUMBERS = "inicio", "uso", "ventana", "estado", "id", "usuario"
+IDLE, MAX = 1800, 43_200
+"""The window and the longest life of a session, by default."""
 NEIGHBOUR = 2061
 """A user in the bucket of user 7, which is "eQ". User 8 is in another one."""
 

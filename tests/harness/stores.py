@@ -9,6 +9,7 @@ from typing import Any
 
 from redis import Redis
 
+from sesiones.policy import SessionPolicy
 from sesiones.redis_client import Commands
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import SessionStore
@@ -20,24 +21,29 @@ EXAMPLES = int(os.environ.get("SESIONES_TEST_EXAMPLES", "50"))
 """Examples of a property-based test; raise it for a long run."""
 
 
+Opener = Callable[..., SessionStore]
+"""open_store(), or what does the same and closes the stores at the end of the test."""
+
+
 def open_store(url: str, *, timeout_seconds: float = 5.0, **options: Any) -> SessionStore:
     """A store with the service's defaults, but patience for a busy machine."""
     return SessionStore.from_url(url, timeout_seconds=timeout_seconds, **options)
 
 
 def store_on(
-    commands: Any, kind: Callable[..., SessionStore] = SessionStore, **settings: Any
+    commands: Any,
+    kind: Callable[..., SessionStore] = SessionStore,
+    *,
+    timeout_seconds: float = 5.0,
+    **policy: int,
 ) -> SessionStore:
     """A store on commands that exist, with the service's defaults."""
-    defaults: dict[str, Any] = {
-        "key_prefix": "sesiones",
-        "idle_seconds": 1800,
-        "max_seconds": 43_200,
-        "touch_seconds": 1,
-        "max_per_user": 1000,
-        "timeout_seconds": 5.0,
-    }
-    return kind(lambda: commands, **defaults | settings)
+    return kind(
+        lambda: commands,
+        SessionPolicy(**policy),
+        key_prefix="sesiones",
+        timeout_seconds=timeout_seconds,
+    )
 
 
 class WrappedCommands:

@@ -56,7 +56,7 @@ def state_of(cluster: RedisCluster, user: int) -> dict[str, Any]:
 until = partial(available, seconds=20)
 
 
-async def test_the_life_of_sessions_of_many_slots(cluster: RedisCluster) -> None:
+async def test_sessions_of_many_slots_live_and_end(cluster: RedisCluster) -> None:
     async def live(store: SessionStore, user: int) -> None:
         one, two, three = [await store.create(user, f"device {user}") for _ in range(3)]
         found = await store.find(one.Token_Sesion)
@@ -94,7 +94,7 @@ async def test_checks_of_a_node_share_calls(cluster: RedisCluster) -> None:
 # Slots that move.
 
 
-async def test_slots_that_move_under_load(cluster: RedisCluster) -> None:
+async def test_slots_that_move_under_load_cost_no_answer(cluster: RedisCluster) -> None:
     """Users use their sessions while their slots move from node to node, key by key. Each knows
     what it has done; nothing fails, and nothing is answered wrongly."""
     choose = random.Random(7)
@@ -170,7 +170,7 @@ async def test_slots_that_move_under_load(cluster: RedisCluster) -> None:
         assert sorted(members) == sorted(key.rsplit(":", 1)[1] for key in sessions)
 
 
-async def test_a_slot_of_which_some_keys_have_moved(cluster: RedisCluster) -> None:
+async def test_slot_of_which_some_keys_have_moved_answers_checks(cluster: RedisCluster) -> None:
     """Every way in which a user's two sessions, index and counter may lie on the two sides. Checks
     answer, without a slide where it cannot be; the others are done as a whole or not at all."""
     splits = list(product([False, True], repeat=4))
@@ -252,7 +252,7 @@ async def test_a_slot_of_which_some_keys_have_moved(cluster: RedisCluster) -> No
 
 
 @pytest.mark.parametrize("operation", ["find", "create", "end", "end_all"])
-async def test_what_expired_is_not_forgotten_while_its_key_may_be_elsewhere(
+async def test_expired_session_stays_indexed_while_its_key_may_be_on_another_node(
     cluster: RedisCluster, operation: str
 ) -> None:
     """An index drops an expired session with its key. While that may have moved to another node,
@@ -288,7 +288,9 @@ async def test_what_expired_is_not_forgotten_while_its_key_may_be_elsewhere(
         assert cluster.clients[target].zscore(index, member) is None
 
 
-async def test_a_node_that_is_added(cluster: RedisCluster) -> None:
+async def test_node_that_is_added_serves_the_slot_that_is_moved_to_it(
+    cluster: RedisCluster,
+) -> None:
     """It has no slots, and the service does not know it, until one is moved to it."""
     user = 3000
     slot = slot_of(user)
@@ -322,7 +324,7 @@ def knows(cluster: RedisCluster, port: int, other: int) -> bool:
 # Nodes that fail.
 
 
-async def test_a_cluster_that_is_not_there() -> None:
+async def test_unreachable_cluster_is_unavailable_in_time() -> None:
     store = open_store(f"redis+cluster://127.0.0.1:{free_port()}", timeout_seconds=0.25)
     for _ in range(2):
         begun = time.monotonic()
@@ -332,14 +334,14 @@ async def test_a_cluster_that_is_not_there() -> None:
     await store.aclose()
 
 
-async def test_nodes_without_the_hostnames_that_they_prefer() -> None:
+async def test_nodes_without_the_hostnames_that_they_prefer_are_reached() -> None:
     with RedisCluster(2, cluster_preferred_endpoint_type="hostname") as cluster:
         async with open_store(cluster.url) as store:
             for user in range(20):
                 assert (await until(partial(store.create, user, "laptop"))).ID_Usuario == user
 
 
-async def test_a_server_that_is_no_cluster(redis_server: RedisServer) -> None:
+async def test_server_that_is_no_cluster_is_unavailable(redis_server: RedisServer) -> None:
     port = free_port()
     with RedisServer(port=str(port)):
         store = open_store(f"redis+cluster://127.0.0.1:{port}", timeout_seconds=0.25)
@@ -348,7 +350,7 @@ async def test_a_server_that_is_no_cluster(redis_server: RedisServer) -> None:
         await store.aclose()
 
 
-async def test_callers_that_leave_cost_no_other_its_session(cluster: RedisCluster) -> None:
+async def test_cancelled_callers_cost_no_other_its_session(cluster: RedisCluster) -> None:
     choose = random.Random(7)
     async with open_store(cluster.url) as store:
         sessions = [await store.create(user, f"device {user}") for user in range(200, 230)]
@@ -373,7 +375,7 @@ async def test_callers_that_leave_cost_no_other_its_session(cluster: RedisCluste
 
 
 @pytest.mark.parametrize("failing", ["killed", "stopped", "a stranger's", "an empty node's"])
-async def test_a_node_that_fails_costs_its_users_alone(cluster: RedisCluster, failing: str) -> None:
+async def test_node_that_fails_costs_its_users_alone(cluster: RedisCluster, failing: str) -> None:
     """The others are as fast as ever, under load. Nor has a session ended because somebody else's
     Redis, which has none, answers at the address of a node that is gone."""
     async with open_store(cluster.url, timeout_seconds=1) as store:
@@ -431,7 +433,9 @@ async def test_a_node_that_fails_costs_its_users_alone(cluster: RedisCluster, fa
         assert time.monotonic() - begun < 5
 
 
-async def test_writes_that_are_refused(cluster: RedisCluster) -> None:
+async def test_refused_writes_cost_no_check_while_the_masters_confirm_the_node(
+    cluster: RedisCluster,
+) -> None:
     """Checks answer, while the other masters say that the node is still the slot's."""
     async with open_store(cluster.url, timeout_seconds=0.5, touch_seconds=0) as store:
         made = [await until(partial(store.create, user, "laptop")) for user in range(400, 430)]
@@ -476,7 +480,7 @@ async def test_writes_that_are_refused(cluster: RedisCluster) -> None:
                 client.config_set("min-replicas-to-write", 0)
 
 
-async def test_aclose_ends_what_is_out(cluster: RedisCluster) -> None:
+async def test_aclose_fails_what_is_in_flight(cluster: RedisCluster) -> None:
     store = open_store(cluster.url)
     made = [await until(partial(store.create, user, "laptop")) for user in range(500, 510)]
     for server in cluster.servers.values():
@@ -496,7 +500,9 @@ async def test_aclose_ends_what_is_out(cluster: RedisCluster) -> None:
         await store.find(made[0].Token_Sesion)
 
 
-async def test_nodes_that_are_made_anew(caplog: pytest.LogCaptureFixture) -> None:
+async def test_reset_nodes_are_refused_until_they_are_a_new_cluster(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """At the same addresses. One of them is refused, as the others know better; all of them are a
     new Cluster."""
     with RedisCluster(2) as cluster:
@@ -533,7 +539,7 @@ async def test_nodes_that_are_made_anew(caplog: pytest.LogCaptureFixture) -> Non
 # With replicas.
 
 
-async def test_failovers(anyio_backend_name: str) -> None:
+async def test_failovers_cost_only_the_slots_concerned(anyio_backend_name: str) -> None:
     """One that is asked for, and one because a master died: no wrong answer, no error beyond the
     slots concerned, and those are back as soon as the Cluster is."""
     with RedisCluster(3, 3) as cluster:
@@ -599,7 +605,7 @@ nodes = st.tuples(hosts, ports, st.just(b"name")).map(list)
 
 
 @given(st.lists(st.integers(0, 16384), min_size=2, max_size=9, unique=True), st.data())
-def test_a_map_says_who_has_each_slot(bounds: list[int], data: st.DataObject) -> None:
+def test_slot_map_names_the_master_of_each_slot(bounds: list[int], data: st.DataObject) -> None:
     bounds.sort()
     reply: list[list[Any]] = [
         [first, last - 1, *data.draw(st.lists(nodes, min_size=1, max_size=3))]
@@ -624,7 +630,9 @@ def test_a_map_says_who_has_each_slot(bounds: list[int], data: st.DataObject) ->
         (None, [[b"ip", b"10.0.0.1"]], "asked"),
     ],
 )
-def test_a_hostname_that_is_not_known(host: bytes | None, metadata: Any, address: str) -> None:
+def test_unknown_hostname_is_replaced_by_the_address(
+    host: bytes | None, metadata: Any, address: str
+) -> None:
     masters, names = masters_of([[0, 1, [host, 7000, b"n", *metadata]]], "asked")
     assert masters[:3] == [(address, 7000), (address, 7000), None]
     assert names == {(address, 7000): "n"}
@@ -636,7 +644,7 @@ anything = st.recursive(
 
 
 @given(anything | st.lists(st.tuples(st.integers(-2, 16386), st.integers(-2, 16386), anything)))
-def test_what_is_no_map_is_refused(reply: Any) -> None:
+def test_reply_that_is_no_slot_map_is_refused(reply: Any) -> None:
     with contextlib.suppress(ValueError):
         masters, names = masters_of(reply, "asked")
         assert len(masters) == 16384
