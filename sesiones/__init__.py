@@ -5,14 +5,30 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sesiones.sesion import BadDates, Immutable, Refusal, Sesion, StoreUnavailable
+    from sesiones.sesion import (
+        BadDates,
+        Immutable,
+        Refusal,
+        Sesion,
+        StoreUnavailable,
+        UserSession,
+    )
     from sesiones.store import SessionStore
 
-__all__ = ["BadDates", "Immutable", "Refusal", "Sesion", "SessionStore", "StoreUnavailable"]
+__all__ = [
+    "BadDates",
+    "Immutable",
+    "Refusal",
+    "Sesion",
+    "SessionStore",
+    "StoreUnavailable",
+    "UserSession",
+]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when it is used: the service handles signals before it imports the rest (signals.py).
+    # The store is imported when it is first used: the service must handle signals before it imports
+    # other modules (signals.py).
     if name in __all__:
         from sesiones import store
 

@@ -1,10 +1,9 @@
 """What the scenarios share in which a master is lost: what they allow, and how they judge it."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from scripts.chaos import Bar
-from tests.harness.traffic import BACK, LOST, OVERWRITTEN, Event, Traffic, words
+from tests.harness.traffic import BACK, LOST, OVERWRITTEN, Traffic, counted, slowest, words
 
 TIMEOUT_SECONDS, SHORT_TIMEOUT_SECONDS = 0.25, 1.0
 """SESIONES_REDIS_TIMEOUT."""
@@ -61,13 +60,3 @@ def losses(
         and not meanwhile.keys() - {LOST, BACK}
         and not (replicas and (back or overwritten)),
     )
-
-
-def slowest(events: Iterable[Event]) -> float:
-    return max(event.seconds for event in events)
-
-
-def counted(events: Iterable[Event]) -> str:
-    """How many answers of each status."""
-    counts = Counter(event.status for event in events)
-    return ", ".join(f"{count:,} x {status}" for status, count in sorted(counts.items()))

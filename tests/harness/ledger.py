@@ -102,8 +102,8 @@ class Ledger:
 
 
 def numbers(headers: Mapping[str, str], body: bytes) -> dict[str, int]:
-    """A session's numbers in a 200: of its object, or else of the headers of a check. Raises
-    ValueError."""
+    """A session's numbers in a 200: of its object, or else of the headers of a check, whose names
+    are in lower case. Raises ValueError."""
     if body:
         session = json.loads(body)
         if not isinstance(session, dict):
@@ -112,5 +112,5 @@ def numbers(headers: Mapping[str, str], body: bytes) -> dict[str, int]:
         if not all(type(value) is int for value in found.values()):
             raise ValueError("not a number")
         return found
-    named = {name: headers.get(f"X-{name.replace('_', '-')}") for name in (*FIXED, *RISING)}
+    named = {name: headers.get(f"x-{name.replace('_', '-').lower()}") for name in (*FIXED, *RISING)}
     return {name: int(value) for name, value in named.items() if value is not None}

@@ -24,7 +24,8 @@ CONFIGURATION = Path(__file__).parents[2] / "redis.conf"
 
 
 class RedisServer:
-    """A server on redis.conf, on a unix socket, until it is closed.
+    """A server on redis.conf, on a unix socket, and on a port if ``port`` is among the options,
+    until it is closed. ``url`` names the port where there is one.
 
     ``data``: where its append-only file lives; by default in a private directory.
     ``socket_path``: of its unix socket; by default in the private directory.
@@ -44,12 +45,12 @@ class RedisServer:
     ) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="sesiones-"))
         self.socket = socket_path or self._directory / "redis.sock"
-        self.url = unix_url(self.socket)
         self._binary = binary
         self._data = data or self._directory
         self._inherited = () if keep_open is None else (keep_open,)
         self._options = options
         self.port = int(options.get("port", "0"))
+        self.url = f"redis://127.0.0.1:{self.port}" if self.port else unix_url(self.socket)
         # A copy: Sentinel, and CONFIG REWRITE, have a server write into its file.
         self._configuration = shutil.copy(CONFIGURATION, self._directory)
         self.process: subprocess.Popen[bytes] | None = None
@@ -94,6 +95,10 @@ class RedisServer:
             return True
         except RedisError:
             return False
+
+    def client(self, **options: Any) -> Redis:
+        """A client on its unix socket, to be closed by the caller."""
+        return Redis(unix_socket_path=str(self.socket), **options)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End the process; SIGTERM saves first. The data stays, and nobody gets its port."""

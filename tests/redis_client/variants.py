@@ -56,7 +56,7 @@ class CallsBackUnguarded(PipelinedConnection):
         if self._in_flight and (on_reply := self._in_flight[0].on_reply):
             future, sent_at, repeatable, _ = self._in_flight.popleft()
             if not isinstance(reply, Exception):
-                on_reply(reply)
+                reply = on_reply(reply)
             self._in_flight.appendleft(_InFlight(future, sent_at, repeatable, None))
         super()._deliver(reply)
 

@@ -137,7 +137,7 @@ def test_what_only_a_token_is_known_of(ledger: Ledger) -> None:
 
 
 def test_the_numbers_of_an_answer() -> None:
-    headers = {"X-ID-Usuario": "7", "X-ID-Sesion": "4097", "X-Fecha-Expiracion": "1800001800"}
+    headers = {"x-id-usuario": "7", "x-id-sesion": "4097", "x-fecha-expiracion": "1800001800"}
     of_headers = {"ID_Usuario": 7, "ID_Sesion": 4097, "Fecha_Expiracion": 1800001800}
     assert numbers(headers, b"") == of_headers
     assert numbers(headers, b'{"ID_Usuario":8,"Dispositivo":"x"}') == {"ID_Usuario": 8}
@@ -145,4 +145,4 @@ def test_the_numbers_of_an_answer() -> None:
         with pytest.raises(ValueError, match=r"."):
             numbers(headers, body)
     with pytest.raises(ValueError, match=r"."):
-        numbers({"X-ID-Usuario": "seven"}, b"")
+        numbers({"x-id-usuario": "seven"}, b"")
