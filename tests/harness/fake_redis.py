@@ -140,6 +140,10 @@ class Wire:
         self._lingering = False
 
 
+_PARSER = Connection()._parser  # it takes a millisecond: redis-py looks its own version up
+"""Its error classes are all that the connection uses of it."""
+
+
 def opened(wire: Wire, host: str = "fake", port: int = 1) -> Any:
     """What redis-py hands over when it has opened a connection."""
     return SimpleNamespace(
@@ -147,7 +151,7 @@ def opened(wire: Wire, host: str = "fake", port: int = 1) -> Any:
         port=port,
         _writer=SimpleNamespace(transport=wire),
         _reader=None,
-        _parser=Connection(host=host, port=port)._parser,
+        _parser=_PARSER,
     )
 
 
