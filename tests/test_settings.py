@@ -18,26 +18,37 @@ from sesiones.settings import Settings, SettingsError, public_url, variables, wa
 
 KEY = "k" * 32
 
+GOOD_URLS = """
+    redis://h redis://h:6380/1 redis://user:p%40ss@h/0 redis://[::1]:6379
+    rediss://h:6380/0?ssl_ca_certs=/ca.pem unix:///run/redis.sock
+    redis+sentinel://a:26379,b:26379/mymaster redis+sentinel://:secret@a,[::1]:26379/mymaster/1
+    redis+cluster://a:7000,b:7001 redis+cluster://user:secret@a
+"""
+BAD_URLS = """
+    redis 127.0.0.1:6379 http://h redis://h:port redis://h:65536 redis://[::1 redis://h?db=one
+    redis://h/notadatabase unix:// redis+sentinel://h:1 redis+sentinel:///mymaster
+    redis+sentinel://h/mymaster/one redis+cluster:// redis+cluster://h, redis+cluster://h:65536
+    redis+cluster://h/1
+    rediss://h?protocol=9 rediss://h?retry=3 rediss://h?ssl_cert_reqs=sometimes
+    rediss://h?maint_notifications_config=1 rediss://h?credential_provider=x
+    rediss://h?username=u&password=p&credential_provider=x
+    rediss://h?redis_connect_func=x rediss://h?encoding=klingon
+    http://:hunter2@h hunter2 redis://:hunter2 redis://:hunter2@h:port redis://:hunter2@[::1
+    redis://user:hunter2@h:65536/0 redis://h?db=hunter2 redis://h?password=hunter2&db=x
+    redis+sentinel://:hunter2@h redis+cluster://:hunter2@h:x redis+cluster://:hunter2@
+    redis://:hunter2/x@h:6379/0 redis://:hunter2#x@h:6379/0 redis://:hunter2?x@h:6379/0
+    redis://user:1234/56@h:6379/0 redis://user:1234#56@h:6379/0 redis://user:1234?56@h:6379/0
+"""
+"""Malformed URLs; options of redis-py that make every request fail, or that the service sets
+itself; passwords in bad URLs; and passwords that are not escaped: half of one reads as the port
+of a host "user", and the log would show it."""
+
 GOOD: dict[str, list[tuple[str, Any]]] = {
     "host": [("::1", "::1"), ("localhost", "localhost")],
     "port": [("0", 0), ("65535", 65535)],
     "uds": [("/tmp/s.sock", "/tmp/s.sock")],
     "workers": [("1", 1), ("4", 4)],
-    "redis_url": [
-        (url, url)
-        for url in (
-            "redis://h",
-            "redis://h:6380/1",
-            "redis://user:p%40ss@h/0",
-            "redis://[::1]:6379",
-            "rediss://h:6380/0?ssl_ca_certs=/ca.pem",
-            "unix:///run/redis.sock",
-            "redis+sentinel://a:26379,b:26379/mymaster",
-            "redis+sentinel://:secret@a,[::1]:26379/mymaster/1",
-            "redis+cluster://a:7000,b:7001",
-            "redis+cluster://user:secret@a",
-        )
-    ],
+    "redis_url": [(url, url) for url in GOOD_URLS.split()],
     "idle_seconds": [("1", 1), ("43200", 43200)],
     "max_seconds": [("1800", 1800), ("2147483647", 2147483647)],
     "touch_seconds": [("0", 0), ("60", 60)],
@@ -65,54 +76,7 @@ BAD: dict[str, list[str]] = {
     "port": [*NOT_A_COUNT, "65536"],
     "uds": [""],
     "workers": [*NOT_A_COUNT, "0"],
-    "redis_url": [
-        "",
-        "redis",
-        "127.0.0.1:6379",
-        "http://h",
-        "redis://h:port",
-        "redis://h:65536",
-        "redis://[::1",
-        "redis://h?db=one",
-        "redis://h/notadatabase",
-        "unix://",
-        "redis+sentinel://h:1",
-        "redis+sentinel:///mymaster",
-        "redis+sentinel://h/mymaster/one",
-        "redis+cluster://",
-        "redis+cluster://h,",
-        "redis+cluster://h:65536",
-        "redis+cluster://h/1",  # a Cluster has database 0 only
-        # Options of redis-py that make every request fail, or that the service sets itself.
-        *(
-            f"rediss://h?{option}"
-            for option in (
-                "protocol=9",
-                "retry=3",
-                "ssl_cert_reqs=sometimes",
-                "maint_notifications_config=1",
-                "username=u&password=p&credential_provider=x",
-                "credential_provider=x",
-                "redis_connect_func=x",
-                "encoding=klingon",
-            )
-        ),
-        # A password in a bad URL.
-        "http://:hunter2@h",
-        "hunter2",
-        "redis://:hunter2",
-        "redis://:hunter2@h:port",
-        "redis://:hunter2@[::1",
-        "redis://user:hunter2@h:65536/0",
-        "redis://h?db=hunter2",
-        "redis://h?password=hunter2&db=x",
-        "redis+sentinel://:hunter2@h",
-        "redis+cluster://:hunter2@h:x",
-        "redis+cluster://:hunter2@",
-        # A password that is not escaped: the log would show half of it, as a port of a host "user".
-        *(f"redis://:hunter2{separator}x@h:6379/0" for separator in "/#?"),
-        *(f"redis://user:1234{separator}56@h:6379/0" for separator in "/#?"),
-    ],
+    "redis_url": ["", *BAD_URLS.split()],
     "idle_seconds": [*NOT_A_COUNT, "0", "2147483648"],
     "max_seconds": [*NOT_A_COUNT, "0"],
     "touch_seconds": [*NOT_A_COUNT, "2147483648"],
@@ -126,21 +90,9 @@ BAD: dict[str, list[str]] = {
     "key_prefix": ["", "a" * 33, "a b", "{a}", "ñ", "a\n", "*"],
     "http": ["", "h11"],
     "forwarded_allow_ips": [
-        "",
-        ",",
-        "127.0.0.1,",
-        "garbage",
-        "localhost",
-        "unix:",
-        "127.0.0.1,*",
-        "10.0.0.1/8",  # for uvicorn it is no network, as bits of the host are set
-        "10.0.0.0/33",
-        "256.0.0.1",
-        "127.0.0.1 ::1",
-        "[::1]",
-        "127.0.0.1:80",
-        "10.0.0.0-10.0.0.9",
-        "10.*",
+        *("", ",", "127.0.0.1,", "garbage", "localhost", "unix:", "127.0.0.1,*", "10.0.0.0/33"),
+        "10.0.0.1/8",  # uvicorn takes it for no network, because bits of the host are set
+        *("256.0.0.1", "127.0.0.1 ::1", "[::1]", "127.0.0.1:80", "10.0.0.0-10.0.0.9", "10.*"),
         "1\n",
     ],
     "access_log": ["", "true", "2"],
