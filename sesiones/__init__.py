@@ -5,10 +5,25 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sesiones.sesion import BadDates, Immutable, Refusal, Sesion, StoreUnavailable
+    from sesiones.sesion import (
+        BadDates,
+        Immutable,
+        Refusal,
+        Sesion,
+        StoreUnavailable,
+        UserSession,
+    )
     from sesiones.store import SessionStore
 
-__all__ = ["BadDates", "Immutable", "Refusal", "Sesion", "SessionStore", "StoreUnavailable"]
+__all__ = [
+    "BadDates",
+    "Immutable",
+    "Refusal",
+    "Sesion",
+    "SessionStore",
+    "StoreUnavailable",
+    "UserSession",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -105,6 +105,20 @@ class Sesion(NamedTuple):
         )
 
 
+class UserSession(NamedTuple):
+    """A live session as its user's list has it: without its token, which Redis does not hold."""
+
+    ID_Sesion: int
+    ID_Usuario: int
+    fingerprint: str
+    """The first 8 hex digits of the token's SHA-256: ``ses_#<fingerprint>`` in the log."""
+    Fecha_Inicio: int
+    Fecha_Expiracion: int
+    Estado_Sesion: int
+    Ultima_Actividad: int
+    Dispositivo: str
+
+
 class Refusal(Enum):
     """Why a session was not ended."""
 

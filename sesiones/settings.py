@@ -12,6 +12,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from sesiones import redis_url
+from sesiones.policy import SessionPolicy
 
 SECONDS_MAX = 2**31 - 1
 FILE_MAX_BYTES = 64 * 1024
@@ -146,15 +147,25 @@ class Settings:
         secret=True,
     )
     idle_seconds: int = _setting(
-        1800, _integer(1, SECONDS_MAX), "seconds that a new session lives unused"
+        SessionPolicy.idle_seconds,
+        _integer(1, SECONDS_MAX),
+        "seconds that a new session lives unused",
     )
     max_seconds: int = _setting(
-        43200, _integer(1, SECONDS_MAX), "seconds that a session lives at the most"
+        SessionPolicy.max_seconds,
+        _integer(1, SECONDS_MAX),
+        "seconds that a session lives at the most",
     )
     touch_seconds: int = _setting(
-        1, _integer(0, SECONDS_MAX), "precision of Ultima_Actividad in seconds; 0: every check"
+        SessionPolicy.touch_seconds,
+        _integer(0, SECONDS_MAX),
+        "precision of Ultima_Actividad in seconds; 0: every check",
     )
-    max_per_user: int = _setting(1000, _integer(1, 10_000), "sessions that a user may have")
+    max_per_user: int = _setting(
+        SessionPolicy.max_per_user,
+        _integer(1, 10_000),
+        "sessions that a user may have",
+    )
     redis_timeout: float = _setting(
         0.25, _timeout, "seconds for one round trip to Redis before a 503"
     )
@@ -184,6 +195,15 @@ class Settings:
                 f"SESIONES_IDLE_SECONDS ({self.idle_seconds}) must not be above "
                 f"SESIONES_MAX_SECONDS ({self.max_seconds})"
             )
+
+    @property
+    def policy(self) -> SessionPolicy:
+        return SessionPolicy(
+            idle_seconds=self.idle_seconds,
+            max_seconds=self.max_seconds,
+            touch_seconds=self.touch_seconds,
+            max_per_user=self.max_per_user,
+        )
 
     @classmethod
     def read(cls, environ: Mapping[str, str], flags: Mapping[str, str | None]) -> "Settings":

@@ -47,9 +47,8 @@ def bucket_number(bucket: str) -> int:
     return _ALPHABET.index(bucket[0]) << 6 | _ALPHABET.index(bucket[1])
 
 
-def buckets() -> list[str]:
-    """Every bucket that there is, by its number."""
-    return [first + second for first in _ALPHABET for second in _ALPHABET]
+BUCKETS = frozenset(first + second for first in _ALPHABET for second in _ALPHABET)
+"""All 4,096 buckets."""
 
 
 def bucket(token: str) -> str:

@@ -34,6 +34,7 @@ from sesiones import tokens
 from sesiones.http.app import create_app
 from sesiones.http.fast_check import FastLane
 from sesiones.http.protocol import HttpProtocol
+from sesiones.redis_client import OnReply
 from sesiones.settings import Settings
 from sesiones.store.scripts import CREATE, END, END_ALL, UPDATE
 from tests.harness.progress import Progress
@@ -128,8 +129,11 @@ class Store:
             if state:
                 self.live[number] = token.encode(), user
 
-    async def execute(self, *arguments: Any, keys: Sequence[str] = (), **_: Any) -> Any:
-        return [arguments[-1], self._reply(arguments, keys)]
+    async def execute(
+        self, *arguments: Any, keys: Sequence[str] = (), on_reply: OnReply | None = None, **_: Any
+    ) -> Any:
+        tagged = [arguments[-1], self._reply(arguments, keys)]
+        return tagged if on_reply is None else on_reply(tagged)
 
     def _reply(self, arguments: tuple[Any, ...], keys: Sequence[str]) -> Any:
         found: list[Any] = [self.records.get(key, (None, None)) for key in keys]

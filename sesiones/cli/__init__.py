@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime
 from enum import IntEnum
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import sesiones
 from sesiones.cli import alive, doctor
@@ -29,7 +29,7 @@ from sesiones.http.app import open_store
 from sesiones.http.server import ListenError, listen, serve
 from sesiones.logs import TEXT_FORMAT, JsonFormatter, TextFormatter, escaped
 from sesiones.redis_client import connect
-from sesiones.sesion import INT_MAX, Sesion, StoreUnavailable
+from sesiones.sesion import INT_MAX, StoreUnavailable, UserSession
 from sesiones.settings import Settings, SettingsError, warnings
 from sesiones.store import SessionStore
 
@@ -261,7 +261,7 @@ async def _users(settings: Settings, options: Namespace) -> int:
         sesiones = await store.sessions(options.ID_Usuario, deep=options.deep)
         await _doubt(store, settings, options, found=len(sesiones))
     if options.json:
-        show(json.dumps([sesion._asdict() for sesion in sesiones], separators=(",", ":")))
+        show(json.dumps([_members(sesion) for sesion in sesiones], separators=(",", ":")))
     else:
         found = counted(len(sesiones), "live session")
         title = f"user {options.ID_Usuario}: {found} ({doctor.place(settings)})"
@@ -326,11 +326,18 @@ def _date(moment: int) -> str:
         return str(moment)
 
 
-def _line(sesion: Sesion) -> str:
+def _members(sesion: UserSession) -> dict[str, Any]:
+    """The members of a session in JSON. ``Token_Sesion`` is the token's name in the log."""
+    members = sesion._asdict()
+    named = {"fingerprint": ("Token_Sesion", f"ses_#{sesion.fingerprint}")}
+    return dict(named.get(member, (member, value)) for member, value in members.items())
+
+
+def _line(sesion: UserSession) -> str:
     moments = sesion.Fecha_Inicio, sesion.Ultima_Actividad, sesion.Fecha_Expiracion
     started, used, expires = map(_date, moments)
     state = "active" if sesion.Estado_Sesion else "inactive"
     return (
-        f"{sesion.ID_Sesion}  {sesion.Token_Sesion}  {state}  started {started}  used {used}  "
+        f"{sesion.ID_Sesion}  ses_#{sesion.fingerprint}  {state}  started {started}  used {used}  "
         f"expires {expires}  {escaped(sesion.Dispositivo)}"
     )

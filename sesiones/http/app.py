@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Any
 
 from starlette.applications import Starlette
@@ -80,10 +81,7 @@ def open_store(settings: Settings, metrics: Metrics | None = None) -> SessionSto
     return SessionStore.from_url(
         settings.redis_url,
         key_prefix=settings.key_prefix,
-        idle_seconds=settings.idle_seconds,
-        max_seconds=settings.max_seconds,
-        touch_seconds=settings.touch_seconds,
-        max_per_user=settings.max_per_user,
+        **asdict(settings.policy),
         timeout_seconds=settings.redis_timeout,
         wait_replicas=settings.wait_replicas,
         metrics=metrics,

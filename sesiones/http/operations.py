@@ -59,6 +59,6 @@ def _reason(error: BaseException | None) -> str:
         return _REASONS[code]
     if "compiling" in text:  # "#!lua", the first line of every script
         return "La versión de Redis es anterior a la 7.0."
-    if isinstance(error, (TimeoutError, RedisTimeoutError)) or text == "no reply in time":
+    if isinstance(error, (TimeoutError, RedisTimeoutError)):
         return f"Redis no responde en {READY_SECONDS * 1000:.0f} ms."
     return "No hay conexión con Redis, o rechaza las órdenes."

@@ -24,7 +24,8 @@ class Commands(Protocol):
 
     @property
     def node_of(self) -> Callable[[str], Hashable] | None:
-        """The node that has the keys of a hash tag, as far as known. None: one has them all."""
+        """The node that has the keys of a bucket, as far as it is known. The property is None where
+        one server has all keys."""
 
     async def execute(
         self,
@@ -38,20 +39,23 @@ class Commands(Protocol):
         """One command's reply. Raises redis.exceptions.RedisError or OSError; TypeError or
         UnicodeEncodeError for an argument that cannot be sent.
 
-        ``keys``: what it is about, whether the command declares it or not; the first one's node
-        gets it. ``reads``: it writes nothing. On a Cluster, it raises SlotMovedError when the
-        keys are not, or not all, on that node: nothing was written then. ``replicas``: raises
-        UnconfirmedError unless so many have what it wrote; that keeps later commands waiting.
-        ``repeatable``: raises SilentError after half of the time, when the server has been silent
-        since: then the command may be repeated. ``on_reply`` is called with the reply as soon as it
-        comes, even if the caller was cancelled; it must not raise.
+        ``keys``: the keys that the command is about, whether it declares them or not; it goes to
+        the first one's node. ``reads``: it writes nothing. On a Cluster, it raises SlotMovedError
+        when the keys are not, or not all, on that node: nothing was written then. ``replicas``:
+        raises UnconfirmedError unless so many replicas have what it wrote; later commands wait for
+        that. ``repeatable``: raises SilentError after half of the time, when the server has been
+        silent since: then the command may be repeated.
+
+        ``on_reply`` is called with the reply, and the command's result is what it returns or
+        raises. It is called as soon as the reply has been read, before any later reply, and even if
+        the caller was cancelled meanwhile or the replicas do not confirm.
         """
 
     async def execute_on_master(
         self, *arguments: Argument, keys: Sequence[str], repeatable: bool = False
     ) -> Any:
-        """The same of a command that a replica, or a master that has been replaced, would answer
-        too: it raises if that is not ruled out."""
+        """The same for a command that a replica, or a master that has been replaced, would answer
+        too: it raises unless the answer is known to be the master's."""
 
     async def masters(self) -> dict[str, Execute]:
         """execute() on each server that takes writes, by its name: one, or those of a Cluster."""
@@ -60,19 +64,20 @@ class Commands(Protocol):
         """execute() on each Sentinel of the URL, by its address; none where the URL names none."""
 
     def on_owner_change(self, listener: Listener) -> None:
-        """Call the listener whenever keys may have another owner: a connection was lost, so the
-        server behind the next one may lack recent writes; or a Cluster has given slots to another
-        master."""
+        """Call the listener whenever the keys of some buckets may have another owner: a connection
+        was lost, so the server behind the next one may lack recent writes; or slots of a Cluster
+        have another master."""
 
-    def answered_at(self, tag: str) -> float:
-        """When the last command that has been answered was sent to the owner of the hash tag's
-        keys, in time.monotonic()'s time: it was the owner then. Now, when no connection is open."""
+    def answered_at(self, bucket: str) -> float:
+        """When the last command that has been answered was sent to the owner of the bucket's keys,
+        in time.monotonic()'s time: it was the owner then. Now, when no connection is open."""
 
     def reset(self) -> None:
-        """Drop the connections: the next command opens, and where Sentinel knows it finds, anew."""
+        """Drop the connections. The next command opens a new one, and asks Sentinel for the master
+        where the URL names Sentinels."""
 
     async def aclose(self) -> None:
-        """Close for good; what is out fails."""
+        """Close the connections for good. Commands in flight fail."""
 
 
 def connect(url: str, timeout_seconds: float) -> Commands:
@@ -84,7 +89,7 @@ def connect(url: str, timeout_seconds: float) -> Commands:
     options: dict[str, Any] = {
         "socket_timeout": timeout_seconds,
         "socket_connect_timeout": timeout_seconds,
-        # Retries are the store's affair: it knows what may be repeated, and until when.
+        # The store retries, because it knows which commands may be repeated, and until when.
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
         "driver_info": None,

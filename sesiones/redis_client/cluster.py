@@ -1,9 +1,9 @@
-"""A Cluster: a connection to each master, and a map of our own of who has which slot.
+"""A Cluster: a connection to each master, and a map of which master has which slot.
 
-The map comes from any node (CLUSTER SLOTS) and is put right by what the nodes answer. A call that
-was asked at the wrong node has not been carried out: MOVED says who has the slot now. While a
-slot's keys are moved one by one, its reads follow them (ASK) and its writes are refused: a script
-touches keys that it does not declare, and must not do half its work on either side.
+The map comes from any node (CLUSTER SLOTS), and the nodes' answers correct it. A node that does not
+have the slot carries nothing out: its answer MOVED names the node that has it. While a slot's keys
+are moved one by one, reads follow them (ASK) and writes are refused: a script touches keys that it
+does not declare, and must not do half of its work on either node.
 """
 
 import asyncio
@@ -11,7 +11,6 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 from redis.asyncio import ConnectionPool
@@ -43,33 +42,34 @@ from sesiones.redis_client.single import (
     UnconfirmedError,
 )
 from sesiones.tasks import SingleFlight, majority
+from sesiones.tokens import BUCKETS
 
 REFRESH_SECONDS = 0.1
-"""Between two looks at the map at the least: a failover takes longer."""
+"""Between two refreshes of the map at the least; a failover takes longer."""
 REFRESH_SECONDS_MAX = 5.0
-"""Between two looks at the map at the most: a master that was replaced and still answers would
-otherwise be found out by the next request for one of its slots alone."""
+"""Between two refreshes of the map at the most. A master that was replaced and still answers would
+otherwise be noticed only by a request for one of its slots."""
 REDIRECTED_SECONDS = 0.01
-"""Before a call that is sent to and fro is sent again: the nodes tell each other in less."""
+"""Before a call that was redirected twice is sent again: in less, the nodes agree on the slot."""
 
 
 SLOT_ERRORS = AskError, TryAgainError, ReadOnlyError
-"""A replica says READONLY to a call that declares no key; else it says MOVED. The same call at a
-node that has not all of its keys ends in an error of its script."""
+"""Errors that say that the slot is on another node, beside MOVED. A replica answers READONLY to a
+call that declares no key, and MOVED to others. At a node that lacks some of the keys, a call that
+declares none ends in an error of its script."""
 
 
 class SlotMovedError(RedisError):
-    """The keys are not all on one node, or not on the one that was asked. Nothing was written."""
+    """The keys are not all on one node, or not on the node that was asked. Nothing was written."""
 
 
-@lru_cache(8192)  # there are 4096 buckets
-def _slot(tag: str) -> int:
-    return key_slot(tag.encode())
+SLOT_OF_BUCKET = {bucket: key_slot(bucket.encode()) for bucket in BUCKETS}
 
 
 class _Node(Server):
-    """One node. ``node_ids``: those of the Cluster's nodes, as far as they are known. Another Redis
-    at the address of a node that is gone would answer, and have no session."""
+    """One node. ``node_ids``: returns the IDs of the Cluster's nodes, as far as they are known.
+    They tell it from another Redis at the address of a node that is gone, which would answer, and
+    have no session."""
 
     def __init__(
         self,
@@ -90,15 +90,15 @@ class _Node(Server):
         reply = await connection.send(("CLUSTER", "SLOTS"))
         try:
             _, node_ids = masters_of(reply, self._address[0])
-        except ValueError:  # it has no slots: it was made anew, or has left
+        except ValueError:  # it has no slots: it was made anew, or has left the Cluster
             raise ReplacedError from None
-        # Some are the same: what is at the address by now may be another of them.
+        # One ID in common is enough: another node of the same Cluster may be at the address by now.
         if set(node_ids.values()).isdisjoint(known.values()):
             raise ReplacedError
 
 
 class Cluster:
-    """Commands on a Cluster's masters, never on a replica: none is told READONLY."""
+    """Commands on a Cluster's masters. No connection sends READONLY, so no replica answers."""
 
     batch_max = Server.batch_max
     in_flight_max = Server.in_flight_max
@@ -120,13 +120,13 @@ class Cluster:
         self._refreshed_at = -REFRESH_SECONDS
         self._map_read_at = time.monotonic()
         """When the map that is in use was asked for: its owners were the owners then."""
-        self._reread: asyncio.TimerHandle | None = None
+        self._refresh_timer: asyncio.TimerHandle | None = None
         self._listener: Listener = lambda _: None
         for seed in seeds:
             self._server(seed)
 
-    def node_of(self, tag: str) -> Address | None:
-        return self._masters[_slot(tag)]
+    def node_of(self, bucket: str) -> Address | None:
+        return self._masters[SLOT_OF_BUCKET[bucket]]
 
     async def execute(
         self,
@@ -185,15 +185,15 @@ class Cluster:
             view, _ = masters_of(await self._server(other).execute("CLUSTER", "SLOTS"), other[0])
             return all(view[slot] == address for slot in slots)
 
-        # A majority of the masters, itself among them, as for electing another in its place.
+        # A majority of all masters, this one included: as many as it takes to elect another.
         others = {master for master in self._masters if master} - {address}
         if not await majority([agrees(other) for other in others], yes=1):
             raise ClusterDownError("the node is not known to be the slot's master")
         return reply
 
     async def masters(self) -> dict[str, Execute]:
-        # A map that is known does, and is read anew for the next time: a node that hangs would
-        # take all the time that there is.
+        # A known map is good enough, and is refreshed for the next time: waiting for a node that
+        # hangs would use up the caller's time.
         if any(self._masters):
             self._refreshing.start()
         else:
@@ -207,11 +207,11 @@ class Cluster:
             server = self._servers[address] = _Node(
                 address, lambda: self._node_ids, self._options, self._timeout_seconds
             )
-            # A connection was lost: of the slots that are its node's.
-            server.on_owner_change(
-                lambda _: self._listener(lambda tag: self.node_of(tag) == address)
-            )
+            server.on_owner_change(lambda _: self._connection_lost(address))
         return server
+
+    def _connection_lost(self, address: Address) -> None:
+        self._listener({bucket for bucket in BUCKETS if self.node_of(bucket) == address})
 
     async def _master(self, slot: int) -> Address:
         if self._masters[slot] is None:
@@ -226,10 +226,10 @@ class Cluster:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(self._refreshed_at + REFRESH_SECONDS - loop.time())
         self._refreshed_at = loop.time()
-        if self._reread is not None:
-            self._reread.cancel()
-        self._reread = loop.call_later(REFRESH_SECONDS_MAX, self._refreshing.start)
-        # The seeds last: another Redis may be at their addresses by now.
+        if self._refresh_timer is not None:
+            self._refresh_timer.cancel()
+        self._refresh_timer = loop.call_later(REFRESH_SECONDS_MAX, self._refreshing.start)
+        # The seeds come last, because another Redis may be at their addresses by now.
         asked = [*random.sample([*self._node_ids], len(self._node_ids)), *self._seeds]
         replaced = 0
         for address in dict.fromkeys(asked):
@@ -246,17 +246,18 @@ class Cluster:
                 self._forget()
                 return
         if 2 * replaced > len(self._node_ids):
-            # Most are there, by other names: the Cluster was made anew. The seeds are it, then.
+            # Most addresses answer with other node IDs: the Cluster was made anew. Ask the seeds.
             self._node_ids = {}
         raise RedisConnectionError(f"no node knows the Cluster: {failure}")
 
     def _take(self, masters: list[Address | None]) -> None:
         before, self._map, self._masters = self._map, masters, masters.copy()
         if masters != before:
-            self._listener(lambda tag: masters[_slot(tag)] != before[_slot(tag)])
+            slots = SLOT_OF_BUCKET.items()
+            self._listener({bucket for bucket, slot in slots if masters[slot] != before[slot]})
 
     def _forget(self) -> None:
-        """Close what leads to no master, once nobody waits for it."""
+        """Close the connections to nodes that are no masters, once they are idle."""
         masters = set(self._masters)
         for address in [address for address in self._servers if address not in masters]:
             if self._servers[address].idle:
@@ -265,11 +266,11 @@ class Cluster:
     def on_owner_change(self, listener: Listener) -> None:
         self._listener = listener
 
-    def answered_at(self, tag: str) -> float:
-        server = self._servers.get(self.node_of(tag) or ("", 0))
+    def answered_at(self, bucket: str) -> float:
+        server = self._servers.get(self.node_of(bucket) or ("", 0))
         if server is None:
             return self._map_read_at
-        return min(self._map_read_at, server.answered_at(tag))
+        return min(self._map_read_at, server.answered_at(bucket))
 
     async def sentinels(self) -> dict[str, Execute]:
         return {}
@@ -280,18 +281,18 @@ class Cluster:
 
     async def aclose(self) -> None:
         self._refreshing.close()
-        if self._reread is not None:
-            self._reread.cancel()
+        if self._refresh_timer is not None:
+            self._refresh_timer.cancel()
         for server in self._servers.values():
             await server.aclose()
 
 
 def masters_of(reply: Any, asked: str) -> tuple[list[Address | None], dict[Address, str]]:
-    """The master of each slot, and every node's name, from a reply to CLUSTER SLOTS; ``asked``: the
+    """The master of each slot, and every node's ID, from a reply to CLUSTER SLOTS. ``asked``: the
     host that gave it, for a node that does not know its own. Raises ValueError for any other
-    reply, and for one without slots: of a node that has left its Cluster."""
+    reply, and for one without slots, which comes from a node that has left its Cluster."""
     masters: list[Address | None] = [None] * SLOTS
-    names: dict[Address, str] = {}
+    node_ids: dict[Address, str] = {}
     try:
         for first, last, *nodes in reply:
             addresses = [_address(node, asked) for node in nodes]
@@ -301,12 +302,12 @@ def masters_of(reply: Any, asked: str) -> tuple[list[Address | None], dict[Addre
                 if not 0 < port < 65536:
                     raise ValueError(f"port {port} of {host}")
             masters[first : last + 1] = [addresses[0]] * (last - first + 1)
-            names.update(zip(addresses, (node[2].decode() for node in nodes), strict=True))
+            node_ids.update(zip(addresses, (node[2].decode() for node in nodes), strict=True))
     except (AttributeError, LookupError, TypeError) as error:
         raise ValueError("not a reply to CLUSTER SLOTS") from error
-    if not names:
+    if not node_ids:
         raise ValueError("no slots")
-    return masters, names
+    return masters, node_ids
 
 
 def _address(node: Any, asked: str) -> Address:

@@ -33,7 +33,6 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import hiredis
@@ -41,24 +40,28 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from sesiones.tasks import ReadFirstTimer, retrieve_exception
+from sesiones.tasks import ReadFirstTimer, background, retrieve_exception
 
 Argument = str | bytes | int
-OnReply = Callable[[Any], None]
+OnReply = Callable[[Any], Any]
 
 IDLE_PING_SECONDS = 1.0
-"""How long a connection may be idle before the server is asked whether it is still there."""
+"""How long a connection may be idle before it is probed with the idle ping."""
 WATCHDOG_SECONDS_MIN = 0.05
 """Between two looks of the watchdog at a connection that is idle."""
 
 CONFIRMED_SECONDS = 0.1
-"""What replicas have to acknowledge a write; two fifths of a timeout that has no room for it."""
+"""How long WAIT waits for replicas; at most two fifths of the timeout."""
 
 logger = logging.getLogger("sesiones.redis")
 
 
+class NoReplyError(RedisConnectionError, RedisTimeoutError):
+    """The connection was dropped, because its oldest command had no reply in time."""
+
+
 class SilentError(RedisConnectionError, RedisTimeoutError):
-    """No reply in half of the time, nor anything else: another connection may do better."""
+    """No reply in half of the time, nor any other byte: another connection may do better."""
 
 
 class _InFlight(NamedTuple):
@@ -107,10 +110,11 @@ class PipelinedConnection(asyncio.Protocol):
         )
         self._in_flight: deque[_InFlight] = deque()
         seconds = min(CONFIRMED_SECONDS, 0.4 * timeout_seconds)
-        self._confirmed_ms = max(1, int(1000 * seconds))  # WAIT takes 0 for without end
-        self._unconfirmed: list[asyncio.Future[int]] = []
-        """Those whom the next WAIT serves."""
-        self._confirming = False
+        self._wait_ms = max(1, int(1000 * seconds))  # to WAIT, 0 means without end
+        self._current_wait: asyncio.Task[int] | None = None
+        """The WAIT in flight, or the last one."""
+        self._next_wait: asyncio.Task[int] | None = None
+        """The WAIT that will be sent when that one has been answered."""
         self.transport.set_protocol(self)
         self._watchdog: ReadFirstTimer | asyncio.TimerHandle | None = None
         self._watch()
@@ -131,8 +135,9 @@ class PipelinedConnection(asyncio.Protocol):
         *,
         repeatable: bool = False,
     ) -> "asyncio.Future[Any]":
-        """The reply. ``on_reply`` is called with it even if the caller was cancelled.
-        ``repeatable``: the future may fail with SilentError after half of the time.
+        """The reply, or what ``on_reply`` returns or raises. ``on_reply`` is called with the reply
+        when it is read, before any later reply, even if the caller was cancelled. ``repeatable``:
+        the future may fail with SilentError after half of the time.
 
         Raises what arguments raise that cannot be packed (TypeError, UnicodeEncodeError).
         """
@@ -153,40 +158,31 @@ class PipelinedConnection(asyncio.Protocol):
         return future
 
     def confirmed(self, replicas: int) -> "asyncio.Future[int]":
-        """How many replicas have all that was written on this connection before; it is waited for
-        ``replicas`` of them.
+        """How many replicas have everything that was written on this connection before, after
+        waiting for ``replicas`` of them.
 
-        WAIT (https://valkey.io/commands/wait/) keeps what is sent after it waiting. So one is out
-        at a time, and the next one serves all that were asked for meanwhile (group commit): no
-        caller waits for more than two.
+        WAIT (https://valkey.io/commands/wait/) holds up the commands that are sent after it. So one
+        WAIT is in flight at a time, and the next one serves all callers that have come meanwhile
+        (group commit): no caller waits for more than two.
         """
-        future: asyncio.Future[int] = self._loop.create_future()
-        self._unconfirmed.append(future)
-        if not self._confirming:
-            self._confirming = True
-            self._loop.call_soon(self._confirm, replicas)
-        return future
+        if self._next_wait is None:
+            self._next_wait = background(self._wait(replicas))
+            self._next_wait.add_done_callback(retrieve_exception)
+        confirmed = asyncio.shield(self._next_wait)
+        confirmed.add_done_callback(retrieve_exception)
+        return confirmed
 
-    def _confirm(self, replicas: int) -> None:
-        asked, self._unconfirmed = self._unconfirmed, []
-        reply = self.send(("WAIT", replicas, self._confirmed_ms))
-        reply.add_done_callback(partial(self._confirm_done, replicas, asked))
+    async def _wait(self, replicas: int) -> int:
+        if self._current_wait is not None:
+            await asyncio.wait({self._current_wait})
+        self._current_wait, self._next_wait = self._next_wait, None
+        count: int = await self.send(("WAIT", replicas, self._wait_ms))
+        return count
 
-    def _confirm_done(
-        self, replicas: int, asked: "list[asyncio.Future[int]]", reply: "asyncio.Future[int]"
-    ) -> None:
-        self._confirming = bool(self._unconfirmed)
-        if self._confirming:
-            self._confirm(replicas)
-        error = reply.exception()
-        for future in asked:
-            if future.done():  # its caller was cancelled
-                continue
-            if error is None:
-                future.set_result(reply.result())
-            else:
-                future.set_exception(error)
-                future.exception()  # retrieved, even where its caller has failed already
+    @property
+    def _waits_for_replicas(self) -> bool:
+        waits = self._current_wait, self._next_wait
+        return any(wait is not None and not wait.done() for wait in waits)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -216,9 +212,13 @@ class PipelinedConnection(asyncio.Protocol):
             return
         if on_reply is not None:
             try:
-                on_reply(reply)
-            except Exception:
-                logger.exception("a callback failed")
+                reply = on_reply(reply)
+            except Exception as error:
+                if future.done():
+                    logger.exception("a callback failed whose caller was cancelled")
+                else:
+                    future.set_exception(error)
+                return
         if not future.done():
             future.set_result(reply)
 
@@ -227,8 +227,8 @@ class PipelinedConnection(asyncio.Protocol):
         if self._answered:
             self.on_lost()
 
-    def fail(self, reason: str) -> None:
-        """Drop the connection, with everything in flight."""
+    def fail(self, reason: str, kind: type[RedisConnectionError] = RedisConnectionError) -> None:
+        """Drop the connection. Everything in flight fails with an error of this kind."""
         if not self.transport.is_closing():
             # With a reset: what has not left this machine must not be carried out after all, when
             # its caller has been told that it failed, or has had it done on another one. (What a
@@ -242,7 +242,7 @@ class PipelinedConnection(asyncio.Protocol):
         self._in_flight.clear()
         for future, *_ in failed:
             if not future.done():
-                future.set_exception(RedisConnectionError(reason))
+                future.set_exception(kind(reason))
 
     def _watch(self) -> None:
         """Look when the oldest command in flight is late; meanwhile, and when there is none, look
@@ -265,8 +265,8 @@ class PipelinedConnection(asyncio.Protocol):
         """Until the oldest command is late; or late by half, where that matters."""
         now, sent_at = time.monotonic(), self._in_flight[0].sent_at
         left = sent_at + self._timeout_seconds - now
-        # WAIT is silent for as long as it was told to be.
-        if not self.silent and not self._confirming:
+        # The server is silent during a WAIT.
+        if not self.silent and not self._waits_for_replicas:
             left = min(left, max(sent_at, self._received_at) + self._timeout_seconds / 2 - now)
         return left
 
@@ -275,7 +275,7 @@ class PipelinedConnection(asyncio.Protocol):
         if self._in_flight and self._seconds_left() <= 0:
             if time.monotonic() - self._in_flight[0].sent_at >= self._timeout_seconds:
                 # Replies come in order: when the first in the queue is late, no other comes either.
-                self.fail("no reply in time")
+                self.fail("no reply in time", NoReplyError)
                 return
             self.silent = True
             for future, _, repeatable, _ in self._in_flight:

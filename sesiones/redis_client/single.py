@@ -5,7 +5,7 @@ import contextlib
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from typing import Any
 
 from redis.asyncio import ConnectionPool
@@ -21,24 +21,24 @@ from sesiones.tasks import (
     majority,
     retrieve_exception,
 )
+from sesiones.tokens import BUCKETS
 
 Address = tuple[str, int]
 Execute = Callable[..., Awaitable[Any]]
 
-Affects = Callable[[str], bool]
-"""Whether a change of owner affects the keys of a hash tag."""
-Listener = Callable[[Affects], None]
+Listener = Callable[[Set[str]], None]
+"""Called with the buckets, which are hash tags, whose keys may have another owner."""
 
 FOLLOW_SECONDS = 0.5
 """Between two looks at which master Sentinel names."""
 
 
 class UnconfirmedError(RedisError):
-    """Done, as far as the master goes; too few replicas are known to have it."""
+    """The master has carried the write out, but too few replicas have confirmed it."""
 
 
 class ReplacedError(RedisConnectionError):
-    """Another server is the master."""
+    """Another server is the master by now."""
 
     def __str__(self) -> str:
         return "replaced as the master"
@@ -59,7 +59,7 @@ class Server:
         self._timeout_seconds = timeout_seconds
         self._connection: PipelinedConnection | None = None
         self._open_connections: set[PipelinedConnection] = set()
-        """The newest one, and those that it has replaced and that still owe replies."""
+        """The newest one, and replaced ones that still have commands in flight."""
         self._listener: Listener = lambda _: None
         self._opening = SingleFlight(self._open)
 
@@ -88,7 +88,7 @@ class Server:
     async def execute_on_master(
         self, *arguments: Argument, keys: Sequence[str] = (), repeatable: bool = False
     ) -> Any:
-        # Asked on the same connection, behind the answer: it was the master's.
+        # ROLE follows the command on one connection: a master's ROLE proves the reply a master's.
         connection, reply, role = await self._execute_twice(
             arguments, ("ROLE",), repeatable=repeatable
         )
@@ -104,7 +104,7 @@ class Server:
     async def sentinels(self) -> dict[str, Execute]:
         return {}
 
-    def answered_at(self, tag: str) -> float:
+    def answered_at(self, bucket: str) -> float:
         # Copied at once: another thread's loop may ask while this one opens or loses a connection.
         moments = [connection.answered_at for connection in self._open_connections.copy()]
         return min(moments, default=time.monotonic())
@@ -134,11 +134,11 @@ class Server:
         return connection
 
     async def _is_named(self, connection: PipelinedConnection) -> bool:
-        """Whether a third party, too, says that the connection's server is the master."""
+        """Whether Sentinel, too, says that the connection's server is the master."""
         return True
 
     async def _verify(self, connection: PipelinedConnection) -> None:
-        """Raises RedisError when the connection does not lead to the server that is meant."""
+        """Raise RedisError when the connection leads to another server than it should."""
 
     async def _open(self) -> PipelinedConnection:
         return await self._open_from(self._pool)
@@ -172,12 +172,12 @@ class Server:
     def _lost(self, connection: PipelinedConnection) -> None:
         # First: answered_at() still counts this connection. Else tombstones that are older than the
         # new connection's last answer would be forgotten now that they have to be replayed.
-        self._listener(lambda _: True)
+        self._listener(BUCKETS)
         self._open_connections.discard(connection)
 
     @property
     def idle(self) -> bool:
-        """Whether no caller waits for it."""
+        """Whether no command is in flight, and no connection is being opened."""
         return not self._opening.running and all(each.idle for each in self._open_connections)
 
     def reset(self) -> None:
@@ -190,10 +190,10 @@ class Server:
 
 
 async def _resolve(host: str, port: int) -> None:
-    """Look the name up, for as long as that takes. Raises RedisConnectionError.
+    """Look the name up, however long that takes. Raises RedisConnectionError.
 
-    redis-py looks it up again, but within its timeout, and cancels what takes longer: of which
-    uvloop then complains in the log ("exception was never retrieved") when the lookup fails.
+    redis-py looks it up again, but within its timeout, and cancels a lookup that takes longer. When
+    such a lookup fails, uvloop logs "exception was never retrieved".
     """
     loop = asyncio.get_running_loop()
     lookup = asyncio.ensure_future(loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
@@ -205,7 +205,8 @@ async def _resolve(host: str, port: int) -> None:
 
 
 class Sentinel(Server):
-    """One Sentinel. It is asked often enough, and its users need no permission for TIME."""
+    """One Sentinel. It needs no idle ping, because it is asked often enough; so its users need no
+    permission for TIME."""
 
     idle_ping = None
 
@@ -226,11 +227,11 @@ class Sentinel(Server):
 class SentinelMaster(Server):
     """The master that Sentinel names.
 
-    Every Sentinel is asked, and the majority decides: a Sentinel on the wrong side of a partition
-    names a master that has been replaced. One that is replaced while it answers, because it was
-    slow or comes back, is told so by Sentinel after 8 s and more; until then it takes what will be
-    lost, and knows of no logout at the other. So a connection is left as soon as a majority names
-    another master.
+    Every Sentinel is asked, and the majority decides, because a Sentinel on the wrong side of a
+    partition names a master that has been replaced. A replaced master that still answers is demoted
+    by Sentinel after 8 s or more. Until then it takes writes that will be lost, and lacks the
+    logouts at the new master. So a connection is dropped as soon as a majority names another
+    master.
     """
 
     def __init__(
@@ -266,8 +267,8 @@ class SentinelMaster(Server):
             raise ReplacedError
 
     async def _discover(self) -> Address:
-        """The address that a majority of the Sentinels names, as soon as one does; else the one
-        that most of those name that have answered soon after the first."""
+        """The address that a majority of the Sentinels names, as soon as there is one; else the
+        address that most of the Sentinels name which answer soon after the first."""
         named: Counter[Address] = Counter()
         reasons: list[str] = []
         asked: dict[asyncio.Future[Address], Sentinel] = {
@@ -293,7 +294,7 @@ class SentinelMaster(Server):
                         named[address] += 1
                         if named[address] > len(self._sentinels) / 2:
                             return address
-                        # One that hangs must not take the time that the caller has left.
+                        # A Sentinel that hangs must not use up the time that the caller has left.
                         patience_seconds = self._timeout_seconds / 5
         finally:
             cancel(asked)
@@ -316,9 +317,9 @@ class SentinelMaster(Server):
     async def _is_named(self, connection: PipelinedConnection) -> bool:
         return await self._most_name(lambda address: address == connection.address)
 
-    async def _most_name(self, such: Callable[[Address], bool]) -> bool:
+    async def _most_name(self, matches: Callable[[Address], bool]) -> bool:
         async def names(sentinel: Sentinel) -> bool:
-            return such(await sentinel.master(self._name))
+            return matches(await sentinel.master(self._name))
 
         return await majority([names(sentinel) for sentinel in self._sentinels])
 

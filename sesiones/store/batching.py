@@ -36,9 +36,10 @@ class Batcher(Generic[Question, Answer]):
     for the call: the question that waited longest must not fail the others of its batch.
 
     An answer may be an exception; what ``ask`` raises is the answer of the whole batch, and
-    ``overdue()`` that of a question that has waited its whole time before it could go out. An asker
-    that has left does not matter to the others. ``observe`` is told when those answered together
-    were asked, and their answers.
+    ``overdue()`` that of a question that has waited its whole time before it could go out. A
+    callback that raises does not affect the others. ``observe`` is told when the questions answered
+    together were asked, and their answers. ``on_idle`` is called when, for up to two ticks, there
+    has been no question.
     """
 
     def __init__(
@@ -50,10 +51,12 @@ class Batcher(Generic[Question, Answer]):
         in_flight_max: int,
         overdue: Callable[[], Exception],
         observe: Callable[[list[float], Sequence[Answer | Exception]], None],
+        on_idle: Callable[[], None] = lambda: None,
     ) -> None:
         self._ask = ask
         self._overdue = overdue
         self._observe = observe
+        self._on_idle = on_idle
         self._batch_max = batch_max
         self._in_flight_max = in_flight_max
         self._timeout_seconds = timeout_seconds
@@ -91,7 +94,7 @@ class Batcher(Generic[Question, Answer]):
         if not batch:
             return
         deadline = max(_due(batch[0]), now + self._timeout_seconds / 2)
-        task = background(self._run(batch, deadline))
+        task = background(self._dispatch(batch, deadline))
         self._in_flight.add(task)
         task.add_done_callback(self._finish)
         if self._waiting:
@@ -104,10 +107,11 @@ class Batcher(Generic[Question, Answer]):
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         self._notice_pause(time.monotonic())
-        if self._waiting:
+        if self._waiting or self._in_flight:
             self._tick_later(loop)
         else:
             self._ticking = False
+            self._on_idle()
 
     def _notice_pause(self, now: float) -> None:
         """A timer that is late: the process was paused (SIGSTOP, a virtual machine that stalls).
@@ -121,7 +125,7 @@ class Batcher(Generic[Question, Answer]):
                 for question, done, asked, due in self._waiting
             ]
 
-    async def _run(self, batch: list[_Waiting[Question, Answer]], deadline: float) -> None:
+    async def _dispatch(self, batch: list[_Waiting[Question, Answer]], deadline: float) -> None:
         answers: Sequence[Answer | Exception]
         try:
             answers = await self._ask([question for question, *_ in batch], deadline)

@@ -1,4 +1,4 @@
-"""The check, from a token to its session: batched, and degraded where writes are not to be had."""
+"""The check, from a token to its session: batched, and degraded where Redis takes no writes."""
 
 import asyncio
 import logging
@@ -7,15 +7,17 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
 from sesiones.metrics import Metrics
+from sesiones.policy import SessionPolicy
 from sesiones.redis_client import Execute
 from sesiones.redis_client.cluster import SlotMovedError
 from sesiones.sesion import Sesion, StoreUnavailable
 from sesiones.store.batching import Batcher
 from sesiones.store.errors import WritesRefused, WritesSilent
 from sesiones.store.events import SessionEvents
-from sesiones.store.keys import SESSION, Keys
+from sesiones.store.keys import Keys, base_of
 from sesiones.store.records import session_of
-from sesiones.store.scripts import CHECK, PEEK, Script, ScriptRunner, unavailable
+from sesiones.store.runner import ScriptRunner, unavailable
+from sesiones.store.scripts import CHECK, PEEK, Script
 from sesiones.store.tombstones import Tombstones
 
 logger = logging.getLogger("sesiones.store")
@@ -35,57 +37,66 @@ class CheckQueue:
         self,
         runner: ScriptRunner,
         keys: Keys,
+        policy: SessionPolicy,
         tombstones: Tombstones,
         events: SessionEvents,
         metrics: Metrics,
         *,
-        touch_seconds: int,
-        max_seconds: int,
         timeout_seconds: float,
         observe: Callable[[list[float], Sequence[Answer]], None],
     ) -> None:
         self._runner = runner
         self._keys = keys
+        self._policy = policy
         self._tombstones = tombstones
         self._events = events
         self._metrics = metrics
-        self._touch_seconds = touch_seconds
-        self._max_seconds = max_seconds
         self._timeout_seconds = timeout_seconds
         self._observe = observe
         self._batchers: dict[Hashable, Batcher[str, Sesion | None]] = {}
+        """One for each node that has checks, so that a slow node holds up no other's."""
         self._writes_silent_until = 0.0
-        self.submit: Submit = (
-            self._batcher(None).submit if runner.commands.node_of is None else self._submit_to_node
-        )
-        """Ask for a well-formed token's session; the second argument is called with the answer."""
+
+    def submitter(self) -> Submit:
+        """A function that asks for a well-formed token's session, and calls its second argument
+        with the answer."""
+        if self._runner.commands.node_of is None:
+            return self._batcher(None).submit
+        return self._submit_to_node
 
     def _submit_to_node(self, token: str, done: Callable[[Answer], None]) -> None:
         assert self._runner.commands.node_of is not None
         self._batcher(self._runner.commands.node_of(token[4:6])).submit(token, done)
 
     def _batcher(self, node: Hashable) -> Batcher[str, Sesion | None]:
-        """The queue of a node's checks: a node that is slow holds up no other's."""
         if (batcher := self._batchers.get(node)) is None:
             batcher = self._batchers[node] = Batcher(
-                self._check,
+                self._find_batch,
                 self._timeout_seconds,
                 batch_max=self._runner.commands.batch_max,
                 in_flight_max=self._runner.commands.in_flight_max,
                 overdue=lambda: StoreUnavailable("it has waited its whole time"),
                 observe=self._observe,
+                on_idle=partial(self._drop_batcher, node),
             )
         return batcher
 
-    async def aclose(self) -> None:
-        """Fail what waits. To be called when the connections are closed."""
-        closed = StoreUnavailable("closed")
-        await asyncio.gather(*(batcher.aclose(closed) for batcher in self._batchers.values()))
+    def _drop_batcher(self, node: Hashable) -> None:
+        """A node that has no checks may have left the Cluster. One that has not gets a new batcher
+        with its next check. A single server keeps its batcher, which submitter() has given out."""
+        if node is not None:
+            del self._batchers[node]
 
-    async def _check(self, batch: list[str], deadline: float) -> Sequence[Answer]:
+    async def aclose(self) -> None:
+        """Fail the checks that wait. To be called when the connections are closed."""
+        closed = StoreUnavailable("closed")
+        batchers = [*self._batchers.values()]
+        await asyncio.gather(*(batcher.aclose(closed) for batcher in batchers))
+
+    async def _find_batch(self, batch: list[str], deadline: float) -> Sequence[Answer]:
         self._metrics.batch_sent(len(batch))
         try:
-            return await self._answers(batch, deadline)
+            return await self._slide_or_peek(batch, deadline)
         except StoreUnavailable:
             raise
         except Exception as error:  # a bug of ours: no check is answered with anything but a 503
@@ -94,31 +105,29 @@ class CheckQueue:
         finally:
             self._metrics.batch_over(len(batch))
 
-    async def _answers(self, batch: list[str], deadline: float) -> Sequence[Answer]:
+    async def _slide_or_peek(self, batch: list[str], deadline: float) -> Sequence[Answer]:
         if time.monotonic() >= self._writes_silent_until:
             try:
-                sesiones, slides = await self._read(CHECK, batch, deadline)
+                sesiones, slides = await self._fetch(CHECK, batch, deadline)
                 self._metrics.slid(slides)
                 return _active(sesiones)
             except SlotMovedError:
-                return await self._answers_while_slots_move(batch, deadline)
+                return await self._find_while_slots_move(batch, deadline)
             except WritesRefused:
                 pass
             except WritesSilent:
                 self._writes_are_silent()
-        sesiones, _ = await self._read(PEEK, batch, deadline, on_master=True)
+        sesiones, _ = await self._fetch(PEEK, batch, deadline, on_master=True)
         return _active(sesiones)
 
-    async def _answers_while_slots_move(
-        self, batch: list[str], deadline: float
-    ) -> Sequence[Answer]:
+    async def _find_while_slots_move(self, batch: list[str], deadline: float) -> Sequence[Answer]:
         if len(batch) == 1:
-            # Its user's keys are being moved from node to node: no slide, it would need them all.
-            sesiones, _ = await self._read(PEEK, batch, deadline)
+            # The user's keys are being moved from node to node, and a slide would need all of them.
+            sesiones, _ = await self._fetch(PEEK, batch, deadline)
             return _active(sesiones)
-        # They are no longer all on one node: each finds its own way.
+        # The keys are no longer all on one node, so each check is routed by itself.
         alone = await asyncio.gather(
-            *(self._answers([token], deadline) for token in batch), return_exceptions=True
+            *(self._slide_or_peek([token], deadline) for token in batch), return_exceptions=True
         )
         return [
             answer if isinstance(answer, Exception) else answer[0]  # type: ignore[index]
@@ -128,16 +137,16 @@ class CheckQueue:
     def _writes_are_silent(self) -> None:
         if time.monotonic() >= self._writes_silent_until:  # else another batch was the first
             self._writes_silent_until = time.monotonic() + WRITES_SILENT_SECONDS
-            # Where the way to Redis was lost without a sign, its connections are as dead, and
-            # there is no time left to find that out.
+            # Where the network lost the connections without a sign, those for reads are as dead,
+            # and there is no time left to find that out.
             self._runner.reads.reset()
 
     async def peek(self, token: str) -> Sesion | None:
         """The live session of a well-formed token, active or not, without using it."""
-        (sesion,), _ = await self._read(PEEK, [token])
+        (sesion,), _ = await self._fetch(PEEK, [token])
         return sesion
 
-    async def _read(
+    async def _fetch(
         self,
         script: Script,
         batch: list[str],
@@ -151,13 +160,13 @@ class CheckQueue:
         execute: Execute = commands.execute
         if on_master:
             execute = self._runner.reads.execute_on_master
-        elif script is PEEK:
+        elif script.read_only:
             execute = partial(execute, reads=True)
         replies = await self._runner.run(
             script,
             keys,
-            self._touch_seconds,
-            self._max_seconds,
+            self._policy.touch_seconds,
+            self._policy.max_seconds,
             *keys,
             execute=execute,
             deadline=deadline,
@@ -167,10 +176,10 @@ class CheckQueue:
             slides: int = replies.pop()
             records = zip(batch, replies[::2], replies[1::2], strict=True)
             sesiones = [session_of(token, text, expiry) for token, text, expiry in records]
-            for session in ended:
-                digest = session[0].decode()
+            for entry in ended:
+                digest = entry[0].decode()
                 key = next(key for key in keys if key.endswith(digest))
-                self._events.ended("unindexed", key.removesuffix(f"{SESSION}{digest}"), [session])
+                self._events.ended("unindexed", base_of(key), [entry])
         if self._tombstones.any_of(keys):
             for index, key in enumerate(keys):
                 if key in self._tombstones:

@@ -1,8 +1,9 @@
-"""What became of each session: its tombstone, the metric and a line in the log.
+"""Sessions that were created or ended: the metric, a line in the log, and the tombstone of an ended
+session.
 
-A logoutAll can end thousands at once, and a line of log takes as long as a check. So tombstones and
-metrics are written at once, and of the lines all but the first few in slices, between which the
-event loop goes on with everything else.
+A logoutAll can end thousands of sessions at once, and a line of log takes as long as a check. So
+tombstones and metrics are written at once, and all lines but the first few in slices, between which
+the event loop goes on with everything else.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ LINES_AT_ONCE = 16
 
 
 class SessionEvents:
-    """Of one event loop."""
+    """The events of one event loop."""
 
     def __init__(self, tombstones: Tombstones, metrics: Metrics) -> None:
         self._tombstones = tombstones
@@ -36,14 +37,14 @@ class SessionEvents:
         self._metrics.add(CREATED)
         _log("created", ID_Sesion, ID_Usuario, tokens.fingerprint(token))
 
-    def ended(self, reason: str, base: str, ended: list[Any]) -> None:
-        """``ended``: the sessions that a script has ended, as delete() in lua/session.lua returns
+    def ended(self, reason: str, base: str, entries: list[Any]) -> None:
+        """``entries``: the sessions that a script has ended, as delete() in lua/session.lua returns
         them; ``base``: what their keys begin with. Raises MALFORMED_REPLY_ERRORS."""
-        if not ended:
+        if not entries:
             return
-        self._tombstones.add([f"{base}{SESSION}{digest.decode()}" for digest, _, _ in ended])
-        self._metrics.add(ENDED, reason, len(ended))
-        self._waiting.extend((reason, entry) for entry in ended)
+        self._tombstones.add([f"{base}{SESSION}{digest.decode()}" for digest, _, _ in entries])
+        self._metrics.add(ENDED, reason, len(entries))
+        self._waiting.extend((reason, entry) for entry in entries)
         if not self._scheduled:
             self._write_slice()
 

@@ -1,4 +1,4 @@
-"""The only module that names a key in Redis; lua/session.lua says what lies where."""
+"""The only module that names a key in Redis; lua/session.lua says what each key holds."""
 
 from sesiones import tokens
 
@@ -25,5 +25,10 @@ class Keys:
         return f"{self.base(bucket)}n"
 
     def session(self, token: str) -> str:
-        # base(), spelled out: every check comes here.
+        # base(), spelled out, because every check comes here.
         return f"{self._prefix}:{{{token[4:6]}}}:{SESSION}{tokens.digest(token)}"
+
+
+def base_of(session_key: str) -> str:
+    """What every key of the session's bucket begins with."""
+    return session_key.rpartition(SESSION)[0]

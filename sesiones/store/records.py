@@ -5,7 +5,7 @@ import logging
 import orjson
 
 from sesiones import tokens
-from sesiones.sesion import INT_MAX, Sesion
+from sesiones.sesion import INT_MAX, Sesion, UserSession
 
 logger = logging.getLogger("sesiones.store")
 
@@ -14,11 +14,9 @@ _COMMAS = b"," * 5
 """What is left of a record's numbers without their digits."""
 
 
-def session_of(
-    token: str, text: bytes | None, expiry: int | None = None, fingerprint: str | None = None
-) -> Sesion | None:
-    """The session of a script's reply (fetch() in lua/session.lua). A record that is none is an
-    error of its own: logged, by the token's fingerprint, and as good as absent."""
+def session_of(token: str, text: bytes | None, expiry: int | None = None) -> Sesion | None:
+    """The session of a token, from a script's reply (fetch() in lua/session.lua). A malformed
+    record is logged, with the token's fingerprint, and counts as absent."""
     if text is None:
         return None
     try:
@@ -41,11 +39,21 @@ def session_of(
         fields = id_, usuario, token, inicio, expiry, estado, inicio + uso, dispositivo.decode()
         return tuple.__new__(Sesion, fields)
     except (TypeError, ValueError) as error:
-        name = fingerprint or tokens.fingerprint(token)
-        logger.error("bad record of session %s: %s", name, error)
+        fingerprint = tokens.masked(token).removeprefix("ses_#")
+        logger.error("bad record of session %s: %s", fingerprint, error)
         return None
 
 
+def user_session_of(digest: str, text: bytes, expiry: int) -> UserSession | None:
+    """The session of a digest, from the same reply. Of its token only the fingerprint is known."""
+    fingerprint = tokens.fingerprint_of_digest(digest)
+    sesion = session_of(f"ses_#{fingerprint}", text, expiry)
+    if sesion is None:
+        return None
+    return UserSession(sesion.ID_Sesion, sesion.ID_Usuario, fingerprint, *sesion[3:])
+
+
 def number(text: bytes) -> int | None:
-    """None for a record that is no session's."""
+    """An integer of an ended session (delete() in lua/session.lua); None when its record was
+    malformed."""
     return int(text) if text.isdigit() and len(text) <= 16 else None

@@ -1,13 +1,15 @@
-"""After a failover: end again what the new master may not know to have ended."""
+"""The replay of tombstones after a failover: the new master may lack the deletions."""
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Set
+from typing import Any
 
 from sesiones.sesion import StoreUnavailable
 from sesiones.store.events import SessionEvents
-from sesiones.store.keys import SESSION
-from sesiones.store.scripts import END_AGAIN, ScriptRunner
+from sesiones.store.keys import base_of
+from sesiones.store.runner import ScriptRunner
+from sesiones.store.scripts import END_AGAIN
 from sesiones.store.tombstones import Tombstones
 from sesiones.tasks import SingleFlight
 
@@ -28,10 +30,10 @@ class Replay:
         self._events = events
         self._running = SingleFlight(self._run)
 
-    def owner_changed(self, affects: Callable[[str], bool]) -> None:
+    def owner_changed(self, buckets: Set[str]) -> None:
         """A connection was lost or slots changed owner, so the next master may lack recent
-        deletions. Queue the affected tombstones for replay."""
-        self._tombstones.queue_replay(affects)
+        deletions. Queue the tombstones of these buckets for replay."""
+        self._tombstones.queue_replay(buckets)
         self.start()
 
     def start(self) -> None:
@@ -55,18 +57,19 @@ class Replay:
         """Delete these sessions again. Return how many still existed, or None if Redis gave no
         answer and the batch must be retried."""
         generation = self._tombstones.generation
-        base = keys[0].rpartition(SESSION)[0]
+
+        def on_reply(ended: Any) -> int:
+            self._events.ended("failover", base_of(keys[0]), ended)
+            return len(ended)
+
         try:
-            ended = await self._runner.run(
-                END_AGAIN,
-                keys,
-                execute=self._runner.writes.execute,
-                on_reply=lambda reply: self._events.ended("failover", base, reply),
+            count: int = await self._runner.run(
+                END_AGAIN, keys, execute=self._runner.writes.execute, on_reply=on_reply
             )
         except StoreUnavailable:
             return None
         self._tombstones.acknowledge(keys, generation)
-        return len(ended)
+        return count
 
     async def aclose(self) -> None:
         """Stop."""

@@ -14,34 +14,34 @@ import random
 import threading
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 
 logger = logging.getLogger("sesiones.tombstones")
 
 TOMBSTONE_TTL_SECONDS = 60
-"""Of the owner's time after the ending, at the least."""
+"""How long a tombstone stays at the least, counted up to the owner's last answer."""
 TOMBSTONES_MAX = 100_000
-"""More than that: the oldest are forgotten. They take about 25 MB."""
+"""Of more than that, the oldest are dropped. So many take about 25 MB."""
 REPLAY_BATCH_MAX = 64
-"""Sessions that are ended in one call, so that none keeps Redis long."""
+"""Sessions that one call ends, so that no call keeps Redis busy for long."""
 
 
-def _tag(key: str) -> str:
+def _bucket(key: str) -> str:
     return key.partition("{")[2][:2]
 
 
 class Tombstones:
     """Sessions by their keys; any thread may use them. ``answered_at``: when the last command that
-    was answered was sent to the owner of a hash tag's keys, in time.monotonic()'s time."""
+    was answered was sent to the owner of a bucket's keys, in time.monotonic()'s time."""
 
     def __init__(self, answered_at: Callable[[str], float]) -> None:
         self._answered_at = answered_at
         self._recent: OrderedDict[str, float] = OrderedDict()
-        """When each ended, the oldest first."""
+        """When each session ended, the oldest first."""
         self._pending: OrderedDict[str, int] = OrderedDict()
-        """Those to replay, and since which generation."""
+        """The sessions to replay, each with the generation that queued it."""
         self.generation = 0
-        """How often keys may have changed their owner."""
+        """How often replays have been queued: keys may have changed their owner each time."""
         self._warned_at = -float(TOMBSTONE_TTL_SECONDS)
         self._lock = threading.Lock()
 
@@ -74,27 +74,26 @@ class Tombstones:
             self._recent.pop(key, None)
             self._pending.pop(key, None)
 
-    def queue_replay(self, affects: Callable[[str], bool]) -> None:
-        """The keys of the hash tags affected may have another owner, which may lack recent
-        deletions."""
+    def queue_replay(self, buckets: Set[str]) -> None:
+        """The keys of these buckets may have another owner, which may lack recent deletions."""
         with self._lock:
             self._expire()
             self.generation += 1
             for key in self._recent:
-                if affects(_tag(key)):
+                if _bucket(key) in buckets:
                     self._pending[key] = self.generation
             self._limit(self._pending)
 
     def batches(self) -> list[list[str]]:
-        """What is pending, in batches of one hash tag each; shuffled, so that those of a node that
-        is gone do not keep the others from their turn for ever."""
-        by_tag = defaultdict(list)
+        """The pending tombstones, in batches of one bucket each. The batches are shuffled, so that
+        those of a node that does not answer cannot hold up the others for ever."""
+        by_bucket = defaultdict(list)
         with self._lock:
             for key in self._pending:
-                by_tag[_tag(key)].append(key)
+                by_bucket[_bucket(key)].append(key)
         batches = [
             keys[start : start + REPLAY_BATCH_MAX]
-            for keys in by_tag.values()
+            for keys in by_bucket.values()
             for start in range(0, len(keys), REPLAY_BATCH_MAX)
         ]
         random.shuffle(batches)
@@ -110,7 +109,7 @@ class Tombstones:
     def _expire(self) -> None:
         while self._recent:
             key, ended_at = next(iter(self._recent.items()))
-            if ended_at >= self._answered_at(_tag(key)) - TOMBSTONE_TTL_SECONDS:
+            if ended_at >= self._answered_at(_bucket(key)) - TOMBSTONE_TTL_SECONDS:
                 break
             del self._recent[key]
         self._limit(self._recent)

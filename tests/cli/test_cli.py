@@ -17,10 +17,10 @@ import pytest
 from redis import Redis
 
 from sesiones.cli import EXIT_CODES, Exit, main
+from tests.harness.records import index_key, session_key
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import environment
 from tests.harness.stores import open_store
-from tests.store.test_store import index_key, session_key
 
 pytestmark = pytest.mark.slow
 

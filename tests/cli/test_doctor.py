@@ -19,11 +19,9 @@ from sesiones.cli import Exit, doctor, main
 from sesiones.redis_client import Commands, Execute
 from sesiones.sesion import Refusal, Sesion, StoreUnavailable
 from sesiones.settings import Settings
-from tests.harness.records import write_record
+from tests.harness.records import counter_key, digest, index_key, session_key, write_record
 from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
 from tests.harness.stores import open_store, replica_of
-from tests.redis_client.test_cluster import cluster  # noqa: F401, a fixture
-from tests.store.test_store import counter_key, digest, index_key, session_key
 
 DOCS = Path(__file__).parents[2] / "docs"
 OPERATE = (DOCS / "operate.md").read_text("utf-8")
@@ -230,7 +228,7 @@ def test_each_fault_of_a_key(
 
 
 def test_on_a_cluster(
-    cluster: RedisCluster,  # noqa: F811
+    cluster: RedisCluster,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     url = cluster.url
@@ -254,7 +252,7 @@ def test_on_a_cluster(
 
 
 def test_one_node_of_a_cluster_is_not_enough(
-    cluster: RedisCluster,  # noqa: F811
+    cluster: RedisCluster,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     code, findings, _ = diagnose(capsys, f"redis://127.0.0.1:{next(iter(cluster.servers))}")

@@ -17,10 +17,9 @@ from sesiones.cli.doctor import place as place_of
 from sesiones.sesion import Sesion
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
+from tests.harness.records import NEIGHBOUR, counter_key, digest, index_key, lua, session_key
 from tests.harness.redis_server import RedisCluster, RedisServer
 from tests.harness.stores import open_store
-from tests.redis_client.test_cluster import cluster  # noqa: F401, a fixture
-from tests.store.test_store import NEIGHBOUR, counter_key, digest, index_key, lua, session_key
 
 ENDED = r"ended session \d+ of user 7, ses_#[0-9a-f]{8}: operator\n"
 INCOMPLETE = "the index of user 7 is incomplete: it lacks {} of {} live sessions"
@@ -180,7 +179,7 @@ def test_deep_looks_at_every_key(users: Users, own: "Redis") -> None:
 
 
 def test_deep_on_a_cluster(
-    cluster: RedisCluster,  # noqa: F811
+    cluster: RedisCluster,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     users = Users(cluster.url, capsys)
@@ -379,10 +378,9 @@ def test_was_used_sees_the_counter_of_any_bucket(
     assert not asyncio.run(was_used(open_store(users.url, key_prefix="otros")))
 
 
-def test_buckets_are_in_the_order_of_their_numbers() -> None:
-    buckets = tokens.buckets()
-    assert [tokens.bucket_number(bucket) for bucket in buckets] == list(range(4096))
-    assert tokens.user_bucket(7) in buckets
+def test_every_bucket_has_a_number_of_its_own() -> None:
+    assert sorted(map(tokens.bucket_number, tokens.BUCKETS)) == list(range(4096))
+    assert tokens.user_bucket(7) in tokens.BUCKETS
 
 
 def test_ending_logs_a_line_a_session_as_the_service_does(

@@ -3,7 +3,7 @@ answers as before."""
 
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -11,9 +11,11 @@ from redis import Redis
 
 from tests.harness.redis_server import RedisServer, free_port, wait_until
 
+Fault = Callable[[RedisServer], AbstractContextManager[None]]
+
 
 def client(server: RedisServer) -> "Redis":
-    return Redis(unix_socket_path=str(server.socket), decode_responses=True)
+    return server.client(decode_responses=True)
 
 
 @contextmanager

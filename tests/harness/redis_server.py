@@ -96,6 +96,10 @@ class RedisServer:
         except RedisError:
             return False
 
+    def client(self, **options: Any) -> Redis:
+        """A client on its unix socket, to be closed by the caller."""
+        return Redis(unix_socket_path=str(self.socket), **options)
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End the process; SIGTERM saves first. The data stays, and the port stays taken."""
         if self.process is not None:

@@ -11,14 +11,13 @@ from redis.exceptions import ResponseError
 from sesiones.http.operations import Health
 from sesiones.http.problems import Problem
 from sesiones.redis_client import Argument
-from sesiones.store import SessionStore
 from sesiones.store.scripts import SERVICE_SCRIPTS
+from tests.harness.clocked_redis import ClockedRedis
+from tests.harness.deployment import Deployment
 from tests.harness.faults import client, cut_off, full, misconf, noreplicas
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service
-from tests.harness.stores import KEY
-from tests.store.test_clock import Fake
-from tests.store.test_outage import Deployment
+from tests.harness.stores import KEY, store_on
 
 READY = ["/readyz", "/healthz"]
 Trouble = Callable[[RedisServer], AbstractContextManager[None]]
@@ -148,7 +147,7 @@ def test_redis_is_not_there() -> None:
         assert service.request("GET", "/livez").status == 200
 
 
-class Old(Fake):
+class Old(ClockedRedis):
     """Redis 6: "#" begins no comment of Lua's."""
 
     async def execute(self, *arguments: Argument, **how: object) -> object:
@@ -162,15 +161,7 @@ class Old(Fake):
 
 @pytest.mark.anyio
 async def test_redis_is_too_old() -> None:
-    store = SessionStore(
-        Old,
-        key_prefix="sesiones",
-        idle_seconds=1800,
-        max_seconds=43200,
-        touch_seconds=1,
-        max_per_user=1000,
-        timeout_seconds=1,
-    )
+    store = store_on(Old(), timeout_seconds=1)
     with pytest.raises(Problem, match=r"anterior a la 7\.0"):
         await Health(store).ready(None)  # type: ignore[arg-type]
     await store.aclose()

@@ -31,7 +31,7 @@ from sesiones.settings import Settings, SettingsError
 from tests.harness import asgi
 from tests.harness.faults import hung
 from tests.harness.redis_server import RedisServer, free_port
-from tests.harness.service import Service, comes_true, environment, refused
+from tests.harness.service import Service, children, comes_true, environment, refused
 from tests.harness.stores import KEY
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -83,11 +83,6 @@ def status_over(path: Path) -> int:
         return connection.getresponse().status
     finally:
         connection.close()
-
-
-def children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(word) for word in text.split()]
 
 
 def is_running(pid: int) -> bool:

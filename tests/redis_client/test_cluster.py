@@ -6,7 +6,7 @@ import contextlib
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import pairwise, product
 from typing import Any
@@ -15,46 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis import Redis, ResponseError
-from redis.crc import key_slot
 
 from sesiones import tokens
 from sesiones.redis_client.cluster import masters_of
 from sesiones.sesion import Refusal, Sesion, StoreUnavailable
 from sesiones.store import SessionStore
+from tests.harness.records import index_key, session_key, slot_of
 from tests.harness.redis_server import RedisCluster, RedisServer, free_port
 from tests.harness.stores import available, open_store
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RedisCluster]:
-    """Three masters."""
-    with RedisCluster(3) as cluster:
-        yield cluster
-
-
-@contextlib.asynccontextmanager
-async def store_at(
-    cluster: RedisCluster, timeout_seconds: float = 5, **options: Any
-) -> AsyncIterator[SessionStore]:
-    store = open_store(cluster.url, timeout_seconds=timeout_seconds, **options)
-    try:
-        yield store
-    finally:
-        await store.aclose()
-
-
-def slot_of(user: int) -> int:
-    return key_slot(tokens.user_bucket(user).encode())
-
-
-def index_key(user: int) -> str:
-    return f"sesiones:{{{tokens.user_bucket(user)}}}:u:{user}"
-
-
-def session_key(token: str) -> str:
-    return f"sesiones:{{{tokens.bucket(token)}}}:h:{tokens.digest(token)}"
 
 
 def users_with_own_slots(start: int, number: int) -> list[int]:
@@ -69,7 +39,7 @@ def users_with_own_slots(start: int, number: int) -> list[int]:
     return users
 
 
-def state(cluster: RedisCluster, user: int) -> dict[str, Any]:
+def state_of(cluster: RedisCluster, user: int) -> dict[str, Any]:
     """What lies in the user's slot, on whichever node."""
     found: dict[str, Any] = {}
     for port in cluster.servers:
@@ -86,7 +56,7 @@ def state(cluster: RedisCluster, user: int) -> dict[str, Any]:
 until = partial(available, seconds=20)
 
 
-async def test_the_life_of_sessions_of_many_slots(cluster: RedisCluster) -> None:
+async def test_sessions_of_many_slots_live_and_end(cluster: RedisCluster) -> None:
     async def live(store: SessionStore, user: int) -> None:
         one, two, three = [await store.create(user, f"device {user}") for _ in range(3)]
         found = await store.find(one.Token_Sesion)
@@ -103,14 +73,14 @@ async def test_the_life_of_sessions_of_many_slots(cluster: RedisCluster) -> None
         assert await store.find(three.Token_Sesion) is None
         assert await store.find(stranger.Token_Sesion) is not None
 
-    async with store_at(cluster) as store, asyncio.TaskGroup() as lives:
+    async with open_store(cluster.url) as store, asyncio.TaskGroup() as lives:
         for user in range(0, 300, 2):
             lives.create_task(live(store, user))
     assert all(client.dbsize() > 100 for client in cluster.clients.values())
 
 
 async def test_checks_of_a_node_share_calls(cluster: RedisCluster) -> None:
-    async with store_at(cluster) as store:
+    async with open_store(cluster.url) as store:
         made = await asyncio.gather(*(store.create(user, "x") for user in range(150)))
         assert all(await asyncio.gather(*(store.find(s.Token_Sesion) for s in made)))
         for client in cluster.clients.values():
@@ -124,7 +94,7 @@ async def test_checks_of_a_node_share_calls(cluster: RedisCluster) -> None:
 # Slots that move.
 
 
-async def test_slots_that_move_under_load(cluster: RedisCluster) -> None:
+async def test_slots_that_move_under_load_cost_no_answer(cluster: RedisCluster) -> None:
     """Users use their sessions while their slots move from node to node, key by key. Each knows
     what it has done; nothing fails, and nothing is answered wrongly."""
     choose = random.Random(7)
@@ -181,7 +151,7 @@ async def test_slots_that_move_under_load(cluster: RedisCluster) -> None:
         await call(cluster.end_move, slot, source, target)
 
     # Every check slides, so that it is a write.
-    async with store_at(cluster, touch_seconds=0) as store, asyncio.TaskGroup() as tasks:
+    async with open_store(cluster.url, touch_seconds=0) as store, asyncio.TaskGroup() as tasks:
         for user in users:
             tasks.create_task(use(store, user))
         for target in cluster.master_ports[:2]:
@@ -192,7 +162,7 @@ async def test_slots_that_move_under_load(cluster: RedisCluster) -> None:
     assert len(done) == 6
     assert sum(done.values()) > 1000
     for user in users:
-        keys = state(cluster, user)
+        keys = state_of(cluster, user)
         sessions = [key for key in keys if ":h:" in key]
         assert all(expires > 0 for key, (_, expires) in keys.items() if key[-2:] != ":n")
         port = cluster.owner(slot_of(user))
@@ -200,7 +170,7 @@ async def test_slots_that_move_under_load(cluster: RedisCluster) -> None:
         assert sorted(members) == sorted(key.rsplit(":", 1)[1] for key in sessions)
 
 
-async def test_a_slot_of_which_some_keys_have_moved(cluster: RedisCluster) -> None:
+async def test_slot_of_which_some_keys_have_moved_answers_checks(cluster: RedisCluster) -> None:
     """Every way in which a user's two sessions, index and counter may lie on the two sides. Checks
     answer, without a slide where it cannot be; the others are done as a whole or not at all."""
     splits = list(product([False, True], repeat=4))
@@ -241,14 +211,14 @@ async def test_a_slot_of_which_some_keys_have_moved(cluster: RedisCluster) -> No
         if number >= len(splits):
             operations = operations[-1:]
         for operation in operations:
-            before = await call(state, cluster, user)
+            before = await call(state_of, cluster, user)
             try:
                 outcome = await operation()
             except StoreUnavailable:
                 outcome = StoreUnavailable
-                assert await call(state, cluster, user) == before
+                assert await call(state_of, cluster, user) == before
             outcomes.append(outcome)
-        left = [key for key in await call(state, cluster, user) if ":h:" in key]
+        left = [key for key in await call(state_of, cluster, user) if ":h:" in key]
         if isinstance(outcome, int):
             assert not left
         for sesion in one, two:
@@ -262,11 +232,11 @@ async def test_a_slot_of_which_some_keys_have_moved(cluster: RedisCluster) -> No
             await call(cluster.end_move, slot, source, target)
         last = await store.create(user, "last")
         assert await store.end_all(last.Token_Sesion, last.Token_Sesion) == len(left) + 1
-        assert list(await call(state, cluster, user)) == [keys[-1]]
+        assert list(await call(state_of, cluster, user)) == [keys[-1]]
 
     async with (
-        store_at(cluster, touch_seconds=0) as store,
-        store_at(cluster, 0.2, touch_seconds=0) as hasty,
+        open_store(cluster.url, touch_seconds=0) as store,
+        open_store(cluster.url, timeout_seconds=0.2, touch_seconds=0) as hasty,
     ):
         users = [
             user
@@ -282,7 +252,7 @@ async def test_a_slot_of_which_some_keys_have_moved(cluster: RedisCluster) -> No
 
 
 @pytest.mark.parametrize("operation", ["find", "create", "end", "end_all"])
-async def test_what_expired_is_not_forgotten_while_its_key_may_be_elsewhere(
+async def test_expired_session_stays_indexed_while_its_key_may_be_on_another_node(
     cluster: RedisCluster, operation: str
 ) -> None:
     """An index drops an expired session with its key. While that may have moved to another node,
@@ -292,7 +262,7 @@ async def test_what_expired_is_not_forgotten_while_its_key_may_be_elsewhere(
     source = cluster.owner(slot)
     target = next(port for port in cluster.master_ports if port != source)
     # Every check slides, so that it is a write.
-    async with store_at(cluster, touch_seconds=0) as store:
+    async with open_store(cluster.url, touch_seconds=0) as store:
         made = [await store.create(user, device) for device in ("one", "two", "three")]
         mine, other, expired = made
         key, member = session_key(expired.Token_Sesion), session_key(expired.Token_Sesion)[-22:]
@@ -318,12 +288,14 @@ async def test_what_expired_is_not_forgotten_while_its_key_may_be_elsewhere(
         assert cluster.clients[target].zscore(index, member) is None
 
 
-async def test_a_node_that_is_added(cluster: RedisCluster) -> None:
+async def test_node_that_is_added_serves_the_slot_that_is_moved_to_it(
+    cluster: RedisCluster,
+) -> None:
     """It has no slots, and the service does not know it, until one is moved to it."""
     user = 3000
     slot = slot_of(user)
     source = cluster.owner(slot)
-    async with store_at(cluster) as store:
+    async with open_store(cluster.url) as store:
         sesion = await store.create(user, "laptop")
         added = await asyncio.to_thread(cluster.add)
         await asyncio.to_thread(cluster.wait, lambda port: knows(cluster, port, added))
@@ -352,7 +324,7 @@ def knows(cluster: RedisCluster, port: int, other: int) -> bool:
 # Nodes that fail.
 
 
-async def test_a_cluster_that_is_not_there() -> None:
+async def test_unreachable_cluster_is_unavailable_in_time() -> None:
     store = open_store(f"redis+cluster://127.0.0.1:{free_port()}", timeout_seconds=0.25)
     for _ in range(2):
         begun = time.monotonic()
@@ -362,14 +334,14 @@ async def test_a_cluster_that_is_not_there() -> None:
     await store.aclose()
 
 
-async def test_nodes_without_the_hostnames_that_they_prefer() -> None:
+async def test_nodes_without_the_hostnames_that_they_prefer_are_reached() -> None:
     with RedisCluster(2, cluster_preferred_endpoint_type="hostname") as cluster:
-        async with store_at(cluster) as store:
+        async with open_store(cluster.url) as store:
             for user in range(20):
                 assert (await until(partial(store.create, user, "laptop"))).ID_Usuario == user
 
 
-async def test_a_server_that_is_no_cluster(redis_server: RedisServer) -> None:
+async def test_server_that_is_no_cluster_is_unavailable(redis_server: RedisServer) -> None:
     port = free_port()
     with RedisServer(port=str(port)):
         store = open_store(f"redis+cluster://127.0.0.1:{port}", timeout_seconds=0.25)
@@ -378,11 +350,11 @@ async def test_a_server_that_is_no_cluster(redis_server: RedisServer) -> None:
         await store.aclose()
 
 
-async def test_callers_that_leave_cost_no_other_its_session(cluster: RedisCluster) -> None:
+async def test_cancelled_callers_cost_no_other_its_session(cluster: RedisCluster) -> None:
     choose = random.Random(7)
-    async with store_at(cluster) as store:
+    async with open_store(cluster.url) as store:
         sessions = [await store.create(user, f"device {user}") for user in range(200, 230)]
-    async with store_at(cluster) as store:  # which does not know the nodes
+    async with open_store(cluster.url) as store:  # which does not know the nodes
 
         async def check() -> None:
             for _ in range(5):
@@ -403,10 +375,10 @@ async def test_callers_that_leave_cost_no_other_its_session(cluster: RedisCluste
 
 
 @pytest.mark.parametrize("failing", ["killed", "stopped", "a stranger's", "an empty node's"])
-async def test_a_node_that_fails_costs_its_users_alone(cluster: RedisCluster, failing: str) -> None:
+async def test_node_that_fails_costs_its_users_alone(cluster: RedisCluster, failing: str) -> None:
     """The others are as fast as ever, under load. Nor has a session ended because somebody else's
     Redis, which has none, answers at the address of a node that is gone."""
-    async with store_at(cluster, 1) as store:
+    async with open_store(cluster.url, timeout_seconds=1) as store:
         sessions = [await until(partial(store.create, user, "laptop")) for user in range(300, 360)]
         port = cluster.owner(slot_of(300))
         lost = [s for s in sessions if cluster.owner(slot_of(s.ID_Usuario)) == port]
@@ -461,9 +433,11 @@ async def test_a_node_that_fails_costs_its_users_alone(cluster: RedisCluster, fa
         assert time.monotonic() - begun < 5
 
 
-async def test_writes_that_are_refused(cluster: RedisCluster) -> None:
+async def test_refused_writes_cost_no_check_while_the_masters_confirm_the_node(
+    cluster: RedisCluster,
+) -> None:
     """Checks answer, while the other masters say that the node is still the slot's."""
-    async with store_at(cluster, 0.5, touch_seconds=0) as store:
+    async with open_store(cluster.url, timeout_seconds=0.5, touch_seconds=0) as store:
         made = [await until(partial(store.create, user, "laptop")) for user in range(400, 430)]
         for client in cluster.clients.values():
             client.config_set("min-replicas-to-write", 1)
@@ -506,7 +480,7 @@ async def test_writes_that_are_refused(cluster: RedisCluster) -> None:
                 client.config_set("min-replicas-to-write", 0)
 
 
-async def test_aclose_ends_what_is_out(cluster: RedisCluster) -> None:
+async def test_aclose_fails_what_is_in_flight(cluster: RedisCluster) -> None:
     store = open_store(cluster.url)
     made = [await until(partial(store.create, user, "laptop")) for user in range(500, 510)]
     for server in cluster.servers.values():
@@ -526,11 +500,13 @@ async def test_aclose_ends_what_is_out(cluster: RedisCluster) -> None:
         await store.find(made[0].Token_Sesion)
 
 
-async def test_nodes_that_are_made_anew(caplog: pytest.LogCaptureFixture) -> None:
+async def test_reset_nodes_are_refused_until_they_are_a_new_cluster(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """At the same addresses. One of them is refused, as the others know better; all of them are a
     new Cluster."""
     with RedisCluster(2) as cluster:
-        async with store_at(cluster, 0.25) as store:
+        async with open_store(cluster.url, timeout_seconds=0.25) as store:
             first, second = cluster.master_ports
             ours, theirs = (
                 next(user for user in range(100) if cluster.owner(slot_of(user)) == port)
@@ -563,11 +539,11 @@ async def test_nodes_that_are_made_anew(caplog: pytest.LogCaptureFixture) -> Non
 # With replicas.
 
 
-async def test_failovers(anyio_backend_name: str) -> None:
+async def test_failovers_cost_only_the_slots_concerned(anyio_backend_name: str) -> None:
     """One that is asked for, and one because a master died: no wrong answer, no error beyond the
     slots concerned, and those are back as soon as the Cluster is."""
     with RedisCluster(3, 3) as cluster:
-        async with store_at(cluster, 0.25, touch_seconds=0) as store:
+        async with open_store(cluster.url, timeout_seconds=0.25, touch_seconds=0) as store:
             users = range(600, 690)
             sessions = [await until(partial(store.create, user, "laptop")) for user in users]
             ended = [await until(partial(store.create, user, "phone")) for user in users]
@@ -629,7 +605,7 @@ nodes = st.tuples(hosts, ports, st.just(b"name")).map(list)
 
 
 @given(st.lists(st.integers(0, 16384), min_size=2, max_size=9, unique=True), st.data())
-def test_a_map_says_who_has_each_slot(bounds: list[int], data: st.DataObject) -> None:
+def test_slot_map_names_the_master_of_each_slot(bounds: list[int], data: st.DataObject) -> None:
     bounds.sort()
     reply: list[list[Any]] = [
         [first, last - 1, *data.draw(st.lists(nodes, min_size=1, max_size=3))]
@@ -654,7 +630,9 @@ def test_a_map_says_who_has_each_slot(bounds: list[int], data: st.DataObject) ->
         (None, [[b"ip", b"10.0.0.1"]], "asked"),
     ],
 )
-def test_a_hostname_that_is_not_known(host: bytes | None, metadata: Any, address: str) -> None:
+def test_unknown_hostname_is_replaced_by_the_address(
+    host: bytes | None, metadata: Any, address: str
+) -> None:
     masters, names = masters_of([[0, 1, [host, 7000, b"n", *metadata]]], "asked")
     assert masters[:3] == [(address, 7000), (address, 7000), None]
     assert names == {(address, 7000): "n"}
@@ -666,7 +644,7 @@ anything = st.recursive(
 
 
 @given(anything | st.lists(st.tuples(st.integers(-2, 16386), st.integers(-2, 16386), anything)))
-def test_what_is_no_map_is_refused(reply: Any) -> None:
+def test_reply_that_is_no_slot_map_is_refused(reply: Any) -> None:
     with contextlib.suppress(ValueError):
         masters, names = masters_of(reply, "asked")
         assert len(masters) == 16384

@@ -22,16 +22,9 @@ from redis.exceptions import RedisError
 
 from sesiones.redis_client import connection as connections
 from sesiones.redis_client.connection import PipelinedConnection
-from tests.redis_client.fakes import (
-    CLOCK,
-    QUICK,
-    UNPACKABLE,
-    Wire,
-    found_out,
-    opened,
-    packed,
-    run,
-)
+from tests.harness.fake_redis import Wire, opened, packed
+from tests.harness.virtual_loop import CLOCK, run
+from tests.redis_client.programs import QUICK, UNPACKABLE, found_out
 from tests.redis_client.variants import VARIANTS
 
 TIMEOUT_SECONDS = 0.2
@@ -135,7 +128,7 @@ class _Play:
         number = b"%d" % next(self.numbers)
         heard: list[Any] = []
 
-        def on_reply(reply: Any) -> None:
+        def on_reply(reply: Any) -> Any:
             heard.append(reply)
             if kind == "raises":
                 raise ValueError
@@ -143,6 +136,7 @@ class _Play:
                 self.send("none", False)
             if kind == "drops":
                 self.connection.fail("by a callback")
+            return reply
 
         arguments = ("ECHO", number if argument is None else argument)
         sent_at = self.loop.time()
@@ -245,6 +239,8 @@ class _Play:
             if error is None:
                 assert call.future.result() == given, "a caller has the reply of another"
                 assert call.on_reply == "none" or call.heard == [given]
+            elif call.on_reply == "raises" and isinstance(error, ValueError):
+                assert call.heard == [given]
             elif isinstance(given, RedisError) and not isinstance(error, RedisConnectionError):
                 assert str(given).removeprefix("ERR ") in str(error), "the error of another"
             else:
@@ -278,18 +274,18 @@ def virtual_clock(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixt
 
 @QUICK
 @given(PROGRAMS)
-def test_the_nth_reply_belongs_to_the_nth_command(program: list[tuple[Any, ...]]) -> None:
+def test_nth_reply_belongs_to_the_nth_command(program: list[tuple[Any, ...]]) -> None:
     play(PipelinedConnection, program)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_connection_that_breaks_a_rule_is_found_out(variant: type[PipelinedConnection]) -> None:
+def test_connection_that_breaks_a_rule_is_found_out(variant: type[PipelinedConnection]) -> None:
     found_out(PROGRAMS, partial(play, variant))
 
 
 @pytest.mark.parametrize("name", ["send", "data_received", "_deliver"])
 @pytest.mark.parametrize("skipped", range(4))
-def test_an_interrupt_between_any_two_lines_costs_no_caller_its_own_reply(
+def test_interrupt_between_any_two_lines_costs_no_caller_its_own_reply(
     name: str, skipped: int
 ) -> None:
     """Ctrl-C, where the loop goes on: in a notebook, say. ``skipped``: calls before the one that is

@@ -2,25 +2,20 @@
 back: checks are answered all the same."""
 
 import asyncio
-import contextlib
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
 
 import orjson
 import pytest
 from redis import Redis
 
-from sesiones.redis_client import cluster as clusters
-from sesiones.redis_client import single
 from tests.harness.client import Client
-from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
-from tests.harness.relay import Relay
+from tests.harness.redis_server import RedisCluster, RedisServer, free_port
 from tests.harness.service import Service
 from tests.harness.stores import open_store
+from tests.redis_client.relays import relays_before
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio, pytest.mark.redis]
 
@@ -28,20 +23,8 @@ TIMEOUT_SECONDS = 0.25
 CALLERS = 32
 
 
-@pytest.fixture(params=["server", "sentinel", "cluster"])
-def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    with ExitStack() as stack:
-        if request.param == "server":
-            server = stack.enter_context(RedisServer(port=str(free_port())))
-            yield f"redis://127.0.0.1:{server.port}"
-        elif request.param == "sentinel":
-            yield stack.enter_context(RedisSentinels(1, down_after_milliseconds=5000)).url
-        else:
-            yield stack.enter_context(RedisCluster(3)).url
-
-
 @pytest.mark.parametrize("seconds", [0.3, 1.0])
-async def test_a_paused_service_gives_up_no_check_whose_reply_has_arrived(
+async def test_paused_service_gives_up_no_check_whose_reply_has_arrived(
     url: str, seconds: float
 ) -> None:
     statuses: Counter[int] = Counter()
@@ -71,55 +54,17 @@ async def test_a_paused_service_gives_up_no_check_whose_reply_has_arrived(
     assert statuses[200] > 10 * CALLERS
 
 
-@contextlib.contextmanager
-def relays_before(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The URL through relays before every data server, and a function that has all of them swallow
-    what the open connections carry."""
-    relays: dict[int, Relay] = {}
-    with ExitStack() as stack:
-
-        def relay(port: int) -> int:
-            if port not in relays:
-                relays[port] = stack.enter_context(Relay(port))
-            return relays[port].port
-
-        scheme, _, rest = url.partition("://")
-        if scheme == "redis+sentinel":
-            really = single.Sentinel.master
-
-            async def master(self: single.Sentinel, name: str) -> tuple[str, int]:
-                host, port = await really(self, name)
-                return host, relay(port)
-
-            monkeypatch.setattr(single.Sentinel, "master", master)
-        else:
-            ports = [relay(int(each.rpartition(":")[2])) for each in rest.split(",")]
-            url = f"{scheme}://" + ",".join(f"127.0.0.1:{port}" for port in ports)
-            address = clusters._address
-
-            def relayed(node: Any, asked: str) -> tuple[str, int]:
-                host, port = address(node, asked)
-                return host, relays[port].port
-
-            monkeypatch.setattr(clusters, "_address", relayed)
-
-        def swallow() -> None:
-            for each in relays.values():
-                each.swallow()
-
-        yield url, swallow
-
-
-async def test_the_first_check_on_a_connection_lost_without_a_sign_is_answered(
+async def test_first_check_on_a_connection_lost_without_a_sign_is_answered(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with relays_before(url, monkeypatch) as (through, swallow):
+    with relays_before(url, monkeypatch) as (through, relays):
         async with open_store(through, timeout_seconds=TIMEOUT_SECONDS) as store:
             made = [await store.create(user, "laptop") for user in range(20)]
             for round_ in range(6):
                 for sesion in made:  # every node of a Cluster is connected
                     assert await store.find(sesion.Token_Sesion) is not None
-                swallow()
+                for relay in relays.values():
+                    relay.swallow()
                 begun = time.monotonic()
                 found = await store.find(made[round_].Token_Sesion)
                 assert found is not None

@@ -20,11 +20,11 @@ from sesiones import tokens
 from sesiones.sesion import Refusal, Sesion, StoreUnavailable
 from sesiones.store import SessionStore, tombstones
 from sesiones.store.tombstones import Tombstones
+from tests.harness.metrics import counted
+from tests.harness.records import index_key, session_key, slot_of
 from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer
 from tests.harness.service import comes_true
 from tests.harness.stores import available, open_store
-from tests.redis_client.test_cluster import index_key, session_key, slot_of
-from tests.test_metrics import counted
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
@@ -87,7 +87,9 @@ def url_of(redis: "Redis") -> str:
     return f"unix://{redis.connection_pool.connection_kwargs['path']}"
 
 
-async def test_every_way_to_end(own: "Redis", caplog: pytest.LogCaptureFixture) -> None:
+async def test_sessions_ended_in_any_way_stay_ended_after_lost_writes(
+    own: "Redis", caplog: pytest.LogCaptureFixture
+) -> None:
     """A logout, of all, for the limit, by an operator; and whether the caller waits or not."""
     caplog.set_level(logging.INFO)
     async with stores_at(url_of(own), max_per_user=4) as (node, other):
@@ -133,7 +135,7 @@ async def test_every_way_to_end(own: "Redis", caplog: pytest.LogCaptureFixture) 
         assert "7 sessions that had ended were back, and have been ended" in caplog.messages
 
 
-async def test_what_is_made_anew_lives(own: "Redis") -> None:
+async def test_session_that_a_second_try_makes_again_lives(own: "Redis") -> None:
     """By a create's second try, when the session of the first one has ended in between."""
     async with stores_at(url_of(own)) as (node, other):
         token = tokens.make(7)
@@ -148,7 +150,7 @@ async def test_what_is_made_anew_lives(own: "Redis") -> None:
             assert await until(partial(store.find, token)) is not None
 
 
-async def test_what_takes_over_is_told_each_time(own: "Redis") -> None:
+async def test_each_new_master_gets_every_tombstone(own: "Redis") -> None:
     """Of what ended meanwhile too; of hundreds, of many users. What else lies there costs none."""
     async with stores_at(url_of(own), timeout_seconds=2) as (node, other):
         made = await asyncio.gather(*(node.create(user % 150, "laptop") for user in range(450)))
@@ -167,7 +169,7 @@ async def test_what_takes_over_is_told_each_time(own: "Redis") -> None:
         assert len(own.keys("*:u:*")) == 3
 
 
-async def test_while_writes_are_refused(own: "Redis") -> None:
+async def test_replay_waits_while_writes_are_refused(own: "Redis") -> None:
     """Checks answer, without what has ended; it goes once writes are back."""
     async with stores_at(url_of(own), touch_seconds=0) as (node, other):
         ended, live = [await node.create(7, name) for name in "ab"]
@@ -186,7 +188,7 @@ async def test_while_writes_are_refused(own: "Redis") -> None:
         assert await other.find(live.Token_Sesion) is not None
 
 
-async def test_no_task_is_left(own: "Redis") -> None:
+async def test_aclose_leaves_no_task(own: "Redis") -> None:
     tasks = asyncio.all_tasks()
     node = open_store(url_of(own), timeout_seconds=5)
     sesion = await node.create(7, "laptop")
@@ -199,7 +201,7 @@ async def test_no_task_is_left(own: "Redis") -> None:
     assert asyncio.all_tasks() == tasks
 
 
-async def test_a_restart_that_lost_the_last_writes(tmp_path: Path) -> None:
+async def test_restart_that_lost_the_last_writes_gets_the_tombstones(tmp_path: Path) -> None:
     """Nobody asks the node anything meanwhile."""
     data, copy = tmp_path / "data", tmp_path / "copy"
     with RedisServer(data, appendfsync="always") as server:
@@ -267,14 +269,14 @@ def is_master(redis: "Redis") -> bool:
 
 
 @pytest.mark.parametrize("replicas", [0, 1])
-async def test_sentinel(replicas: int) -> None:
+async def test_logout_survives_a_failover_by_sentinel(replicas: int) -> None:
     with RedisSentinels(replicas=1, sentinels=1) as redis:
         async with stores_at(redis.url, timeout_seconds=1, wait_replicas=replicas) as stores:
             master, replica = redis.servers.values()
             await end_and_fail_over(stores, 7, master, replica, replicas)
 
 
-async def test_a_sentinel_that_knows_no_better() -> None:
+async def test_stale_sentinel_does_not_name_the_master() -> None:
     """It is asked first, and names a master that is up; the others name another one."""
     with (
         RedisSentinels(replicas=0, sentinels=1) as stale,
@@ -287,7 +289,7 @@ async def test_a_sentinel_that_knows_no_better() -> None:
         assert master.exists(session_key(sesion.Token_Sesion))
 
 
-async def test_cluster() -> None:
+async def test_logout_survives_a_failover_of_a_cluster() -> None:
     """What ended in another shard stays as it is."""
     with RedisCluster(3, 3) as cluster:
         first, second, _, replica, *_ = cluster.servers
@@ -304,7 +306,7 @@ def user_of(cluster: RedisCluster, port: int) -> int:
     return next(user for user in range(999) if cluster.owner(slot_of(user)) == port)
 
 
-async def test_a_slot_that_is_being_moved() -> None:
+async def test_replay_waits_for_a_slot_that_is_being_moved() -> None:
     """What is not all on one side waits until it is."""
     with RedisCluster(2) as cluster:
         source, target = cluster.servers
@@ -356,10 +358,6 @@ def key(number: int, tag: str = "eQ") -> str:
     return f"sesiones:{{{tag}}}:h:{number}"
 
 
-def everything(_: str) -> bool:
-    return True
-
-
 def pending(remembered: Tombstones) -> set[str]:
     return {key for keys in remembered.batches() for key in keys}
 
@@ -369,7 +367,7 @@ def test_tombstones_last_a_minute(clock: Clock, remembered: Tombstones) -> None:
     clock.now += 30
     remembered.add([key(2)])
     clock.now += 30
-    remembered.queue_replay(everything)
+    remembered.queue_replay(tokens.BUCKETS)
     assert pending(remembered) == {key(1), key(2)}
     remembered.acknowledge([key(1), key(2)], remembered.generation)
     assert not remembered.pending
@@ -377,11 +375,11 @@ def test_tombstones_last_a_minute(clock: Clock, remembered: Tombstones) -> None:
     remembered.add([key(2)])  # it was back
     assert key(1) not in remembered
     clock.now += 59
-    remembered.queue_replay(everything)
+    remembered.queue_replay(tokens.BUCKETS)
     assert pending(remembered) == {key(2)}
     clock.now += 2
     remembered.acknowledge([key(2)], remembered.generation)
-    remembered.queue_replay(everything)
+    remembered.queue_replay(tokens.BUCKETS)
     assert not remembered.pending
     assert not remembered.any_of([key(1), key(2)])
 
@@ -394,13 +392,13 @@ def test_a_minute_counts_back_from_the_last_answer_of_the_owner(clock: Clock) ->
     clock.now += 3600
     answered["ab"] = clock.now
     remembered.add([key(3)])
-    remembered.queue_replay(lambda tag: tag == "eQ")
+    remembered.queue_replay({"eQ"})
     assert pending(remembered) == {key(1), key(3)}
 
 
 def test_pending_tombstones_do_not_expire(clock: Clock, remembered: Tombstones) -> None:
     remembered.add([key(1)])
-    remembered.queue_replay(everything)
+    remembered.queue_replay(tokens.BUCKETS)
     clock.now += 3600
     remembered.add([key(2)])
     assert key(1) in remembered
@@ -412,9 +410,9 @@ def test_a_second_owner_change_during_a_replay_keeps_tombstones_pending(
     remembered: Tombstones,
 ) -> None:
     remembered.add([key(1)])
-    remembered.queue_replay(everything)
+    remembered.queue_replay(tokens.BUCKETS)
     before = remembered.generation
-    remembered.queue_replay(everything)
+    remembered.queue_replay(tokens.BUCKETS)
     remembered.acknowledge([key(1)], before)
     assert pending(remembered) == {key(1)}
     remembered.acknowledge([key(1)], remembered.generation)
@@ -423,9 +421,9 @@ def test_a_second_owner_change_during_a_replay_keeps_tombstones_pending(
 
 def test_only_the_affected_slots_are_replayed(remembered: Tombstones) -> None:
     remembered.add(key(number, "ab" if number % 3 else "cd") for number in range(300))
-    remembered.queue_replay(lambda tag: tag == "ef")
+    remembered.queue_replay({"ef"})
     assert not remembered.pending
-    remembered.queue_replay(lambda tag: tag == "ab")
+    remembered.queue_replay({"ab"})
     batches = remembered.batches()
     assert sorted(map(len, batches)) == [8, 64, 64, 64]
     assert all("{ab}" in key for keys in batches for key in keys)
@@ -437,7 +435,7 @@ def test_the_number_of_tombstones_is_bounded(
     monkeypatch.setattr(tombstones, "TOMBSTONES_MAX", 10)
     for number in range(30):
         remembered.add([key(number)])
-        remembered.queue_replay(everything)
+        remembered.queue_replay(tokens.BUCKETS)
     assert pending(remembered) == {key(number) for number in range(20, 30)}
     assert key(19) not in remembered
     assert caplog.messages == ["more than 10 sessions ended: the oldest are forgotten"]

@@ -32,7 +32,6 @@ from sesiones.redis_client.single import Server
 from sesiones.sesion import StoreUnavailable
 from sesiones.settings import Settings
 from sesiones.store import tombstones
-from sesiones.tasks import PerLoop
 from tests.harness.service import Service, comes_true
 from tests.harness.stores import KEY, available, open_store
 
@@ -151,7 +150,7 @@ def test_threads_that_end_sessions_at_once_lose_no_tombstone(redis_server: Redis
 
 
 @RUNS
-def test_a_logout_of_one_loop_is_replayed_by_the_next(redis_server: RedisServer, run: Run) -> None:
+def test_logout_of_one_loop_is_replayed_by_the_next(redis_server: RedisServer, run: Run) -> None:
     """Between the two loops the master may have been replaced."""
     store, other = open_store(redis_server.url), open_store(redis_server.url)
     with Redis(unix_socket_path=str(redis_server.socket)) as redis:
@@ -172,7 +171,7 @@ def test_a_logout_of_one_loop_is_replayed_by_the_next(redis_server: RedisServer,
 
 
 @RUNS
-def test_a_logout_of_a_loop_that_ended_long_ago_is_replayed_by_the_next(
+def test_logout_of_a_loop_that_ended_long_ago_is_replayed_by_the_next(
     redis_server: RedisServer, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No loop was there meanwhile to see a new master."""
@@ -196,7 +195,7 @@ def test_a_logout_of_a_loop_that_ended_long_ago_is_replayed_by_the_next(
 
 @RUNS
 @pytest.mark.parametrize("deployment", [RedisServer, partial(RedisCluster, 3), RedisSentinels])
-def test_a_loop_that_ends_with_calls_on_their_way_is_no_outage(
+def test_loop_that_ends_with_calls_in_flight_is_no_outage(
     deployment: Any, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nor is any of its tasks destroyed (no_complaint)."""
@@ -235,7 +234,7 @@ def test_a_loop_that_ends_with_calls_on_their_way_is_no_outage(
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
-def test_a_second_loop_meets_the_timeout_and_no_loop_error() -> None:
+def test_second_loop_meets_the_timeout_and_no_loop_error() -> None:
     with RedisServer() as server:
         store = open_store(server.url, timeout_seconds=0.3)
         token = asyncio.run(store.create(7, "laptop")).Token_Sesion
@@ -254,7 +253,7 @@ def test_a_second_loop_meets_the_timeout_and_no_loop_error() -> None:
 
 
 @pytest.mark.parametrize("deployment", [RedisSentinels, RedisCluster])
-def test_sentinel_and_cluster_in_one_loop_after_another(deployment: Any) -> None:
+def test_sentinel_and_cluster_are_usable_in_one_loop_after_another(deployment: Any) -> None:
     with deployment() as redis:
         store = open_store(redis.url)
 
@@ -272,7 +271,7 @@ def test_sentinel_and_cluster_in_one_loop_after_another(deployment: Any) -> None
             assert run(until(lambda t=token: store.find(t))) is not None  # type: ignore[misc]
 
 
-def test_starlettes_test_client(
+def test_test_client_of_starlette_uses_a_loop_for_each_request(
     redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It has a loop of its own for each request, and another for each lifespan."""
@@ -384,37 +383,7 @@ def test_client_reads_a_reply_that_arrived_while_its_process_was_paused(service:
         run(pause())
 
 
-def test_values_are_closed_when_their_loop_ends_after_its_tasks() -> None:
-    closed: list[object] = []
-
-    async def close(value: object) -> None:
-        await asyncio.sleep(0)
-        closed.append(value)
-
-    values: PerLoop[object] = PerLoop(object, close)
-
-    async def main() -> None:
-        first = values.get()
-        assert values.get() is first
-
-        async def last_use() -> None:
-            try:
-                await asyncio.sleep(60)
-            finally:
-                assert values.get() is first
-                assert closed == []
-
-        task = asyncio.create_task(last_use())
-        await asyncio.sleep(0)
-        assert not task.done()
-
-    asyncio.run(main())
-    asyncio.run(main())
-    assert len(set(closed)) == 2
-    assert values.existing() == []
-
-
-def test_a_thread_may_ask_when_the_connections_of_another_were_answered() -> None:
+def test_answered_at_may_be_asked_in_another_thread() -> None:
     """It does so whenever it ends a session, and before it queues what is to be replayed."""
     server = Server(ConnectionPool(), 0.25)
     connections: set[Any] = server._open_connections

@@ -1,14 +1,19 @@
 #!lua
 -- Makes a session. Run again for the same key, it returns the session that is there.
 --
--- KEYS[1]  the session
--- KEYS[2]  the user's index
--- KEYS[3]  the bucket's counter
--- ARGV     bucket number, ID_Usuario, Dispositivo, idle seconds, max seconds, sessions a user
---          may have
+-- KEYS[1]  hash: the session; absent at the first run
+-- KEYS[2]  sorted set: the user's index
+-- KEYS[3]  string: the bucket's counter
+-- ARGV[1]  integer: the number of the bucket
+-- ARGV[2]  integer: ID_Usuario
+-- ARGV[3]  text: Dispositivo
+-- ARGV[4]  integer: idle, the new session's window in seconds
+-- ARGV[5]  integer: max, how many seconds a session lives at the most
+-- ARGV[6]  integer: how many sessions the user may have
 --
--- Return value: the session as fetch() in session.lua gives it, and those that ended for it as
--- delete() does: when the user has as many as allowed, the ones that expire first.
+-- Return value: an array of three: the session's text and expiry, as fetch() in session.lua returns
+-- them, and an array of the sessions that ended, each as delete() returns it: those that expire
+-- first, when the user has as many as allowed.
 
 local EPOCH = 1767225600 -- 2026-01-01, in Redis's time
 

@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
 -- Ends every session of the caller's user.
 --
--- KEYS[1]  the caller's session
--- KEYS[2]  the session that the request designates, of the same slot; may be the same key
+-- KEYS[1]  hash: the caller's session
+-- KEYS[2]  hash: the session that the request designates, of the same slot; may be the same key
 --
--- Return value: the live sessions that ended, as delete() in session.lua gives them; or what
--- refusal() does.
+-- Return value: an array of the live sessions that ended, each as delete() in session.lua returns
+-- it; or a negative integer, as refusal() returns it.
 
 local caller, designated = read(KEYS[1]), (read(KEYS[2]))
 local refused = refusal(caller, designated)
@@ -28,9 +28,9 @@ for _, digest in ipairs(digests) do
     own = nil
   end
 end
--- It may be gone with its last member.
+-- The index may have been deleted with its last member.
 redis.pcall('ZREMRANGEBYSCORE', index, '(' .. int(now), '+inf')
--- Were the index ever incomplete, the caller's own session still ends.
+-- If the index was incomplete, the caller's own session still ends.
 if own then
   ended[#ended + 1] = delete(base, own)
 end

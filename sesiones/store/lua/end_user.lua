@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
 -- Ends one session of a user, or all, for an operator, who needs no token.
 --
--- KEYS[1]  the user's index
--- ARGV[1]  the ID_Sesion, or '' for all
--- ARGV[2..]  digests of sessions of the bucket, which are the user's if their records say so: an
---            index that has lost members, or is gone, does not name them
+-- KEYS[1]    sorted set: the user's index
+-- ARGV[1]    integer: the ID_Sesion; or '' for all sessions
+-- ARGV[2..]  digests of sessions of the bucket, which end too if their records name the user: an
+--            index that has lost members, or is absent, does not name them
 --
--- Return value: the sessions that ended, as delete() in session.lua gives them.
+-- Return value: an array of the sessions that ended, each as delete() in session.lua returns it.
 
 local base, usuario = string.match(KEYS[1], '^([^}]*}:)u:(.*)$')
 local chosen, seen = {}, {}
@@ -34,5 +34,5 @@ for _, digest in ipairs(chosen) do
   wrong_type(redis.pcall('ZREM', KEYS[1], digest))
   ended[#ended + 1] = delete(base, digest)
 end
-settle(KEYS[1])
+prune_and_expire(KEYS[1])
 return ended

@@ -1,0 +1,38 @@
+"""The part of a store that belongs to one event loop."""
+
+import asyncio
+from dataclasses import dataclass
+
+from sesiones.store.checks import CheckQueue
+from sesiones.store.events import SessionEvents
+from sesiones.store.operators import OperatorTools
+from sesiones.store.replay import Replay
+from sesiones.store.runner import ScriptRunner
+from sesiones.store.writes import SessionWrites
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """One event loop's connections, and everything that waits for them."""
+
+    runner: ScriptRunner
+    events: SessionEvents
+    checks: CheckQueue
+    writes: SessionWrites
+    operators: OperatorTools
+    replay: Replay
+
+    def __post_init__(self) -> None:
+        for commands in self.runner.writing:
+            commands.on_owner_change(self.replay.owner_changed)
+
+    def answered_at(self, bucket: str) -> float:
+        """See Commands.answered_at(); of the connections that end sessions."""
+        return min(commands.answered_at(bucket) for commands in self.runner.writing)
+
+    async def aclose(self) -> None:
+        await self.replay.aclose()
+        await self.runner.aclose()
+        await self.checks.aclose()
+        await asyncio.sleep(0)  # until the transports that were aborted are closed
+        self.events.flush()

@@ -1,0 +1,264 @@
+"""Runs scripts on one event loop's connections: by a deadline, with a second try, and with a line
+in the log when an outage begins and when it is over."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ReadOnlyError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from sesiones.metrics import REDIS_ERRORS, Metrics
+from sesiones.redis_client import Argument, Commands, Execute, OnReply
+from sesiones.redis_client.cluster import SlotMovedError
+from sesiones.redis_client.connection import SilentError
+from sesiones.redis_client.single import UnconfirmedError
+from sesiones.sesion import StoreUnavailable
+from sesiones.store import scripts
+from sesiones.store.errors import WritesRefused, WritesSilent
+from sesiones.store.scripts import MismatchedReplyError, Script
+from sesiones.tasks import MALFORMED_REPLY_ERRORS, Deadline
+
+logger = logging.getLogger("sesiones.store")
+
+MOVING_SECONDS = 0.01
+"""Between two tries of a call whose keys are being moved from one node of a Cluster to another."""
+MALFORMED_REPLY = "a reply that no script of ours gives"
+
+
+class Outage:
+    """Logs the first failure of an outage, not each of its thousands, and its end: when nothing has
+    failed for a second."""
+
+    def __init__(self, failing: str, over: str) -> None:
+        self._failing, self._over = failing, over
+        self._failed_at: float | None = None
+
+    def failed(self, reason: str) -> None:
+        if self._failed_at is None:
+            logger.error("%s: %s", self._failing, reason)
+        self._failed_at = time.monotonic()
+
+    def succeeded(self) -> None:
+        if self._failed_at is not None and time.monotonic() - self._failed_at > 1:
+            logger.info(self._over)
+            self._failed_at = None
+
+
+class Outages:
+    """The outages of a store, whatever event loop they are seen in."""
+
+    def __init__(self) -> None:
+        self.redis = Outage("Redis is unavailable", "Redis is available again")
+        self.confirmation = Outage("writes are not confirmed", "writes are confirmed again")
+
+
+class ScriptRunner:
+    """Runs scripts on one event loop's connections; each run raises StoreUnavailable when Redis
+    does not answer in time or refuses."""
+
+    def __init__(
+        self,
+        commands: Commands,
+        writes: Commands,
+        reads: Commands,
+        *,
+        wait_replicas: int,
+        timeout_seconds: float,
+        outages: Outages,
+        metrics: Metrics,
+    ) -> None:
+        """``writes``: for calls that wait for replicas; a check must not wait behind one.
+        ``reads``: for checks while Redis takes no writes; a write that Redis holds back (CLIENT
+        PAUSE) holds up everything that is sent behind it on its connection."""
+        self.commands = commands
+        self.writes = writes
+        self.reads = reads
+        self.writing = {commands, writes}
+        """The commands that scripts which end sessions go through."""
+        self._every_commands = {commands, writes, reads}
+        self._wait_replicas = wait_replicas
+        self._timeout_seconds = timeout_seconds
+        self._outages = outages
+        self._metrics = metrics
+        self._closed = False
+
+    async def write(
+        self,
+        script: Script,
+        keys: list[str],
+        *arguments: Argument,
+        on_reply: OnReply,
+        tries: int = 2,
+    ) -> Any:
+        """What ``on_reply`` makes of the script's reply, once enough replicas have what the script
+        wrote. ``on_reply`` is called even if they do not, and even if the caller was cancelled."""
+        execute = partial(self.writes.execute, replicas=self._wait_replicas)
+        result = await self.run(
+            script, keys, *arguments, execute=execute, tries=tries, on_reply=on_reply
+        )
+        self._outages.confirmation.succeeded()
+        return result
+
+    async def run(
+        self,
+        script: Script,
+        keys: list[str],
+        *arguments: Argument,
+        execute: Execute | None = None,
+        tries: int = 2,
+        deadline: float | None = None,
+        on_reply: OnReply | None = None,
+    ) -> Any:
+        """The script's reply, or what ``on_reply`` makes of it, by the deadline in the loop's time,
+        or within ``timeout_seconds``. A second try follows at once, because Redis may have closed
+        the connection.
+
+        A degradable script raises SlotMovedError, and WritesSilent after half of the time on a
+        connection that is silent. The others go on until the keys are on one node again, and stay
+        on their connection for all of their time.
+        """
+        if deadline is None:
+            deadline = asyncio.get_running_loop().time() + self._timeout_seconds
+        try:
+            async with Deadline(deadline):
+                reply = await self._evaluate_with_retries(
+                    script, keys, arguments, execute or self.commands.execute, tries, on_reply
+                )
+        except (SlotMovedError, WritesSilent):
+            raise
+        except MALFORMED_REPLY_ERRORS as error:
+            raise StoreUnavailable(MALFORMED_REPLY) from error
+        except (RedisError, OSError, TimeoutError) as error:
+            raise self._failure(error) from error
+        if not script.read_only:
+            self._outages.redis.succeeded()
+        return reply
+
+    async def _evaluate_with_retries(
+        self,
+        script: Script,
+        keys: list[str],
+        arguments: tuple[Argument, ...],
+        execute: Execute,
+        tries: int,
+        on_reply: OnReply | None,
+    ) -> Any:
+        """A call whose keys are being moved has not been carried out, and does not count as a
+        try."""
+        while True:
+            begun = time.monotonic()
+            try:
+                reply = await scripts.evaluate(
+                    execute,
+                    script,
+                    keys,
+                    *arguments,
+                    on_reply=on_reply,
+                    repeatable=script.repeatable,
+                )
+                self._metrics.redis_replied(time.monotonic() - begun)
+                return reply
+            except SlotMovedError:
+                if script.degradable:
+                    raise
+                await asyncio.sleep(MOVING_SECONDS)
+            except SilentError:
+                if script.degradable:
+                    raise WritesSilent from None
+                tries -= 1
+                if tries < 1:
+                    raise
+                self.reads.reset()  # to other nodes, too: they may be as dead
+            except (ReadOnlyError, RedisConnectionError) as error:
+                tries -= 1
+                if isinstance(error, ReadOnlyError):
+                    # Demoted: nothing was written. The master is elsewhere.
+                    self.reset()
+                if tries < 1:
+                    raise
+
+    def _failure(self, error: RedisError | OSError | TimeoutError) -> StoreUnavailable:
+        """What the caller is told of the error, which is counted and logged."""
+        reason = str(error) or type(error).__name__
+        if isinstance(error, MismatchedReplyError):
+            logger.error("a connection to Redis is out of step: %s; it is closed", reason)
+            self._metrics.add(REDIS_ERRORS, "refused")
+            self.reset()
+            return StoreUnavailable(reason)
+        if self._closed:  # by the program: that is no outage
+            return StoreUnavailable(reason)
+        self._metrics.add(REDIS_ERRORS, _metric_reason(error))
+        unconfirmed = isinstance(error, UnconfirmedError)
+        (self._outages.confirmation if unconfirmed else self._outages.redis).failed(reason)
+        refused = reason.startswith(("MISCONF", "NOREPLICAS"))
+        return WritesRefused(reason) if refused else StoreUnavailable(reason)
+
+    async def probe(self, key: str, seconds: float) -> None:
+        """Raise StoreUnavailable unless a master takes writes and has every script of the service,
+        within the time. Missing scripts are loaded, and nothing is written.
+
+        One master of a Cluster is enough: with it this node serves a part of the users.
+        """
+        deadline = asyncio.get_running_loop().time() + seconds
+        with unavailable():
+            async with Deadline(deadline):
+                masters = await self.commands.masters()
+        probes = (self._probe_master(execute, key, deadline) for execute in masters.values())
+        failures = await asyncio.gather(*probes, return_exceptions=True)
+        if None not in failures:
+            raise next((f for f in failures if f), StoreUnavailable("no master is known"))
+
+    async def _probe_master(self, execute: Execute, key: str, deadline: float) -> None:
+        with unavailable():
+            async with Deadline(deadline):
+                shas = [script.sha for script in scripts.SERVICE_SCRIPTS]
+                for script, loaded in zip(
+                    scripts.SERVICE_SCRIPTS,
+                    await execute("SCRIPT", "EXISTS", *shas),
+                    strict=True,
+                ):
+                    if not loaded:
+                        await execute("SCRIPT", "LOAD", script.source)
+                try:
+                    await scripts.evaluate(execute, scripts.PROBE, [], key)
+                except ReadOnlyError:
+                    self.reset()  # demoted: the next connection finds the master
+                    raise
+
+    def reset(self) -> None:
+        """Drop the connections."""
+        for commands in self._every_commands:
+            commands.reset()
+
+    async def aclose(self) -> None:
+        """Close the connections for good."""
+        self._closed = True
+        for commands in self._every_commands:
+            await commands.aclose()
+
+
+def _metric_reason(error: RedisError | OSError | TimeoutError) -> str:
+    """The label of sesiones_redis_errors_total: each names another place to look for the cause."""
+    if isinstance(error, (TimeoutError, RedisTimeoutError)):
+        return "timeout"
+    if isinstance(error, UnconfirmedError):
+        return "unconfirmed"
+    return "connection" if isinstance(error, (RedisConnectionError, OSError)) else "refused"
+
+
+@contextlib.contextmanager
+def unavailable() -> Iterator[None]:
+    """Raise what Redis and the connection to it raise, and a malformed reply, as
+    StoreUnavailable."""
+    try:
+        yield
+    except (RedisError, OSError, TimeoutError) as error:
+        raise StoreUnavailable(str(error) or type(error).__name__) from error
+    except MALFORMED_REPLY_ERRORS as error:
+        raise StoreUnavailable(MALFORMED_REPLY) from error
