@@ -1,21 +1,21 @@
-"""The comparison of the fast lane with Starlette sees a lane that takes too much."""
+"""The comparison with Starlette sees a fast check that takes too much."""
 
 import re
 from typing import Any
 from unittest.mock import patch
 
 import pytest
-import uvloop
 
-from scripts.chaos.inputs import Store
-from scripts.chaos.lanes import Conversations, compare
+from scripts.chaos.fast_check import NearCopies, compare
 from sesiones.http.fast_check import _HARMLESS, FastLane
+from tests.harness.in_process import FixedStore
+from tests.harness.stores import KEY
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("what", "doctored"),
+    ("what", "flaw"),
     [
         (
             "sesiones.http.fast_check._BEARER_TOKEN",
@@ -31,9 +31,9 @@ pytestmark = pytest.mark.slow
         ("sesiones.http.fast_check.FastLane._owes", lambda _: False),
     ],
 )
-def test_lane_that_is_too_lenient_differs(what: str, doctored: Any) -> None:
-    with patch(what, doctored):
-        assert uvloop.run(compare("doctored", 6_000)).differences
+def test_fast_check_that_is_too_lenient_differs(what: str, flaw: Any) -> None:
+    with patch(what, flaw), patch("tests.harness.fuzzer.VIOLATIONS_MAX", 1):
+        assert compare("flaw", 6_000).violations
 
 
 def test_template_that_ignores_what_stands_around_the_token_differs() -> None:
@@ -42,15 +42,14 @@ def test_template_that_ignores_what_stands_around_the_token_differs() -> None:
             return next((self[one] for one in self if one[0] == around[0]), None)
 
     with patch.object(FastLane, "_known", Lenient()):
-        assert uvloop.run(compare("doctored", 6_000)).differences
+        assert compare("flaw", 6_000).violations
 
 
-def test_same_seed_makes_the_same_conversations() -> None:
-    store = Store()
-    one, same, other = (Conversations(seed, store) for seed in ("1", "1", "2"))
-    made = []
-    for conversations in one, same, other:
-        conversations.turn()
-        conversations._tokens[-1] = b"ses_"  # made anew each time
-        made.append([conversations.make() for _ in range(100)])
-    assert made[0] == made[1] != made[2]
+def test_same_seed_makes_the_same_inputs() -> None:
+    store = FixedStore()
+    one, same, other = (
+        NearCopies(seed, store.tokens, store.objects, KEY.encode()) for seed in ("1", "1", "2")
+    )
+    made = [one.make() for _ in range(100)]
+    assert made == [same.make() for _ in range(100)]
+    assert made != [other.make() for _ in range(100)]
