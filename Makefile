@@ -1,6 +1,7 @@
 # make run            serve on 127.0.0.1:8000 with a Redis server of its own, until Ctrl-C
 # make test           the test suite, in less than three minutes
 # make test-slow      what takes longer: scenarios of `make chaos` in short, hung workers, environments
+# make test-next      the test suite with the newest uvicorn and redis-py, in .venv-next
 # make check          lint, format and types
 # make coverage       the suite with branch coverage: slower
 #
@@ -14,26 +15,36 @@
 # make load           seed, wrk, Locust and throughput, small: var/load/report.html (< 2 minutes)
 # make bench          what a check costs, beside other servers (needs wrk; four minutes)
 #
-# make wheel          build the wheel, install it in an empty environment and see it serve
+# make wheel          build the wheel; try it as a library and as a server in empty environments
 # make lock           requirements.lock anew
 
 PYTHON ?= python3
 BIN := .venv/bin
 ENVIRONMENTS := $(addprefix .venv/,run load test gateways openapi browser wheel)
 
-.PHONY: $(ENVIRONMENTS) run test test-slow check coverage gateways gateways-table gateways-cost openapi browser \
-    chaos load bench wheel lock clean
+.PHONY: $(ENVIRONMENTS) run test test-slow test-next check coverage gateways gateways-table gateways-cost \
+    openapi browser chaos load bench wheel lock clean
 
 run: .venv/run
 	@$(BIN)/python -m scripts.run
 
-PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+PYTEST = $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 test: .venv/test
 	$(PYTEST) -m 'not slow'
 
 test-slow: .venv/test
 	$(PYTEST) -m slow
+
+# The newest releases are installed over the ranges of pyproject.toml; pip warns of that and goes on.
+test-next: BIN := .venv-next/bin
+test-next:
+	@$(PYTHON) -c '$(PYTHON_CHECK)'
+	$(PYTHON) -m venv --clear .venv-next
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --upgrade uvicorn 'redis[hiredis]'
+	$(BIN)/python -m pip list | grep -E '^(uvicorn|redis) '
+	$(PYTEST) -m 'not slow'
 
 check: .venv/test
 	$(BIN)/ruff check
@@ -78,13 +89,14 @@ bench: .venv/test
 wheel: .venv/wheel
 	$(BIN)/python -m scripts.wheel
 
-# For every Python that pyproject.toml names, not only the one at hand.
+# What `sesiones[server]` needs, for every Python that pyproject.toml names.
 lock: .venv/wheel
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-annotate \
-	    --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
+	    --custom-compile-command 'make lock' --extra server --output-file requirements.lock \
+	    pyproject.toml
 
 clean:
-	rm -rf .venv dist var .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .schemathesis
+	rm -rf .venv .venv-next dist var .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .schemathesis
 
 # Each target installs what it needs and no more: `make run` installs no test tools. They are made
 # every time, because a Python that is too old, another Python and a broken .venv have to be noticed.

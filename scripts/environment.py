@@ -22,8 +22,8 @@ PYTHON = VENV / "bin" / "python"
 MARK = VENV / "made-for"
 
 EXTRAS = {
-    "run": "server",
-    "load": "server,load",
+    "run": "server,valkey",
+    "load": "load",
     "test": "test",
     "gateways": "test,gateways",
     "openapi": "test,openapi",

@@ -23,8 +23,8 @@ from pathlib import Path
 from scripts import wrk
 from scripts.command_line import positive, run
 from scripts.gateways import GATEWAYS, Gateway, RunningGateway
-from sesiones.http.app import open_store
 from sesiones.settings import Settings
+from sesiones.store.from_settings import open_store
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.service import Service
 

@@ -29,10 +29,10 @@ import uvloop
 
 from scripts.command_line import positive
 from sesiones import tokens
-from sesiones.http.app import open_store
 from sesiones.sesion import StoreUnavailable
 from sesiones.settings import Settings, SettingsError
 from sesiones.store import SessionStore
+from sesiones.store.from_settings import open_store
 from tests.harness.progress import Progress
 
 FIRST_USER = 9_000_000_000_000_000

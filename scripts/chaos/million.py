@@ -20,9 +20,9 @@ from redis import Redis
 
 from scripts import seed
 from scripts.chaos import Bar
-from sesiones.http.app import open_store
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
+from sesiones.store.from_settings import open_store
 from tests.harness.redis_server import RedisServer
 
 TOTAL, SHORT_TOTAL = 1_000_000, 10_000

@@ -3,7 +3,6 @@
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from typing import Any
 
 from starlette.applications import Starlette
@@ -17,27 +16,27 @@ from sesiones.http.operations import Health
 from sesiones.http.problems import Problem, unavailable
 from sesiones.http.routes import Routes, Service
 from sesiones.http.sessions import Endpoints
-from sesiones.metrics import Metrics, Rows
+from sesiones.metrics import Metrics, ProcessSlots
 from sesiones.sesion import StoreUnavailable
 from sesiones.settings import Settings
-from sesiones.store import SessionStore
+from sesiones.store.from_settings import open_store
 
 
 def create_app(
     settings: Settings | None = None,
     *,
     open_without_key: bool = False,
-    rows: Rows | None = None,
+    slots: ProcessSlots | None = None,
 ) -> Starlette:
     """The service as an ASGI application; without settings, those of the environment.
 
     ``open_without_key``: POST and PUT are open when there is no service key, instead of 401.
-    Only for a server that nobody beyond this machine can reach. ``rows``: where the workers of a
+    Only for a server that nobody beyond this machine can reach. ``slots``: where the workers of a
     service count together (metrics.py). Raises SettingsError.
     """
     if settings is None:
         settings = Settings.read(os.environ, {})
-    store = open_store(settings, Metrics(rows))
+    store = open_store(settings, Metrics(slots))
     service_keys = ServiceKeys(settings.service_key, open_without=open_without_key)
     endpoints = Endpoints(store, service_keys)
     exposition = Exposition(store.metrics)
@@ -73,18 +72,6 @@ def create_app(
             StoreUnavailable: _unavailable,
             Exception: _internal_error,
         },
-    )
-
-
-def open_store(settings: Settings, metrics: Metrics | None = None) -> SessionStore:
-    """The store that the settings describe; no I/O."""
-    return SessionStore.from_url(
-        settings.redis_url,
-        key_prefix=settings.key_prefix,
-        **asdict(settings.policy),
-        timeout_seconds=settings.redis_timeout,
-        wait_replicas=settings.wait_replicas,
-        metrics=metrics,
     )
 
 

@@ -128,6 +128,12 @@ class _Reader:
             )
             return text
 
+    def field(self, campo: str) -> Any:
+        """Any field of the session object."""
+        if campo in BOUNDS:
+            return self.integer(campo)
+        return self.device() if campo == "Dispositivo" else self.string(campo)
+
     def finish(self) -> None:
         if self._errores:
             raise unprocessable(*self._errores.items())
@@ -149,16 +155,7 @@ def creation(members: Members, *, form: bool) -> tuple[int, str]:
 def update(members: Members, *, form: bool) -> Sesion:
     """The session object of a PUT. Raises Problem 422."""
     reader = _Reader(members, form=form)
-    sesion = Sesion(
-        ID_Sesion=reader.integer("ID_Sesion"),
-        ID_Usuario=reader.integer("ID_Usuario"),
-        Token_Sesion=reader.string("Token_Sesion"),
-        Fecha_Inicio=reader.integer("Fecha_Inicio"),
-        Fecha_Expiracion=reader.integer("Fecha_Expiracion"),
-        Estado_Sesion=reader.integer("Estado_Sesion"),
-        Ultima_Actividad=reader.integer("Ultima_Actividad"),
-        Dispositivo=reader.device(),
-    )
+    sesion = Sesion._make(map(reader.field, Sesion._fields))
     reader.finish()
     return sesion
 

@@ -28,7 +28,7 @@ from sesiones.http.fast_check import FastLane
 from sesiones.http.protocol import SEND_SECONDS, HttpProtocol
 from sesiones.http.watch import Watch
 from sesiones.http.workers import BEAT_SECONDS, Supervisor
-from sesiones.metrics import Rows
+from sesiones.metrics import ProcessSlots
 from sesiones.settings import Settings, SettingsError, warnings
 
 logger = logging.getLogger("sesiones.server")
@@ -72,7 +72,7 @@ def serve(settings: Settings, listeners: Sequence[socket.socket]) -> None:
     try:
         with Watch(settings):
             if settings.workers > 1:
-                arguments = _work, listeners, settings, Rows()
+                arguments = _work, listeners, settings, ProcessSlots()
                 supervisor = Supervisor(settings.workers, KILL_SECONDS, *arguments)
                 signals.on_stop(supervisor.stop)
                 run = supervisor.run
@@ -90,12 +90,12 @@ def serve(settings: Settings, listeners: Sequence[socket.socket]) -> None:
 
 
 def _work(
-    line: socket.socket, listeners: Sequence[socket.socket], settings: Settings, rows: Rows
+    line: socket.socket, listeners: Sequence[socket.socket], settings: Settings, slots: ProcessSlots
 ) -> None:
     """A worker process, which ends when the other end of the line is closed."""
     logs.set_up(settings.log_format)
     try:
-        server = _Server(_config(settings, rows), line)
+        server = _Server(_config(settings, slots), line)
         signals.on_stop(server.handle_exit)
         signals.release()
         server.run(list(listeners))
@@ -107,9 +107,9 @@ def _work(
         sys.exit(1)
 
 
-def _config(settings: Settings, rows: Rows | None = None) -> uvicorn.Config:
+def _config(settings: Settings, slots: ProcessSlots | None = None) -> uvicorn.Config:
     return uvicorn.Config(
-        functools.partial(create_app, settings, open_without_key=True, rows=rows),
+        functools.partial(create_app, settings, open_without_key=True, slots=slots),
         factory=True,
         http=_protocol(settings),
         ws="none",

@@ -367,7 +367,7 @@ def test_targets_refused(stand: Stand, target: str, method: str) -> None:
 def test_service_hidden(
     stand: Stand, session: dict[str, Any], method: str, target: str, redis: Any
 ) -> None:
-    """nobody reaches `POST` and `PUT /sesiones` of the service through it"""
+    """`POST` and `PUT /sesiones` of the service cannot be reached through it"""
     before = redis.dbsize()
     form = b"ID_Usuario=1&Dispositivo=a"
     head = (

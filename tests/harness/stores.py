@@ -75,8 +75,8 @@ def replica_of(server: RedisServer, **options: Any) -> Iterator[RedisServer]:
         yield replica
 
 
-async def available(ask: Callable[[], Awaitable[Any]], seconds: float) -> Any:
-    """What it returns, once it is available."""
+async def available(ask: Callable[[], Awaitable[Any]], seconds: float = 40) -> Any:
+    """What ``ask`` returns, asked again while it is unavailable, for so long."""
     deadline = time.monotonic() + seconds
     while True:
         try:

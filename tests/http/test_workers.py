@@ -205,7 +205,7 @@ STUCK = """
 import threading, time
 from sesiones.http import server
 from sesiones import signals
-start.begin()
+signals.begin()
 async def hang(*_): time.sleep(60)
 server._Server.{method} = hang
 from sesiones.__main__ import main

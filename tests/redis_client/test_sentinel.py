@@ -6,7 +6,6 @@ import gc
 import logging
 import signal
 import socket
-from functools import partial
 from typing import Any
 
 import pytest
@@ -24,8 +23,6 @@ from tests.harness.service import comes_true
 from tests.harness.stores import available, open_store
 
 pytestmark = [pytest.mark.redis, pytest.mark.sentinel]
-
-until = partial(available, seconds=40)
 
 
 def run(client: Any, *arguments: str | int) -> Any:
@@ -163,7 +160,7 @@ async def test_sessions_survive_two_failovers() -> None:
         silent = f"127.0.0.1:{deaf.getsockname()[1]}"
         url = f"redis+sentinel://{silent},127.0.0.1:{sentinel_port}/mymaster"
         async with open_store(url, timeout_seconds=0.25) as store:
-            session = await until(lambda: store.create(7, "laptop"))
+            session = await available(lambda: store.create(7, "laptop"))
             token = session.Token_Sesion
             assert len(one.keys("*:h:*")) == 1
             assert comes_true(lambda: redis.replicated(first), 10)
@@ -172,16 +169,16 @@ async def test_sessions_survive_two_failovers() -> None:
             assert comes_true(lambda: failed_over(watch, first), 10)
             assert comes_true(lambda: two.info("replication")["role"] == "master", 10)
             one.replicaof("127.0.0.1", str(second))
-            assert (await until(lambda: store.find(token))).ID_Sesion == session.ID_Sesion
-            await until(lambda: store.probe(5))
-            other = (await until(lambda: store.create(7, "phone"))).Token_Sesion
+            assert (await available(lambda: store.find(token))).ID_Sesion == session.ID_Sesion
+            await available(lambda: store.probe(5))
+            other = (await available(lambda: store.create(7, "phone"))).Token_Sesion
             assert len(two.keys("*:h:*")) == 2
             assert comes_true(lambda: redis.replicated(second), 10)
 
             # The new master dies.
             redis.servers[second].stop(signal.SIGKILL)
             assert comes_true(lambda: one.info("replication")["role"] == "master", 10)
-            assert (await until(lambda: store.find(other))).Dispositivo == "phone"
+            assert (await available(lambda: store.find(other))).Dispositivo == "phone"
             assert await store.end(token, other) == 1
             assert await store.find(other) is None
         # Sentinel's connection to the test is left.
@@ -197,16 +194,16 @@ async def test_replaced_master_that_still_answers_is_left() -> None:
             open_store(redis.url, timeout_seconds=0.25) as store,
             open_store(redis.url, timeout_seconds=0.25) as other,
         ):
-            token = (await until(lambda: store.create(7, "laptop"))).Token_Sesion
-            assert (await until(lambda: other.find(token))).ID_Usuario == 7
+            token = (await available(lambda: store.create(7, "laptop"))).Token_Sesion
+            assert (await available(lambda: other.find(token))).ID_Usuario == 7
             assert comes_true(lambda: redis.replicated(old), 10)
             watch = next(iter(redis.sentinels.values()))
             assert await asyncio.to_thread(comes_true, lambda: failed_over(watch, old), 10)
             assert await asyncio.to_thread(comes_true, lambda: not redis.named() & {old}, 10)
             await asyncio.sleep(1)
             assert redis.clients[old].info("replication")["role"] == "master"
-            assert await until(lambda: store.end(token, token)) == 1
-            assert await until(lambda: other.find(token)) is None
+            assert await available(lambda: store.end(token, token)) == 1
+            assert await available(lambda: other.find(token)) is None
             assert redis.clients[old].exists(session_key(token))
 
 
@@ -236,7 +233,7 @@ async def test_checks_are_answered_while_most_sentinels_confirm_a_master_that_re
             ) as most,
         ):
             stores = store, cut_off, most
-            token = (await until(lambda: store.create(7, "laptop"))).Token_Sesion
+            token = (await available(lambda: store.create(7, "laptop"))).Token_Sesion
             for each in stores:
                 assert await each.find(token) is not None
             master.config_set("min-replicas-to-write", 1)

@@ -76,9 +76,6 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "CONFIRMED_SECONDS", 1.0)
 
 
-until = partial(available, seconds=20)
-
-
 @asynccontextmanager
 async def store_with(
     pair: Pair, replicas: int = 1, timeout_seconds: float = 5
@@ -116,7 +113,7 @@ async def test_replica_has_what_is_acknowledged(pair: Pair) -> None:
 
 async def test_writes_are_unavailable_and_seen_while_the_replica_stalls(pair: Pair) -> None:
     async with store_with(pair) as store, store_with(pair, 0) as other:
-        sessions = [await until(lambda: store.create(7, "laptop")) for _ in range(4)]
+        sessions = [await available(lambda: store.create(7, "laptop")) for _ in range(4)]
         one, two, three, four = [sesion.Token_Sesion for sesion in sessions]
         with pair.stalled():
             await unconfirmed(store.create(7, "phone"))
@@ -130,7 +127,7 @@ async def test_writes_are_unavailable_and_seen_while_the_replica_stalls(pair: Pa
             assert await store.find(one) is None
             assert counted(store.metrics)["sesiones_redis_errors_total['unconfirmed']"] == 4
             assert (await other.create(7, "laptop")).ID_Usuario == 7
-        assert (await until(lambda: store.create(7, "laptop"))).ID_Usuario == 7
+        assert (await available(lambda: store.create(7, "laptop"))).ID_Usuario == 7
 
 
 async def test_operation_that_changes_nothing_is_confirmed_by_a_write_of_its_own(
@@ -144,7 +141,7 @@ async def test_operation_that_changes_nothing_is_confirmed_by_a_write_of_its_own
             await stack.enter_async_context(store_with(pair, replicas))
             for replicas in [0] + [1] * 5
         ]
-        sessions = [await until(partial(store.create, 7, "laptop")) for store in stores]
+        sessions = [await available(partial(store.create, 7, "laptop")) for store in stores]
         caller, gone = sessions[0], sessions[1]
         token = tokens.make(7)
         with pair.stalled():
@@ -184,7 +181,7 @@ async def test_second_try_changes_nothing(pair: Pair) -> None:
 async def test_checks_do_not_wait_for_a_replica(pair: Pair) -> None:
     """For what waits for a replica."""
     async with store_with(pair) as store:
-        token = (await until(lambda: store.create(7, "laptop"))).Token_Sesion
+        token = (await available(lambda: store.create(7, "laptop"))).Token_Sesion
         took = []
         with pair.stalled():
 
@@ -269,7 +266,7 @@ async def test_master_that_goes_before_its_wait_is_unavailable(number: signal.Si
     ):
         own = Pair(master, replica, redis)
         async with store_with(own, timeout_seconds=TIMEOUT_SECONDS) as store:
-            await until(lambda: store.create(7, "laptop"))
+            await available(lambda: store.create(7, "laptop"))
             assert master.process is not None
             assert replica.process is not None
             replica.process.send_signal(signal.SIGSTOP)

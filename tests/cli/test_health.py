@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sesiones.cli import Exit, alive, main
+from sesiones.cli import health as health_command
+from sesiones.cli import main
+from sesiones.cli.exits import Exit
 from tests.harness.redis_server import free_port
 from tests.harness.service import Service, comes_true, environment
 
@@ -68,7 +70,7 @@ def answering(reply: bytes | None) -> Iterator[int]:
         thread.join()
 
 
-def test_a_service_that_answers_is_alive_though_redis_is_away() -> None:
+def test_service_that_answers_is_alive_though_redis_is_away() -> None:
     with Service(SESIONES_REDIS_URL=NO_REDIS) as service:
         port = str(service.port)
         told = (Exit.OK, f"127.0.0.1:{port}: alive\n", "")
@@ -90,7 +92,7 @@ def test_a_service_that_answers_is_alive_though_redis_is_away() -> None:
         ("localhost", r"127\.0\.0\.1|\[::1\]"),
     ],
 )
-def test_an_address_to_listen_on_leads_to_an_address_to_ask(host: str, asked: str) -> None:
+def test_wildcard_addresses_are_asked_on_loopback(host: str, asked: str) -> None:
     port = str(free_port())
     with serving(SESIONES_HOST=host, SESIONES_PORT=port, SESIONES_SERVICE_KEY=KEY):
         code, out, errors = health(SESIONES_HOST=host, SESIONES_PORT=port)
@@ -98,12 +100,12 @@ def test_an_address_to_listen_on_leads_to_an_address_to_ask(host: str, asked: st
         assert re.fullmatch(rf"({asked}):{port}: alive\n", out)
 
 
-def test_every_address_of_ipv6_takes_ipv4_too() -> None:
+def test_ipv6_wildcard_is_asked_by_ipv4_too() -> None:
     with Service(SESIONES_REDIS_URL=NO_REDIS) as service:  # on 127.0.0.1 alone
         assert health("--host", "::", "--port", str(service.port))[0] == Exit.OK
 
 
-def test_a_unix_socket_wins_over_host_and_port(tmp_path: Path) -> None:
+def test_unix_socket_overrides_host_and_port(tmp_path: Path) -> None:
     path = str(tmp_path / "s.sock")
     with serving(SESIONES_UDS=path, SESIONES_PORT="1"):
         assert health("--uds", path)[1] == f"unix:{path}: alive\n"
@@ -112,13 +114,13 @@ def test_a_unix_socket_wins_over_host_and_port(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("proxy", ["http://127.0.0.1:1", "http://nosuch.invalid:3128"])
-def test_proxies_are_not_for_the_local_service(proxy: str) -> None:
+def test_proxies_of_the_environment_are_ignored(proxy: str) -> None:
     with Service(SESIONES_REDIS_URL=NO_REDIS) as service:
         names = "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "https_proxy"
         assert health("--port", str(service.port), **dict.fromkeys(names, proxy))[0] == Exit.OK
 
 
-def test_nothing_that_listens_is_not_alive() -> None:
+def test_port_without_a_listener_is_not_alive() -> None:
     port = free_port()
     code, out, errors = health("--port", str(port))
     assert (code, out, errors) == (1, "", f"sesiones: 127.0.0.1:{port}: Connection refused\n")
@@ -137,19 +139,19 @@ def test_nothing_that_listens_is_not_alive() -> None:
         (None, "timed out"),
     ],
 )
-def test_what_answers_otherwise_is_not_alive(
+def test_reply_other_than_a_200_is_not_alive(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     reply: bytes | None,
     reason: str,
 ) -> None:
-    monkeypatch.setattr(alive, "TIMEOUT_SECONDS", 0.5 if reply is None else 20)
+    monkeypatch.setattr(health_command, "TIMEOUT_SECONDS", 0.5 if reply is None else 20)
     with answering(reply) as port:
         assert main(["health", "--port", str(port)]) == Exit.NO
     assert capsys.readouterr().err == f"sesiones: 127.0.0.1:{port}: {reason}\n"
 
 
-def test_a_port_that_is_picked_anew_cannot_be_asked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_port_0_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["health", "--port", "0"]) == Exit.USAGE
     assert "SESIONES_PORT" in capsys.readouterr().err
     assert main(["health", "--port", "x"]) == Exit.USAGE

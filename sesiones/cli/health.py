@@ -1,6 +1,6 @@
-"""`sesiones health`: whether the local service answers, asked as the settings say where it listens.
+"""`sesiones health`: whether the local service answers at the address that its settings name.
 
-For the health checks of containers and supervisors, which know the settings but not the address.
+The health checks of containers and supervisors run it: they know the settings but no address.
 """
 
 import socket
@@ -8,20 +8,17 @@ from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPException
 from ipaddress import ip_address
 
+from sesiones.cli.exits import CommandError, Exit
 from sesiones.settings import Settings, SettingsError
 
 PATH = "/livez"
 TIMEOUT_SECONDS = 2
-"""For each step on one connection; Docker and Compose allow 3 s in docs/deploy."""
-
-
-class DeadError(Exception):
-    """The service does not answer as it should; the message is one line."""
+"""The limit of each step on one connection. Docker and Compose allow 3 s in docs/deploy."""
 
 
 def ask(settings: Settings) -> str:
-    """Where the service answers with a 200. Raises DeadError, or SettingsError where it cannot be
-    known where to ask."""
+    """The address at which the service answers with a 200. Raises CommandError when there is none,
+    and SettingsError when the settings name no address."""
     if settings.uds is None and settings.port == 0:
         raise SettingsError("SESIONES_PORT is 0: which port serve has picked is not known here")
     reasons = []
@@ -39,11 +36,11 @@ def ask(settings: Settings) -> str:
                 reasons.append(f"{where}: status {status} of {PATH}")
     except (OSError, UnicodeError):
         reasons.append(f"{settings.host!a}: no such host")
-    raise DeadError("; ".join(reasons))
+    raise CommandError(Exit.NO, "; ".join(reasons))
 
 
 def _status(connection: HTTPConnection) -> int:
-    """Of the reply. HTTPConnection, unlike urllib, knows no proxy."""
+    """The status of the reply. HTTPConnection, unlike urllib, uses no proxy."""
     try:
         connection.connect()
         connection.request("GET", PATH, headers={"Host": "localhost", "Connection": "close"})
@@ -62,7 +59,7 @@ def _connections(settings: Settings) -> Iterator[tuple[str, HTTPConnection]]:
     for family, _, _, _, (host, *_) in addresses:
         hosts = [str(host)]
         if ip_address(hosts[0].partition("%")[0]).is_unspecified:
-            # What listens on every IPv6 address takes IPv4 too, as Linux has it by default.
+            # On Linux a socket on every IPv6 address accepts IPv4 connections too, by default.
             hosts = ["127.0.0.1"] if family == socket.AF_INET else ["::1", "127.0.0.1"]
         for each in hosts:
             where = f"[{each}]" if ":" in each else each
