@@ -17,7 +17,6 @@ from scripts.chaos import (
     clocks,
     cluster,
     departures,
-    h1spec,
     inputs,
     lanes,
     million,
@@ -46,7 +45,6 @@ SCENARIOS: dict[str, Callable[[bool], Iterable[Bar]]] = {
     "clocks": clocks.play,
     "inputs": inputs.play,
     "lanes": lanes.play,
-    "h1spec": h1spec.play,
     "slow": slow.play,
 }
 """In the order of the table."""
