@@ -90,21 +90,21 @@ def status_over(path: Path) -> int:
 # Where it listens.
 
 
-def test_it_listens_on_loopback_alone(service: Service) -> None:
+def test_default_is_to_listen_on_loopback_alone(service: Service) -> None:
     assert service.request("GET", "/sesiones/self").status == 401
     # All of 127.0.0.0/8 is this machine: a server on 0.0.0.0 would answer here as well.
     assert not connects(service.port, "127.0.0.2")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
-def test_beyond_loopback_it_wants_a_service_key(host: str) -> None:
+def test_listening_beyond_loopback_needs_a_service_key(host: str) -> None:
     code, line = refused_serve("--host", host, "--port", "0")
     assert code == 2
     assert "SESIONES_SERVICE_KEY" in line
 
 
 @pytest.mark.parametrize("host", ["0", "::0", "0x0", "::ffff:0.0.0.0", "192.0.2.1", "2001:db8::1"])
-def test_no_other_spelling_gets_around_that(host: str) -> None:
+def test_no_spelling_of_a_host_is_beyond_loopback_without_a_key(host: str) -> None:
     with (
         pytest.raises(SettingsError, match="SESIONES_SERVICE_KEY"),
         listen(Settings(host=host, port=0)),
@@ -112,7 +112,7 @@ def test_no_other_spelling_gets_around_that(host: str) -> None:
         pass
 
 
-def test_a_name_counts_as_the_address_it_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_needs_a_key_as_its_address_does(monkeypatch: pytest.MonkeyPatch) -> None:
     def resolve(address: str) -> Callable[..., object]:
         return lambda *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0))]
 
@@ -153,7 +153,7 @@ def resolves_to(*addresses: str) -> Callable[..., object]:
     ],
 )
 @pytest.mark.parametrize("port", [0, None])
-def test_a_name_is_listened_on_at_all_of_its_addresses_and_one_port(
+def test_all_addresses_of_a_name_are_listened_on_at_one_port(
     monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...], port: int | None
 ) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolves_to(*addresses))
@@ -170,7 +170,7 @@ def test_a_name_is_listened_on_at_all_of_its_addresses_and_one_port(
     assert not connects(shared)
 
 
-def test_port_0_is_one_that_is_free_on_every_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_port_0_is_free_on_every_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolves_to("127.0.0.1", "127.0.0.2"))
     with ExitStack() as stack:
         bind = socket.socket.bind
@@ -194,7 +194,7 @@ def test_port_0_is_one_that_is_free_on_every_address(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("addresses", [("127.0.0.1", "127.0.0.2"), ("127.0.0.2", "127.0.0.1")])
-def test_a_port_that_is_taken_on_one_address_is_taken(
+def test_port_taken_on_one_address_is_taken(
     monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolves_to(*addresses))
@@ -206,7 +206,7 @@ def test_a_port_that_is_taken_on_one_address_is_taken(
         assert not connects(port, "127.0.0.1")  # nothing is left open
 
 
-def test_an_address_that_the_machine_does_not_have_is_left_out_of_several(
+def test_address_that_the_machine_does_not_have_is_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As ::1 is of localhost where IPv6 is off."""
@@ -273,7 +273,7 @@ def test_localhost_is_served_on_both_of_its_addresses(
         assert service.stop() == 0
 
 
-def test_with_a_service_key_it_listens_anywhere(redis_server: RedisServer) -> None:
+def test_service_key_allows_any_address(redis_server: RedisServer) -> None:
     variables = {"SESIONES_REDIS_URL": redis_server.url, "SESIONES_SERVICE_KEY": KEY}
     with running("--host", "0.0.0.0", "--port", "0", **variables) as (_, line):
         match = re.search(r"listening on \('0\.0\.0\.0', (\d+)\)", line)
@@ -295,7 +295,7 @@ def test_ipv6_loopback_needs_no_key() -> None:
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64, "256.256.256.256", "no such host", "\udcff"])
-def test_a_host_that_is_none_is_one_line(host: str) -> None:
+def test_unknown_host_is_one_line(host: str) -> None:
     with (
         pytest.raises((ListenError, SettingsError), match=r"\A[^\n]+\Z"),
         listen(Settings(host=host, port=0)),
@@ -303,7 +303,7 @@ def test_a_host_that_is_none_is_one_line(host: str) -> None:
         pass
 
 
-def test_a_taken_port_is_one_line_and_exit_1(redis_server: RedisServer) -> None:
+def test_taken_port_is_one_line_and_exit_1(redis_server: RedisServer) -> None:
     with Service(SESIONES_REDIS_URL=redis_server.url) as service:
         code, line = refused_serve("--port", str(service.port))
         assert code == 1
@@ -311,7 +311,9 @@ def test_a_taken_port_is_one_line_and_exit_1(redis_server: RedisServer) -> None:
         assert service.request("GET", "/sesiones/self").status == 401
 
 
-def test_a_unix_socket(redis_server: RedisServer, tmp_path: Path) -> None:
+def test_unix_socket_is_served_with_mode_0660_and_removed(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
     path = tmp_path / "sesiones.sock"
     with socket.socket(socket.AF_UNIX) as killed:
         killed.bind(str(path))  # a stale file: nobody listens
@@ -342,7 +344,7 @@ def answers(path: Path) -> bool:
         return False
 
 
-def test_two_that_start_at_once_do_not_take_each_others_unix_socket(tmp_path: Path) -> None:
+def test_servers_that_start_at_once_do_not_take_the_same_unix_socket(tmp_path: Path) -> None:
     settings = Settings(uds=str(tmp_path / "sesiones.sock"))
     with listen(settings):
         # uvicorn has not begun to serve on the first, but the second must not think it stale.
@@ -352,7 +354,7 @@ def test_two_that_start_at_once_do_not_take_each_others_unix_socket(tmp_path: Pa
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_restart_with_an_overlap_keeps_the_new_unix_socket(
+def test_restart_with_an_overlap_keeps_the_new_unix_socket(
     slow_redis: RedisServer, tmp_path: Path, workers: str
 ) -> None:
     """The old process still finishes a request while the new one listens already."""
@@ -388,7 +390,7 @@ def listens(path: Path) -> bool:
         return True
 
 
-def test_a_unix_socket_of_another_server_is_not_removed(tmp_path: Path) -> None:
+def test_unix_socket_of_another_server_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "sesiones.sock"
     settings = Settings(uds=str(path))
     for _ in range(20):  # file systems use inode numbers again
@@ -400,14 +402,14 @@ def test_a_unix_socket_of_another_server_is_not_removed(tmp_path: Path) -> None:
         assert not path.exists()
 
 
-def test_a_unix_socket_whose_mode_was_changed_is_removed(tmp_path: Path) -> None:
+def test_unix_socket_whose_mode_was_changed_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "sesiones.sock"
     with listen(Settings(uds=str(path))):
         path.chmod(0o666)
     assert not path.exists()
 
 
-def test_servers_that_start_at_once_on_a_stale_unix_socket_leave_one_that_listens(
+def test_of_servers_that_start_at_once_on_a_stale_unix_socket_one_listens(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "sesiones.sock"
@@ -441,7 +443,7 @@ def test_servers_that_start_at_once_on_a_stale_unix_socket_leave_one_that_listen
         assert not path.exists()
 
 
-def test_a_folder_that_another_process_has_locked_delays_a_start_for_a_second(
+def test_locked_folder_delays_a_start_for_a_second(
     tmp_path: Path,
 ) -> None:
     folder = os.open(tmp_path, os.O_RDONLY)
@@ -452,7 +454,7 @@ def test_a_folder_that_another_process_has_locked_delays_a_start_for_a_second(
     os.close(folder)
 
 
-def test_a_server_that_hangs_keeps_its_unix_socket(tmp_path: Path) -> None:
+def test_unix_socket_of_a_server_that_hangs_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "sesiones.sock"
     with ExitStack() as stack:
         hanging = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -468,7 +470,7 @@ def test_a_server_that_hangs_keeps_its_unix_socket(tmp_path: Path) -> None:
         assert path.exists()
 
 
-def test_a_file_that_is_no_socket_stays(tmp_path: Path) -> None:
+def test_file_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
     code, line = refused_serve("--uds", str(path))
@@ -476,12 +478,12 @@ def test_a_file_that_is_no_socket_stays(tmp_path: Path) -> None:
     assert str(path) in line
 
 
-def test_a_unix_socket_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+def test_impossible_unix_socket_is_one_line(tmp_path: Path) -> None:
     assert refused_serve("--uds", str(tmp_path / "absent" / "s"))[0] == 1
     assert refused_serve("--uds", "/tmp/" + "x" * 200)[0] == 1
 
 
-def test_it_stops_well_when_its_unix_socket_was_removed(
+def test_service_whose_unix_socket_was_removed_stops(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
     path = tmp_path / "sesiones.sock"
@@ -506,7 +508,7 @@ def test_without_a_key_serve_opens_post_and_put(redis_server: RedisServer) -> No
 
 
 @pytest.mark.anyio
-async def test_without_a_key_create_app_elsewhere_does_not(
+async def test_without_a_key_create_app_closes_post_and_put(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for setting in fields(Settings):
@@ -519,7 +521,7 @@ async def test_without_a_key_create_app_elsewhere_does_not(
         assert reply.headers["www-authenticate"] == 'Bearer realm="sesiones"'
 
 
-def test_keys_rotate(redis_server: RedisServer) -> None:
+def test_old_and_new_service_key_are_both_admitted(redis_server: RedisServer) -> None:
     def posts(service: Service, *keys: str) -> list[int]:
         return [
             service.request(
@@ -544,7 +546,7 @@ def test_keys_rotate(redis_server: RedisServer) -> None:
         (("*",), "203.0.113.9"),
     ],
 )
-def test_forwarded_headers_are_not_believed_unless_asked(
+def test_forwarded_headers_are_ignored_unless_allowed(
     redis_server: RedisServer, trusted: tuple[str, ...], shown: str
 ) -> None:
     flags = [word for address in trusted for word in ("--forwarded-allow-ips", address)]
@@ -563,7 +565,7 @@ def test_forwarded_headers_are_not_believed_unless_asked(
 
 
 @pytest.mark.parametrize(("trusted", "shown"), [("*", "203.0.113.9:0 - "), ("127.0.0.1", " - ")])
-def test_over_a_unix_socket_only_the_asterisk_believes_forwarded_headers(
+def test_forwarded_headers_over_a_unix_socket_need_the_asterisk(
     redis_server: RedisServer, tmp_path: Path, trusted: str, shown: str
 ) -> None:
     path = tmp_path / "sesiones.sock"
@@ -580,7 +582,7 @@ def test_over_a_unix_socket_only_the_asterisk_believes_forwarded_headers(
         assert trusted == "*" or "203.0.113.9" not in line
 
 
-def test_the_access_log_is_off_by_default(service: Service) -> None:
+def test_access_log_is_off_by_default(service: Service) -> None:
     service.request("GET", "/sesiones/self?unlogged")
     assert "unlogged" not in service.log
 
@@ -588,7 +590,7 @@ def test_the_access_log_is_off_by_default(service: Service) -> None:
 # How it speaks.
 
 
-def test_a_connection_is_kept_and_dated_but_not_signed(service: Service) -> None:
+def test_response_has_a_date_and_no_server_header(service: Service) -> None:
     connection = kept_alive(service)
     connection.connect()
     kept = connection.sock
@@ -614,7 +616,7 @@ def test_help_names_every_setting() -> None:
     assert "SESIONES_" in shown.stdout
 
 
-def test_version() -> None:
+def test_version_is_printed() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "sesiones", "--version"], capture_output=True, text=True
     )
@@ -622,7 +624,7 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["sirve"], ["serve", "--puerto", "1"], ["serve", "x"]])
-def test_an_unknown_command_or_flag_is_exit_2(
+def test_unknown_command_or_flag_is_exit_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -666,7 +668,7 @@ def new_session(service: Service) -> str:
 
 
 @pytest.mark.parametrize(("workers", "number"), STOPS)
-def test_it_finishes_what_is_in_flight(
+def test_stop_answers_what_is_in_flight(
     slow_redis: RedisServer, workers: int, number: signal.Signals
 ) -> None:
     service = Service(
@@ -699,7 +701,7 @@ def test_it_finishes_what_is_in_flight(
 
 
 @pytest.mark.parametrize("http", ["fast", "httptools"])
-def test_a_request_on_an_idle_connection_is_still_answered(
+def test_stop_answers_a_request_that_comes_on_an_idle_connection(
     redis_server: RedisServer, http: str
 ) -> None:
     """Its client cannot know yet that the service stops."""
@@ -753,7 +755,7 @@ async def in_process(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("http", [FastCheckProtocol, HttpProtocol])
-async def test_a_connection_that_was_not_accepted_yet_is_served(
+async def test_stop_serves_a_connection_that_was_not_accepted_yet(
     http: type[asyncio.Protocol],
 ) -> None:
     async with in_process(http) as (server, listener):
@@ -773,7 +775,9 @@ async def test_a_connection_that_was_not_accepted_yet_is_served(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("http", [FastCheckProtocol, HttpProtocol])
-async def test_a_loop_that_is_late_closes_on_no_request(http: type[asyncio.Protocol]) -> None:
+async def test_late_event_loop_closes_no_connection_with_a_request_on_it(
+    http: type[asyncio.Protocol],
+) -> None:
     """Timers come before what was sent: the connection looks idle, and is not."""
     async with in_process(http) as (server, listener):
         mine, its = socket.socketpair()
@@ -796,7 +800,7 @@ async def test_a_loop_that_is_late_closes_on_no_request(http: type[asyncio.Proto
             assert b"connection: close\r\n" in answer
 
 
-def test_a_worker_that_ends_while_it_is_asked_is_replaced_at_once(
+def test_worker_that_is_terminated_is_replaced_at_once(
     redis_server: RedisServer,
 ) -> None:
     with Service("--workers", "2", SESIONES_REDIS_URL=redis_server.url) as service:
@@ -810,7 +814,9 @@ def test_a_worker_that_ends_while_it_is_asked_is_replaced_at_once(
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_it_stops_accepting_while_it_finishes(slow_redis: RedisServer, workers: str) -> None:
+def test_stop_accepts_no_connection_while_it_answers_the_last_ones(
+    slow_redis: RedisServer, workers: str
+) -> None:
     """A connection that nobody will ever serve must be refused: whoever balances the load then
     tries elsewhere, instead of waiting."""
     variables = {"SESIONES_REDIS_URL": slow_redis.url, "SESIONES_REDIS_TIMEOUT": "8"}
@@ -824,7 +830,7 @@ def test_it_stops_accepting_while_it_finishes(slow_redis: RedisServer, workers: 
         assert service.process.wait(timeout=10) == 0
 
 
-def test_a_half_sent_request_does_not_keep_it(redis_server: RedisServer) -> None:
+def test_half_sent_request_does_not_delay_a_stop(redis_server: RedisServer) -> None:
     with ExitStack() as stack:
         services = [
             stack.enter_context(Service("--workers", workers, SESIONES_REDIS_URL=redis_server.url))
@@ -867,7 +873,7 @@ def received(connection: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_second_ctrl_c_waits_for_nothing(slow_redis: RedisServer, workers: str) -> None:
+def test_second_ctrl_c_stops_at_once(slow_redis: RedisServer, workers: str) -> None:
     variables = {"SESIONES_REDIS_URL": slow_redis.url, "SESIONES_REDIS_TIMEOUT": "8"}
     with Service("--workers", workers, **variables) as service:
         token = new_session(service)
@@ -888,7 +894,7 @@ def test_a_second_ctrl_c_waits_for_nothing(slow_redis: RedisServer, workers: str
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_signal_just_after_the_start_is_not_lost(redis_server: RedisServer, workers: str) -> None:
+def test_signal_just_after_the_start_is_not_lost(redis_server: RedisServer, workers: str) -> None:
     for delay in 0.0, 0.1:
         flags = ("--port", "0", "--workers", workers)
         with running(*flags, SESIONES_REDIS_URL=redis_server.url) as (process, line):
@@ -900,7 +906,7 @@ def test_a_signal_just_after_the_start_is_not_lost(redis_server: RedisServer, wo
             assert comes_true(lambda pids=pids: not any(map(is_running, pids)), 3)  # type: ignore[misc]
 
 
-def test_it_stops_with_hundreds_of_idle_connections(redis_server: RedisServer) -> None:
+def test_hundreds_of_idle_connections_do_not_delay_a_stop(redis_server: RedisServer) -> None:
     with Service(SESIONES_REDIS_URL=redis_server.url) as service, ExitStack() as stack:
         for _ in range(300):
             stack.enter_context(service.connect())
@@ -909,7 +915,7 @@ def test_it_stops_with_hundreds_of_idle_connections(redis_server: RedisServer) -
         assert time.monotonic() - begun < 3
 
 
-def test_a_client_that_keeps_asking_does_not_keep_it(redis_server: RedisServer) -> None:
+def test_client_that_keeps_asking_does_not_delay_a_stop(redis_server: RedisServer) -> None:
     with Service(SESIONES_REDIS_URL=redis_server.url) as service:
         ended = threading.Event()
 

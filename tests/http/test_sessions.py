@@ -72,7 +72,7 @@ def age(redis: "Redis", sesion: dict[str, Any], seconds: int) -> None:
 # GET, HEAD /sesiones/self
 
 
-async def test_self(client: Client) -> None:
+async def test_self_is_the_session_in_body_and_headers(client: Client) -> None:
     sesion = await client.create()
     reply = await client.send("GET", "/sesiones/self", {"x-auth-token": sesion["Token_Sesion"]})
     assert reply.status == 200
@@ -95,7 +95,9 @@ async def test_self(client: Client) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-async def test_self_with_a_bearer_token(client: Client, scheme: str) -> None:
+async def test_bearer_token_authenticates_in_any_case_of_the_scheme(
+    client: Client, scheme: str
+) -> None:
     token = (await client.create())["Token_Sesion"]
     reply = await client.send("GET", "/sesiones/self", {"Authorization": f"{scheme} {token}"})
     assert (reply.status, reply.json()["Token_Sesion"]) == (200, token)
@@ -126,7 +128,7 @@ async def test_head_has_no_body(redis: "Redis", service: Service) -> None:
         assert int(reply.headers["content-length"]) > 0
 
 
-async def test_a_check_slides(client: Client, redis: "Redis") -> None:
+async def test_check_slides_the_session(client: Client, redis: "Redis") -> None:
     sesion = await client.create()
     for path in "/sesiones/self", "/sesiones/verificar":
         age(redis, sesion, 100)
@@ -140,7 +142,7 @@ async def test_a_check_slides(client: Client, redis: "Redis") -> None:
 # 401
 
 
-async def test_the_one_and_same_401(client: Client, redis: "Redis") -> None:
+async def test_401_is_the_same_for_every_reason(client: Client, redis: "Redis") -> None:
     expired, revoked, inactive = [await client.create() for _ in range(3)]
     redis.delete(key(expired["Token_Sesion"]))
     end = await client.end("/sesiones/logout", revoked["Token_Sesion"], revoked["Token_Sesion"])
@@ -173,7 +175,7 @@ async def test_the_one_and_same_401(client: Client, redis: "Redis") -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), CALLER_ROUTES)
-async def test_exactly_one_credential(app: Starlette, method: str, path: str) -> None:
+async def test_not_exactly_one_credential_is_a_401(app: Starlette, method: str, path: str) -> None:
     # In process: http.client sends no header twice.
     token = (await Client(app, None).create())["Token_Sesion"]
     x_auth, bearer = ("x-auth-token", token), ("authorization", f"Bearer {token}")
@@ -196,7 +198,7 @@ async def test_another_scheme_does_not_count(client: Client) -> None:
     assert (await client.send("GET", "/sesiones/self", both)).status == 200
 
 
-async def test_the_session_of_a_bad_record_is_a_401(client: Client, redis: "Redis") -> None:
+async def test_session_of_a_bad_record_is_a_401(client: Client, redis: "Redis") -> None:
     sesion, good = await client.create(), await client.create()
     redis.hset(key(sesion["Token_Sesion"]), "1", "x")
     for method, path in CALLER_ROUTES:
@@ -251,7 +253,7 @@ async def test_verificar_takes_anything_below(client: Client, below: str) -> Non
     check_problem(await client.send("PATCH", path), 401)
 
 
-async def test_encoded_paths_below_verificar(redis: "Redis", service: Service) -> None:
+async def test_verificar_takes_any_encoded_path_below(redis: "Redis", service: Service) -> None:
     caller = {"x-auth-token": (await Client(None, service).create())["Token_Sesion"]}
     for below in "/a%2Fb", "/%2F", "/%2e%2e/self", "/%0A", "/%00", "/%FF", "/%", "/%zz", "//?//":
         reply = service.request("GET", f"/sesiones/verificar{below}", caller)
@@ -290,7 +292,7 @@ async def test_encoded_paths_below_verificar(redis: "Redis", service: Service) -
         "/sesiones/\u017felf",
     ],
 )
-async def test_no_such_path(client: Client, path: str) -> None:
+async def test_unknown_path_is_a_404(client: Client, path: str) -> None:
     # 404 comes before 405 and 401, and nothing redirects.
     caller = {"x-auth-token": (await client.create())["Token_Sesion"]}
     for method in "GET", "POST", "DELETE":
@@ -316,7 +318,9 @@ async def test_unknown_path_leads_to_the_documentation(client: Client) -> None:
         ("/sesiones/logoutAll", ["DELETE"]),
     ],
 )
-async def test_no_such_method(client: Client, path: str, allowed: list[str]) -> None:
+async def test_unknown_method_is_a_405_with_allow(
+    client: Client, path: str, allowed: list[str]
+) -> None:
     methods = {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"}
     for method in methods.difference(allowed):
         reply = await client.send(method, path)
@@ -329,7 +333,7 @@ async def test_no_such_method(client: Client, path: str, allowed: list[str]) -> 
 # POST /sesiones
 
 
-async def test_create(client: Client, redis: "Redis") -> None:
+async def test_create_returns_a_new_session(client: Client, redis: "Redis") -> None:
     before = redis.time()[0]
     sesion = await client.create()
     after = redis.time()[0]
@@ -355,7 +359,7 @@ async def test_create(client: Client, redis: "Redis") -> None:
         ("application/x-www-form-urlencoded; x=y", lambda members: urlencode(members).encode()),
     ],
 )
-async def test_create_from_either_body(
+async def test_create_reads_json_and_forms(
     client: Client, content_type: str, encode: Callable[[dict[str, Any]], bytes]
 ) -> None:
     for device in "d", "ñ+&=%", "😀" * 512:
@@ -384,7 +388,7 @@ async def test_create_from_either_body(
         ({"Authorization": "Bearer " + "\xff" * 32}, True),
     ],
 )
-async def test_without_a_service_key(
+async def test_post_and_put_without_the_service_key_are_a_401(
     client: Client, method: str, headers: dict[str, str], presented: bool
 ) -> None:
     sesion = await client.create()
@@ -393,13 +397,13 @@ async def test_without_a_service_key(
     assert ("invalid_token" in reply.headers["www-authenticate"]) == presented
 
 
-async def test_a_token_is_ignored_beside_a_service_key(client: Client) -> None:
+async def test_token_is_ignored_beside_a_service_key(client: Client) -> None:
     body = b'{"ID_Usuario": 7, "Dispositivo": "d"}'
     headers = SERVICE | JSON | {"x-auth-token": "x"}
     assert (await client.send("POST", "/sesiones", headers, body)).status == 201
 
 
-async def test_an_app_without_a_service_key_is_closed(redis_server: RedisServer) -> None:
+async def test_app_without_a_service_key_answers_post_with_401(redis_server: RedisServer) -> None:
     app = create_app(Settings(redis_url=redis_server.url))
     async with app.router.lifespan_context(app):
         for headers in {}, SERVICE, {"Authorization": "Bearer"}:
@@ -423,7 +427,7 @@ async def test_an_app_without_a_service_key_is_closed(redis_server: RedisServer)
         ";application/json",
     ],
 )
-async def test_unsupported_content_type(
+async def test_unsupported_content_type_is_a_415(
     client: Client, method: str, content_type: str | None
 ) -> None:
     headers = SERVICE | ({} if content_type is None else {"Content-Type": content_type})
@@ -436,7 +440,7 @@ async def test_unsupported_content_type(
     assert "accept-encoding" not in reply.headers
 
 
-async def test_a_repeated_content_type(app: Starlette) -> None:
+async def test_repeated_content_type_is_a_415(app: Starlette) -> None:
     headers = [*SERVICE.items(), *JSON.items(), *JSON.items()]
     reply = await asgi.request(app, "POST", "/sesiones", headers, b"{}")
     check_problem(reply, 415)
@@ -499,7 +503,7 @@ async def test_coding_counts_only_where_a_body_is_read(client: Client) -> None:
 
 
 @pytest.mark.parametrize("kind", [JSON, FORM])
-async def test_at_most_16_kib(client: Client, kind: dict[str, str]) -> None:
+async def test_body_over_16_kib_is_a_413(client: Client, kind: dict[str, str]) -> None:
     members = {"ID_Usuario": 7, "Dispositivo": "d", "relleno": ""}
     body = orjson.dumps(members) if kind is JSON else urlencode(members).encode()
     padding = b"x" * (16 * 1024 - len(body))
@@ -532,7 +536,7 @@ async def test_at_most_16_kib(client: Client, kind: dict[str, str]) -> None:
         (FORM, b"ID_Usuario=1&Dispositivo=d&otro=%"),
     ],
 )
-async def test_malformed_body(
+async def test_malformed_body_is_a_400(
     client: Client, method: str, kind: dict[str, str], body: bytes
 ) -> None:
     check_problem(await client.send(method, "/sesiones", SERVICE | kind, body), 400)
@@ -631,7 +635,7 @@ async def test_put_names_every_bad_field(client: Client) -> None:
         assert bad_fields(reply) == [campo]
 
 
-async def test_put_of_no_live_session(client: Client, redis: "Redis") -> None:
+async def test_put_of_no_live_session_is_a_404(client: Client, redis: "Redis") -> None:
     ended, dead = await client.create(), await client.create()
     await client.end("/sesiones/logout", ended["Token_Sesion"], ended["Token_Sesion"])
     redis.delete(key(dead["Token_Sesion"]))
@@ -643,7 +647,7 @@ async def test_put_of_no_live_session(client: Client, redis: "Redis") -> None:
     assert list(redis.scan_iter("*:h:*", count=1000)) == []
 
 
-async def test_put_of_immutable_fields(client: Client, redis: "Redis") -> None:
+async def test_put_that_changes_immutable_fields_is_a_409(client: Client, redis: "Redis") -> None:
     sesion = await client.create()
     immutable = ["ID_Sesion", "ID_Usuario", "Fecha_Inicio"]
     before = dump(redis)
@@ -656,7 +660,7 @@ async def test_put_of_immutable_fields(client: Client, redis: "Redis") -> None:
     assert dump(redis) == before
 
 
-async def test_put_of_impossible_dates(client: Client, redis: "Redis") -> None:
+async def test_put_of_impossible_dates_is_a_422(client: Client, redis: "Redis") -> None:
     sesion = await client.create()
     age(redis, sesion, 100)
     stored = record(redis, key(sesion["Token_Sesion"]))
@@ -679,7 +683,7 @@ async def test_put_of_impossible_dates(client: Client, redis: "Redis") -> None:
     assert reply.status == 200
 
 
-async def test_a_session_expires(client: Client) -> None:
+async def test_session_expires(client: Client) -> None:
     sesion = await client.create()
     token, last_use = sesion["Token_Sesion"], sesion["Ultima_Actividad"]
     reply = await client.put(sesion, Fecha_Expiracion=last_use + 2)
@@ -711,7 +715,7 @@ def designations(token: str) -> Iterable[tuple[dict[str, str], bytes, str]]:
 
 
 @pytest.mark.parametrize("path", LOGOUTS)
-async def test_every_way_to_designate(client: Client, path: str) -> None:
+async def test_token_sesion_is_read_from_body_and_query(client: Client, path: str) -> None:
     for way in range(10):
         token = (await client.create())["Token_Sesion"]
         headers, body, query = list(designations(token))[way]
@@ -752,7 +756,7 @@ async def test_every_way_to_designate(client: Client, path: str) -> None:
         (422, FORM, b"Token_Sesion=@", "Token_Sesion="),
     ],
 )
-async def test_bad_designations(
+async def test_bad_token_sesion_is_refused(
     client: Client, path: str, status: int, kind: dict[str, str], body: bytes, query: str
 ) -> None:
     token = (await client.create())["Token_Sesion"]
@@ -781,7 +785,7 @@ async def test_logout_ends_the_designated_session(client: Client) -> None:
     assert await client.alive(third)
 
 
-async def test_logout_of_an_inactive_session(client: Client) -> None:
+async def test_logout_ends_an_inactive_session(client: Client) -> None:
     own, inactive = await client.create(), await client.create()
     await client.put(inactive, Estado_Sesion=0)
     reply = await client.end("/sesiones/logout", own["Token_Sesion"], inactive["Token_Sesion"])
@@ -802,7 +806,9 @@ async def test_logout_of_an_inactive_session(client: Client) -> None:
         "x" * 9000,
     ],
 )
-async def test_a_dead_designation(client: Client, designated: str) -> None:
+async def test_token_sesion_of_no_session_ends_none_in_logout_and_all_in_logout_all(
+    client: Client, designated: str
+) -> None:
     own, other = [(await client.create())["Token_Sesion"] for _ in range(2)]
     reply = await client.end("/sesiones/logout", own, designated)
     assert (reply.status, reply.json()) == (200, {"Sesiones_Eliminadas": 0})
@@ -813,7 +819,9 @@ async def test_a_dead_designation(client: Client, designated: str) -> None:
 
 
 @pytest.mark.parametrize("path", LOGOUTS)
-async def test_a_designation_that_is_no_text(client: Client, path: str) -> None:
+async def test_token_sesion_with_a_lone_surrogate_is_that_of_no_session(
+    client: Client, path: str
+) -> None:
     token = (await client.create())["Token_Sesion"]
     headers = {"x-auth-token": token} | JSON
     reply = await client.send("DELETE", path, headers, rb'{"Token_Sesion": "\ud800"}')
@@ -826,7 +834,9 @@ async def test_a_designation_that_is_no_text(client: Client, path: str) -> None:
 @pytest.mark.parametrize("path", LOGOUTS)
 @pytest.mark.parametrize("user", [STRANGER, NEIGHBOUR])
 @pytest.mark.parametrize("state", [0, 1])
-async def test_another_users_session(client: Client, path: str, user: int, state: int) -> None:
+async def test_token_sesion_of_another_user_is_a_403(
+    client: Client, path: str, user: int, state: int
+) -> None:
     own, theirs = await client.create(), await client.create(user)
     await client.put(theirs, Estado_Sesion=state)
     reply = await client.end(path, own["Token_Sesion"], theirs["Token_Sesion"])
@@ -835,7 +845,7 @@ async def test_another_users_session(client: Client, path: str, user: int, state
     assert (await client.put(theirs)).status == 200
 
 
-async def test_logout_all(client: Client) -> None:
+async def test_logout_all_ends_every_session_of_the_user_alone(client: Client) -> None:
     first, second, inactive = [await client.create() for _ in range(3)]
     others = [await client.create(user) for user in (STRANGER, NEIGHBOUR)]
     await client.put(inactive, Estado_Sesion=0)
@@ -955,7 +965,7 @@ ROWS: dict[tuple[str, str], list[Fault]] = {
 
 
 @pytest.mark.parametrize(("method", "path"), ROWS)
-async def test_errors_in_the_order_of_the_row(client: Client, method: str, path: str) -> None:
+async def test_errors_come_in_the_order_of_the_row(client: Client, method: str, path: str) -> None:
     others_token = (await client.create(STRANGER))["Token_Sesion"]
     for (status, first), (_, second) in itertools.combinations(ROWS[method, path], 2):
         for faults in [first], [first, second], [second, first]:
@@ -975,7 +985,7 @@ async def test_errors_in_the_order_of_the_row(client: Client, method: str, path:
 
 
 @pytest.mark.parametrize(("method", "path"), ROWS)
-async def test_the_drafts_are_good(client: Client, method: str, path: str) -> None:
+async def test_request_without_a_fault_succeeds(client: Client, method: str, path: str) -> None:
     sesion = await client.create()
     caller = {"x-auth-token": sesion["Token_Sesion"]}
     headers = JSON | (caller if method == "DELETE" else SERVICE)
@@ -995,7 +1005,7 @@ def without_redis(request: pytest.FixtureRequest) -> Iterable[Client]:
             yield Client(None, service)
 
 
-async def test_without_redis(without_redis: Client) -> None:
+async def test_every_route_without_redis_is_a_503(without_redis: Client) -> None:
     sesion = dict.fromkeys(FIELDS, 1) | {"Token_Sesion": UNKNOWN, "Dispositivo": "d"}
     body = orjson.dumps(sesion)
     caller = {"x-auth-token": UNKNOWN}
