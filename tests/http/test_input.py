@@ -66,6 +66,26 @@ async def test_state_after_bytes(sent: bytes, state: Input, size: int) -> None:
             done(None)
 
 
+@pytest.mark.parametrize(
+    "first", [CHUNKED + b"0\r\n\r\n", CHUNKED + b"0\r\nx: y\r\n\r\n", plain(b"/other", TOKEN)]
+)
+@pytest.mark.parametrize("together", [1, 2, 3, 4])
+async def test_blank_line_that_comes_byte_by_byte_ends_a_message(
+    first: bytes, together: int
+) -> None:
+    """``together``: how many of its last bytes come with the message behind it."""
+    async with stub_server() as served:
+        _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        await until(lambda: bool(served.server.server_state.connections))
+        (connection,) = served.server.server_state.connections
+        for byte in first[:-together]:
+            connection.data_received(bytes([byte]))
+        connection.data_received(first[-together:] + LENGTH)
+        await settle(connection)
+        assert connection._input is BODY
+        writer.transport.abort()
+
+
 async def settle(connection: HttpProtocol) -> None:
     """Until what has come is parsed."""
     for _ in range(5):
