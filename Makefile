@@ -1,6 +1,7 @@
 # make run            serve on 127.0.0.1:8000 with a Redis server of its own, until Ctrl-C
 # make test           the test suite, in less than three minutes
-# make test-slow      what takes longer: scenarios of `make chaos` in short, hung workers, environments
+# make test-slow      slower tests: scenarios of `make chaos` in short, hung workers, environments
+# make test-next      the test suite with the newest uvicorn and redis-py, in .venv-next
 # make check          lint, format and types
 # make coverage       the suite with branch coverage: slower
 #
@@ -10,30 +11,40 @@
 # make openapi        schemathesis, every check on, over the OpenAPI document (a minute)
 # make browser        the page at /docs in headless Chromium (Debian: chromium, chromium-driver)
 #
-# make chaos          everything that can fail, fails: bars and figures (an hour)
+# make chaos          the failure scenarios in full, with their bars and figures (an hour)
 # make load           seed, wrk, Locust and throughput, small: var/load/report.html (< 2 minutes)
 # make bench          what a check costs, beside other servers (needs wrk; four minutes)
 #
-# make wheel          build the wheel, install it in an empty environment and see it serve
-# make lock           requirements.lock anew
+# make wheel          build the wheel; try it as a library and as a server in empty environments
+# make lock           write requirements.lock again, with the newest versions in the ranges
 
 PYTHON ?= python3
 BIN := .venv/bin
 ENVIRONMENTS := $(addprefix .venv/,run load test gateways openapi browser wheel)
 
-.PHONY: $(ENVIRONMENTS) run test test-slow check coverage gateways gateways-table gateways-cost openapi browser \
-    chaos load bench wheel lock clean
+.PHONY: $(ENVIRONMENTS) run test test-slow test-next check coverage gateways gateways-table gateways-cost \
+    openapi browser chaos load bench wheel lock clean
 
 run: .venv/run
 	@$(BIN)/python -m scripts.run
 
-PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+PYTEST = $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 test: .venv/test
 	$(PYTEST) -m 'not slow'
 
 test-slow: .venv/test
 	$(PYTEST) -m slow
+
+# The newest releases are installed over the ranges of pyproject.toml; pip warns of that and goes on.
+test-next: BIN := .venv-next/bin
+test-next:
+	@$(PYTHON) -c '$(PYTHON_CHECK)'
+	$(PYTHON) -m venv --clear .venv-next
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --upgrade uvicorn 'redis[hiredis]'
+	$(BIN)/python -m pip list | grep -E '^(uvicorn|redis) '
+	$(PYTEST) -m 'not slow'
 
 check: .venv/test
 	$(BIN)/ruff check
@@ -46,7 +57,7 @@ coverage: .venv/test
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-# Not in testpaths' reach: these have binaries of their own, and the suite has its time.
+# Outside of testpaths: these tests need binaries of their own, and take longer than the suite may.
 GATEWAY_TESTS := $(BIN)/python -m pytest -o 'norecursedirs=.*' tests/gateways
 
 gateways: .venv/gateways
@@ -64,7 +75,9 @@ openapi: .venv/openapi
 browser: .venv/browser
 	$(BIN)/python -m pytest tests/http/test_docs_page.py
 
+# The races of the suite first, 100,000 rounds of each.
 chaos: .venv/test
+	SESIONES_TEST_ROUNDS=33.4 $(BIN)/python -m pytest --timeout 0 tests/store/test_hazards.py
 	$(BIN)/python -m scripts.chaos
 
 load: .venv/load
@@ -76,16 +89,17 @@ bench: .venv/test
 wheel: .venv/wheel
 	$(BIN)/python -m scripts.wheel
 
-# For every Python that pyproject.toml names, not only the one at hand.
+# What `sesiones[server]` needs, for every Python that pyproject.toml names.
 lock: .venv/wheel
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-annotate \
-	    --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
+	    --custom-compile-command 'make lock' --extra server --output-file requirements.lock \
+	    pyproject.toml
 
 clean:
-	rm -rf .venv dist var .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .schemathesis
+	rm -rf .venv .venv-next dist var .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .schemathesis
 
-# Each target installs what it needs and no more: `make run` installs no test tools. They are made
-# every time, because a Python that is too old, another Python and a broken .venv have to be noticed.
+# Each target installs what it needs and no more: `make run` installs no test tools. These targets run
+# every time, to notice a Python that is too old, another Python and a broken .venv.
 PYTHON_CHECK := import sys; sys.exit(sys.version_info < (3, 11) and "make: sesiones needs Python 3.11 \
 or later, and $(PYTHON) is %d.%d: name another, as in `make $(firstword $(MAKECMDGOALS) run) \
 PYTHON=python3.12`" % sys.version_info[:2])

@@ -14,15 +14,12 @@ comparing servers, not for sizing one.
 """
 
 import argparse
-import asyncio
 import dataclasses
 import hashlib
 import http.client
 import json
 import os
-import platform
 import random
-import re
 import shutil
 import signal
 import socket
@@ -38,14 +35,15 @@ from typing import Any
 
 from redis import Redis
 
-from scripts.seed import positive
-from sesiones.http.app import open_store
+from scripts import seed, wrk
+from scripts.command_line import positive, run, show
+from scripts.seed import Session
+from scripts.throughput import machine
 from sesiones.settings import Settings
 from tests.harness.redis_server import RedisCluster, RedisServer, free_port
 
 SERVER_CORE, LOAD_CORE = 0, 1
 IDLE_SECONDS = 40_000
-DEVICE = "Mozilla/5.0 (X11; Linux x86_64) Firefox/".ljust(40, "1")
 
 Parameters = dict[str, str]
 
@@ -171,43 +169,34 @@ VERIFY_REQUEST = (
     "GET /sesiones/verificar HTTP/1.1\r\nHost: localhost\r\nX-Auth-Token: {token}\r\n\r\n"
 )
 
+
+def ours(
+    name: str,
+    what: str,
+    *flags: str,
+    scheme: str = "redis",
+    request: str = Server.request,
+    shows: str = '"ID_Usuario":{usuario},',
+) -> Server:
+    cluster = scheme == "redis+cluster"
+    command = sesiones(*flags, scheme=scheme)
+    return Server(name, what, command, request, shows=shows, cluster=cluster)
+
+
+TOUCH_60 = "--touch-seconds", "60"
 SERVERS = [
-    Server(
-        "fast", "self, TOUCH=60", sesiones("--touch-seconds", "60"), shows='"ID_Usuario":{usuario},'
-    ),
-    Server(
-        "varied",
-        "self, TOUCH=60, heads that differ",
-        sesiones("--touch-seconds", "60"),
-        request=VARIED_REQUEST,
-        shows='"ID_Usuario":{usuario},',
-    ),
-    Server(
-        "touch-1",
-        "self, TOUCH=1",
-        sesiones("--touch-seconds", "1"),
-        shows='"ID_Usuario":{usuario},',
-    ),
-    Server(
+    ours("fast", "self, TOUCH=60", *TOUCH_60),
+    ours("varied", "self, TOUCH=60, heads that differ", *TOUCH_60, request=VARIED_REQUEST),
+    ours("touch-1", "self, TOUCH=1", "--touch-seconds", "1"),
+    ours(
         "verificar",
         "verificar, TOUCH=60",
-        sesiones("--touch-seconds", "60"),
+        *TOUCH_60,
         request=VERIFY_REQUEST,
         shows="x-id-usuario: {usuario}\n",
     ),
-    Server(
-        "starlette",
-        "self through Starlette, TOUCH=60",
-        sesiones("--touch-seconds", "60", "--http", "httptools"),
-        shows='"ID_Usuario":{usuario},',
-    ),
-    Server(
-        "cluster",
-        "self, TOUCH=60, 3 masters",
-        sesiones("--touch-seconds", "60", scheme="redis+cluster"),
-        shows='"ID_Usuario":{usuario},',
-        cluster=True,
-    ),
+    ours("starlette", "self through Starlette, TOUCH=60", *TOUCH_60, "--http", "httptools"),
+    ours("cluster", "self, TOUCH=60, 3 masters", *TOUCH_60, scheme="redis+cluster"),
     Server("uvicorn", "a bare ASGI app, no Redis", bare_uvicorn, shows=None),
     Server(
         "webdis",
@@ -236,7 +225,7 @@ SERVERS = [
     ),
 ]
 
-WRK = """
+REQUESTS = """
 local requests, i = {}, 0
 function init(_)
   for line in io.lines("@FILE@") do
@@ -248,12 +237,6 @@ end
 function request()
   i = i % #requests + 1
   return requests[i]
-end
-function done(summary, latency, _)
-  io.write(string.format("RESULT %d %d %d %d %d\\n", summary.requests, summary.duration,
-    latency:percentile(50), latency:percentile(99),
-    summary.errors.connect + summary.errors.status + summary.errors.read + summary.errors.write
-    + summary.errors.timeout))
 end
 """
 
@@ -275,30 +258,13 @@ def used_memory(redis_port: int) -> int:
         return int(client.info("memory")["used_memory"])
 
 
-async def seed(redis_url: str, sessions: int) -> list[tuple[int, str]]:
+def make_sessions(redis_url: str, number: int, folder: Path) -> list[Session]:
     """Sessions of as many users, through the store: their users and tokens."""
-    settings = dataclasses.replace(
-        Settings(),
-        redis_url=redis_url,
-        redis_timeout=10,
-        idle_seconds=IDLE_SECONDS,
-    )
-    store = open_store(settings)
-    made: list[tuple[int, str]] = []
-
-    async def some(start: int) -> None:
-        for usuario in range(start, sessions, 64):
-            sesion = await store.create(usuario, DEVICE)
-            made.append((usuario, sesion.Token_Sesion))
-            if len(made) % 1000 == 0:
-                progress(f"seeding: {len(made):,} of {sessions:,} sessions")
-
-    await asyncio.gather(*(some(start) for start in range(64)))
-    await store.aclose()
-    return made
+    settings = dataclasses.replace(Settings(), redis_url=redis_url, idle_seconds=IDLE_SECONDS)
+    return seed.seed(settings, folder / hashlib.sha256(redis_url.encode()).hexdigest(), number, 1)
 
 
-def store_plainly(redis_port: int, sessions: list[tuple[int, str]]) -> None:
+def store_plainly(redis_port: int, sessions: list[Session]) -> None:
     """The same sessions for the other servers, as a team would store them by itself."""
     now = int(time.time())
     with Redis(port=redis_port) as client:
@@ -307,14 +273,9 @@ def store_plainly(redis_port: int, sessions: list[tuple[int, str]]) -> None:
             for usuario, token in sessions[first : first + 1000]:
                 fields = {"id": usuario + 1, "usuario": usuario, "inicio": now, "estado": 1}
                 fields |= {"actividad": now, "ventana": IDLE_SECONDS}
-                pipeline.hset(plain_key_of(token), mapping=fields | {"dispositivo": DEVICE})
+                pipeline.hset(plain_key_of(token), mapping=fields | {"dispositivo": seed.DEVICE})
                 pipeline.expireat(plain_key_of(token), now + IDLE_SECONDS)
             pipeline.execute()
-
-
-def progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def plain_key_of(token: str) -> str:
@@ -350,7 +311,7 @@ def running(server: Server, redis_port: int) -> Iterator[tuple[subprocess.Popen[
             process.wait()
 
 
-def check_sample(server: Server, port: int, sessions: list[tuple[int, str]]) -> None:
+def check_sample(server: Server, port: int, sessions: list[Session]) -> None:
     """Each reply is a 200, and where the server shows whose session it is, of the right user."""
     for usuario, token in random.sample(sessions, min(50, len(sessions))):
         with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
@@ -373,19 +334,19 @@ class Target:
     load: Path
     """The script for wrk."""
     redis_pids: list[int]
-    sessions: list[tuple[int, str]]
+    sessions: list[Session]
 
 
 @contextmanager
 def target(
-    server: Server, redis: list[RedisServer], sessions: list[tuple[int, str]], folder: Path
+    server: Server, redis: list[RedisServer], sessions: list[Session], folder: Path
 ) -> Iterator[Target]:
     requests = folder / f"{server.name}.txt"
     requests.write_text(
         "\n".join(render(server, token).replace("\r\n", "|") for _, token in sessions)
     )
     load = folder / f"{server.name}.lua"
-    load.write_text(WRK.replace("@FILE@", str(requests)))
+    load.write_text(REQUESTS.replace("@FILE@", str(requests)))
     pids = [one.process.pid for one in redis if one.process is not None]
     for pid in pids:
         os.sched_setaffinity(pid, {LOAD_CORE})
@@ -396,27 +357,22 @@ def target(
 def measure(target: Target, connections: int, seconds: int) -> Round:
     url = f"http://127.0.0.1:{target.port}"
     before = cpu_us(target.pid), sum(map(cpu_us, target.redis_pids))
-    output = subprocess.run(
-        ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(target.load), url],
-        capture_output=True,
-        text=True,
-        check=True,
-        preexec_fn=pin(LOAD_CORE),
-    ).stdout
+    result = wrk.run(
+        url, connections=connections, seconds=seconds, script=target.load, core=LOAD_CORE
+    )
     after = cpu_us(target.pid), sum(map(cpu_us, target.redis_pids))
     time.sleep(0.1)  # for the requests whose clients have left
     check_sample(target.server, target.port, target.sessions)
-    result = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+)", output)
-    assert result is not None, output
-    count, duration_us, p50, p99, errors = map(int, result.groups())
-    if errors:
-        raise SystemExit(f"{target.server.name}: {errors} of {count} requests failed")
+    if result.failed:
+        raise SystemExit(
+            f"{target.server.name}: {result.failed} of {result.requests} requests failed"
+        )
     return Round(
-        (after[0] - before[0]) / count,
-        (after[1] - before[1]) / count,
-        count / duration_us * 1e6,
-        p50,
-        p99,
+        (after[0] - before[0]) / result.requests,
+        (after[1] - before[1]) / result.requests,
+        result.rate,
+        result.p50_ms * 1000,
+        result.p99_ms * 1000,
     )
 
 
@@ -492,8 +448,6 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="SERVER", choices=[s.name for s in SERVERS])
     parser.add_argument("--output", type=Path, default=Path("var/bench"))
     options = parser.parse_args()
-    for ending in signal.SIGTERM, signal.SIGHUP:  # as on Ctrl-C, what was started is stopped
-        signal.signal(ending, lambda number, _: sys.exit(128 + number))
     if shutil.which("wrk") is None:
         raise SystemExit("wrk makes the load: apt-get install wrk")
     if (os.cpu_count() or 1) < 2:
@@ -506,65 +460,77 @@ def main() -> int:
             print(f"without {server.name}: {server.install}", file=sys.stderr)
             continue
         servers.append(server)
-
     everything: dict[int, dict[str, list[Round]]] = {}
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sesiones-bench-")))
-        redis_port = free_port()
-        redis = stack.enter_context(RedisServer(port=str(redis_port), appendonly="no"))
-        before = used_memory(redis_port)
-        sessions = asyncio.run(seed(f"redis://127.0.0.1:{redis_port}", options.sessions))
-        memory = (used_memory(redis_port) - before) / options.sessions
-        store_plainly(redis_port, sessions)
-        progress("")
-        print(f"{memory:.0f} bytes of Redis memory a session, index included\n")
-        single = [redis], sessions
-        on_cluster = single
-        if any(server.cluster for server in servers):
-            cluster = stack.enter_context(RedisCluster(3, appendonly="no"))
-            seeded = asyncio.run(seed(cluster.url, options.sessions))
-            on_cluster = list(cluster.servers.values()), seeded
-        targets = [
-            stack.enter_context(target(server, *(on_cluster if server.cluster else single), folder))
-            for server in servers
-        ]
+    with targets(servers, options.sessions) as started:
         for connections in options.connections:
-            results = everything.setdefault(connections, {server.name: [] for server in servers})
-            for number in range(-1, options.rounds):  # the first one warms up
-                for one in targets:
-                    place = f"round {number + 1} of {options.rounds}: {one.server.name}"
-                    progress(f"{connections} connections, {place}")
-                    round_ = measure(one, connections, options.seconds)
-                    if number >= 0:
-                        results[one.server.name].append(round_)
-            progress("")
+            results = everything[connections] = rounds(
+                started, connections, options.rounds, options.seconds
+            )
             print(
                 f"{connections} connections, {options.sessions:,} sessions:\n{table(results)}\n",
                 flush=True,
             )
+    write(everything, options.sessions, options.output)
+    return 0
 
-    options.output.mkdir(parents=True, exist_ok=True)
+
+@contextmanager
+def targets(servers: list[Server], number: int) -> Iterator[list[Target]]:
+    """The servers, started on so many sessions."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sesiones-bench-")))
+        redis = stack.enter_context(RedisServer(port=str(free_port()), appendonly="no"))
+        before = used_memory(redis.port)
+        sessions = make_sessions(redis.url, number, folder)
+        memory = (used_memory(redis.port) - before) / number
+        store_plainly(redis.port, sessions)
+        show("")
+        print(f"{memory:.0f} bytes of Redis memory a session, index included\n")
+        single = on_cluster = [redis], sessions
+        if any(server.cluster for server in servers):
+            cluster = stack.enter_context(RedisCluster(3, appendonly="no"))
+            on_cluster = list(cluster.servers.values()), make_sessions(cluster.url, number, folder)
+        yield [
+            stack.enter_context(target(server, *(on_cluster if server.cluster else single), folder))
+            for server in servers
+        ]
+
+
+def rounds(
+    started: list[Target], connections: int, number: int, seconds: int
+) -> dict[str, list[Round]]:
+    """Of all servers in turn, by the server's name."""
+    results: dict[str, list[Round]] = {one.server.name: [] for one in started}
+    for index in range(-1, number):  # the first one warms up
+        for one in started:
+            place = f"round {index + 1} of {number}: {one.server.name}"
+            show(f"{connections} connections, {place}")
+            measured = measure(one, connections, seconds)
+            if index >= 0:
+                results[one.server.name].append(measured)
+    show("")
+    return results
+
+
+def write(everything: dict[int, dict[str, list[Round]]], sessions: int, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     report = {
-        "machine": {"python": platform.python_version(), "system": platform.platform()},
-        "sessions": options.sessions,
+        "machine": machine(),
+        "sessions": sessions,
         "rounds": {
             connections: {
-                name: [dataclasses.asdict(one) for one in rounds]
-                for name, rounds in results.items()
+                name: [dataclasses.asdict(one) for one in measured]
+                for name, measured in results.items()
             }
             for connections, results in everything.items()
         },
     }
-    (options.output / "bench.json").write_text(json.dumps(report, indent=1))
+    (folder / "bench.json").write_text(json.dumps(report, indent=1))
     try:
-        draw(everything, options.output / "bench.png")
+        draw(everything, folder / "bench.png")
     except ImportError:
         print("no chart without matplotlib: pip install matplotlib", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(main)

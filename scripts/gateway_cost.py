@@ -12,21 +12,21 @@ import argparse
 import asyncio
 import re
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+from scripts import wrk
+from scripts.command_line import positive, run
 from scripts.gateways import GATEWAYS, Gateway, RunningGateway
-from scripts.seed import positive
-from sesiones.http.app import open_store
 from sesiones.settings import Settings
+from sesiones.store.from_settings import open_store
 from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.service import Service
 
 APPLICATION = """
 daemon off; worker_processes 1; pid pid; error_log stderr; events {{}}
@@ -35,13 +35,6 @@ http {{
   server {{ listen 127.0.0.1:{port}; location / {{ return 200; }} }}
 }}
 """
-
-
-@dataclass
-class Round:
-    rate: float
-    p50_ms: float
-    p99_ms: float
 
 
 @contextmanager
@@ -59,22 +52,13 @@ async def make_token(redis: RedisServer) -> str:
         return (await store.create(7, "wrk")).Token_Sesion
 
 
-def measure(port: int, token: str, seconds: int, connections: int) -> Round:
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
-    command += ["-H", f"x-auth-token: {token}", f"http://127.0.0.1:{port}/"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    text = done.stdout
-    if done.returncode or "Non-2xx" in text or "Socket errors" in text:
-        raise RuntimeError(f"wrk: {text}{done.stderr}")
-    rate = re.search(r"Requests/sec:\s+([\d.]+)", text)
-    percentiles = dict(re.findall(r"^\s+(\d+)%\s+([\d.]+[mu]?s)$", text, re.MULTILINE))
-    assert rate is not None, text
-    return Round(float(rate[1]), _milliseconds(percentiles["50"]), _milliseconds(percentiles["99"]))
-
-
-def _milliseconds(text: str) -> float:
-    value, unit = re.fullmatch(r"([\d.]+)([mu]?s)", text).groups()  # type: ignore[union-attr]
-    return float(value) * {"us": 0.001, "ms": 1, "s": 1000}[unit]
+def measure(port: int, token: str, seconds: int, connections: int) -> wrk.Result:
+    header = f"x-auth-token: {token}"
+    url = f"http://127.0.0.1:{port}/"
+    result = wrk.run(url, seconds=seconds, connections=connections, headers=(header,))
+    if result.failed:
+        raise RuntimeError(f"wrk: {result.failed} of {result.requests} requests failed")
+    return result
 
 
 def main() -> int:
@@ -83,8 +67,6 @@ def main() -> int:
     parser.add_argument("--seconds", type=positive, default=2)
     parser.add_argument("--connections", type=positive, default=32)
     arguments = parser.parse_args()
-    for ending in signal.SIGTERM, signal.SIGHUP:  # as on Ctrl-C, what was started is stopped
-        signal.signal(ending, lambda number, _: sys.exit(128 + number))
     installed = [gateway for gateway in GATEWAYS if gateway.binary()]
     nginx = next(gateway.binary() for gateway in GATEWAYS if gateway.name == "nginx")
     if nginx is None or shutil.which("wrk") is None:
@@ -94,14 +76,12 @@ def main() -> int:
         if gateway not in installed:
             print(f"{gateway.name} is not installed: {gateway.install}", file=sys.stderr)
 
-    rounds: dict[tuple[str, bool], list[Round]] = {}
+    rounds: dict[tuple[str, bool], list[wrk.Result]] = {}
     with ExitStack() as stack:
         redis = stack.enter_context(RedisServer())
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        nodes, application = [free_port(), free_port()], free_port()
-        for node in nodes:
-            serve = ["-m", "sesiones", "serve", "--port", str(node), "--redis-url", redis.url]
-            stack.enter_context(process([sys.executable, *serve], "."))
+        services = [stack.enter_context(Service(SESIONES_REDIS_URL=redis.url)) for _ in range(2)]
+        nodes, application = [service.port for service in services], free_port()
         (Path(folder) / "nginx.conf").write_text(APPLICATION.format(port=application))
         stack.enter_context(process([nginx, "-p", ".", "-c", "nginx.conf"], folder))
         token = asyncio.run(make_token(redis))
@@ -127,7 +107,7 @@ def main() -> int:
     return 0
 
 
-def median(rounds: list[Round], figure: str) -> float:
+def median(rounds: list[wrk.Result], figure: str) -> float:
     return float(statistics.median(getattr(each, figure) for each in rounds))
 
 
@@ -141,8 +121,6 @@ def version(gateway: Gateway) -> str:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+        run(main)
     except (OSError, RuntimeError) as error:
         sys.exit(f"gateway_cost: {error}")

@@ -23,7 +23,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from sesiones import signals
-from sesiones.http.server import ListenError, listen, serve
+from sesiones.http.server import serve
+from sesiones.http.sockets import ListenError, listen
 from sesiones.settings import Settings, SettingsError
 from tests.harness.redis_binary import find_binaries, find_binary
 from tests.harness.redis_server import RedisServer, unix_url
@@ -74,7 +75,7 @@ def _wants_redis(variables: Set[str], settings: Settings) -> bool:
 @contextlib.contextmanager
 def _lock() -> Iterator[int]:
     """Two Redis servers on one append-only file would ruin it. Ours inherits the lock's file, so
-    that it is held until that server has ended, whatever became of us.
+    that it is held until that server has ended, also when this process was killed.
 
     The other lock ends with this process. Where it is free, a Redis server that holds the first one
     is left from a run that was killed, and is told to end. Raises OSError.

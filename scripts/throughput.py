@@ -23,8 +23,9 @@ from urllib.parse import urlsplit
 
 import sesiones
 from scripts import report
+from scripts.command_line import positive, run, show
 from scripts.report import Report
-from scripts.seed import FILE, SeedError, Session, positive, read_tokens
+from scripts.seed import FILE, SeedError, Session, read_tokens
 from tests.harness.generator import Generators, Step
 
 URL = "http://127.0.0.1:8000/sesiones/self"
@@ -93,7 +94,7 @@ def find_rates(
     """
     offered, answered = 1000.0, 0.0
     while True:
-        progress(f"looking for the limit: {offered:,.0f}/s")
+        show(f"looking for the limit: {offered:,.0f}/s")
         # Twice before it is believed: a machine may be busy with something else.
         tries = [summary(offered, 1, generators.run(offered, 1))]
         if tries[0]["saturated"]:
@@ -112,11 +113,6 @@ def find_rates(
         if tenth > 10 and steps[-1]["saturated"]:
             break
         yield float(f"{tenth * answered / 10:.2g}")
-
-
-def progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def measure(
@@ -138,9 +134,9 @@ def measure(
     search_failures: Counter[str] = Counter()
     with Generators(url, sessions, connections, processes) as generators:
         for rate in rates or find_rates(generators, steps, search_failures):
-            progress(f"{rate:,.0f}/s")
+            show(f"{rate:,.0f}/s")
             steps.append(summary(rate, seconds, generators.run(rate, seconds)))
-    progress("")
+    show("")
     if not any(step["answered"] for step in steps):
         failed = report.failures({"steps": steps})
         raise ValueError(f"no right answer: {report.listed(failed) or 'no reply'}")
@@ -240,8 +236,6 @@ def main() -> int:
     except (OSError, ValueError, SeedError) as error:
         print(f"throughput: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
     print(report.text_table(*report.rows(reports)))
     if options.compare:
         print(f"\n{options.output / 'compare.html'}")
@@ -251,4 +245,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

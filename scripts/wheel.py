@@ -1,15 +1,17 @@
-"""`make wheel`: build the wheel, install it in an empty environment with the locked versions, and
-see it serve from there."""
+"""`make wheel`: build the wheel and try it in two empty environments: as a library without a web
+framework, and as a server with the locked versions."""
 
 import subprocess
 import sys
 import tempfile
 import venv
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import sesiones
-from tests.harness.redis_server import RedisServer
+from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.service import Service
 
 ROOT = Path(__file__).parents[1]
@@ -24,23 +26,75 @@ def main() -> None:
     files = (path for path in (ROOT / "sesiones").rglob("*") if path.is_file())
     tracked = {str(path.relative_to(ROOT)) for path in files if path.suffix != ".pyc"}
     assert tracked <= packed, tracked - packed
+    with environment() as binaries:
+        pip(binaries, str(WHEEL))
+        run(str(binaries / "pip"), "check")
+        use_library(binaries)
+    with environment() as binaries:
+        pip(binaries, "--require-hashes", "--requirement", str(ROOT / "requirements.lock"))
+        # Without an index: the lock has all that the extra needs.
+        pip(binaries, "--no-index", f"{WHEEL}[server]")
+        run(str(binaries / "pip"), "check")
+        serve(str(binaries / "sesiones"))
+    print(f"{WHEEL.relative_to(ROOT)}: works as a library, and serves")
+
+
+@contextmanager
+def environment() -> Iterator[Path]:
+    """The programs of a virtual environment with nothing but pip."""
     with tempfile.TemporaryDirectory() as directory:
         venv.create(directory, with_pip=True)
-        bin_directory = Path(directory) / "bin"
-        pip = (str(bin_directory / "pip"), "install", "--quiet", "--disable-pip-version-check")
-        run(*pip, "--require-hashes", "--requirement", str(ROOT / "requirements.lock"))
-        run(*pip, "--no-deps", str(WHEEL))
-        run(str(bin_directory / "pip"), "check")
-        serve(str(bin_directory / "sesiones"))
-    print(f"{WHEEL.relative_to(ROOT)}: installs and serves")
+        yield Path(directory) / "bin"
+
+
+def pip(binaries: Path, *arguments: str) -> None:
+    run(str(binaries / "pip"), "install", "--quiet", "--disable-pip-version-check", *arguments)
 
 
 def run(*command: str) -> None:
     subprocess.run(command, check=True, stdout=sys.stderr)
 
 
+LIBRARY = """
+import asyncio, sys
+from importlib.util import find_spec
+from sesiones import SessionStore
+
+async def live(url):
+    async with SessionStore.from_url(url, timeout_seconds=5) as store:
+        sesion = await store.create(7, "d")
+        assert await store.find(sesion.Token_Sesion) == sesion
+        assert await store.end(sesion.Token_Sesion, sesion.Token_Sesion) == 1
+        assert await store.find(sesion.Token_Sesion) is None
+
+asyncio.run(live(sys.argv[1]))
+for package in "starlette", "uvicorn", "httptools", "uvloop", "prometheus_client":
+    assert find_spec(package) is None, package
+"""
+
+
+def use_library(binaries: Path) -> None:
+    """Use a store and every command but serve, which names the packages that it lacks."""
+    with RedisServer() as redis:
+        run(str(binaries / "python"), "-c", LIBRARY, redis.url)
+        url = f"--redis-url={redis.url}"
+        for command, code in (
+            (["doctor", url], 0),
+            (["users", "7", url], 0),
+            (["health", "--port", str(free_port())], 1),
+            (["serve", url], 2),
+        ):
+            ended = subprocess.run(
+                [binaries / "sesiones", *command], capture_output=True, text=True, timeout=60
+            )
+            assert ended.returncode == code, (command, ended)
+    assert ended.stderr == (
+        "sesiones: serve needs the package uvicorn: pip install 'sesiones[server]'\n"
+    )
+
+
 def serve(command: str) -> None:
-    """A session's life, and what the package carries beside its code."""
+    """A session's life, and the files that the package carries beside its code."""
     version = subprocess.check_output([command, "--version"], text=True).strip()
     assert version == sesiones.__version__
     with RedisServer() as redis:

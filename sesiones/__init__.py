@@ -27,7 +27,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when it is used: the service handles signals before it imports the rest (signals.py).
+    # The store is imported when it is first used: the service must handle signals before it imports
+    # other modules (signals.py).
     if name in __all__:
         from sesiones import store
 

@@ -6,7 +6,7 @@ from sesiones import signals
 
 
 def main() -> int:
-    """Run the command line; the exit code."""
+    """Run the command line and return its exit code."""
     if "serve" in sys.argv[1:2]:
         signals.begin()  # before the import below, which takes long
     from sesiones import cli

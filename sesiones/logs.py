@@ -1,9 +1,9 @@
-"""Logging: one line a record on standard error, and no token in any of them.
+"""Logging: one line for each record on standard error, and no token in any line.
 
-What a client sends cannot break a line or begin one: control characters are escaped, and in text
-the lines of a traceback are indented. What reads standard error cannot stop the service: a line
-that cannot be written at once waits in a backlog, and when that is full, lines are dropped and
-counted.
+Text from a client can neither break a line nor begin one: control characters are escaped, and in
+the text format the lines of a traceback are indented. A slow reader of standard error cannot stop
+the service: a line that cannot be written at once waits in a backlog, and while that is full, lines
+are dropped and counted.
 """
 
 import logging
@@ -29,47 +29,53 @@ from sesiones import tokens
 logger = logging.getLogger(__name__)
 
 PROBE_PATHS = ("/livez", "/readyz", "/healthz")
-"""Health probes, which come every few seconds. The access log leaves them out."""
+"""Health probes come every few seconds. The access log leaves them out."""
 
 BACKLOG_MAX_BYTES = 4 * 1024 * 1024
 RETRY_SECONDS = 1.0
-"""Until a write that has failed is tried again: the disk may be full."""
+"""The pause before a failed write is tried again: the disk may be full."""
 FLUSH_SECONDS = 0.5
-"""How long the end of the process waits for a backlog to be read."""
+"""How long the end of the process waits until the backlog is written."""
 
 _TOKEN = re.compile(r"ses_[A-Za-z0-9_-]{45}")
 _BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
-_STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message", "taskName"}
-"""What a record has by itself; the rest was given as `extra`."""
+_STANDARD_ATTRIBUTES = {
+    *vars(logging.makeLogRecord({})),
+    "message",
+    "asctime",
+    "color_message",
+    "taskName",
+}
+"""The attributes of every log record. Any others were given as `extra`."""
 
 
-def _named(text: str) -> str:
-    """The text with fingerprints in the place of tokens."""
+def _mask_tokens(text: str) -> str:
+    """The text with fingerprints in place of tokens."""
     return _TOKEN.sub(lambda match: f"ses_#{tokens.fingerprint(match[0])}", text)
 
 
 def escaped(text: str) -> str:
-    """Without what could break a line or drive a terminal."""
+    """The text with escapes in place of the characters that break a line or control a terminal."""
     return _BREAKS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class TextFormatter(logging.Formatter):
-    """For people."""
+    """The text format: a line for each record, and indented lines for a traceback."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, logging's name
         return escaped(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
         first, *traceback = super().format(record).split("\n")
-        return _named("\n".join([first, *(f"    {escaped(line)}" for line in traceback)]))
+        return _mask_tokens("\n".join([first, *(f"    {escaped(line)}" for line in traceback)]))
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, what the record says in `extra`, and
-    the traceback as `exception`."""
+    """The JSON format: an object on one line with time, level, logger, message, the members of
+    `extra`, and the traceback as `exception`."""
 
     def format(self, record: logging.LogRecord) -> str:
         members: dict[str, object] = {
@@ -79,14 +85,14 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
         }
         for name, value in vars(record).items():
-            if name not in _STANDARD:
+            if name not in _STANDARD_ATTRIBUTES:
                 members[name] = value if isinstance(value, int | float | None) else str(value)
         if record.exc_info:
             members["exception"] = self.formatException(record.exc_info)
         for name, value in members.items():
             if isinstance(value, str):  # orjson takes no surrogates
-                members[name] = _named(value.encode("utf-8", "backslashreplace").decode())
-        # What orjson leaves as it is, and some readers take for the end of a line.
+                members[name] = _mask_tokens(value.encode("utf-8", "backslashreplace").decode())
+        # orjson does not escape these characters, which some readers take for the end of a line.
         text = orjson.dumps(members).decode()
         return _BREAKS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
@@ -94,31 +100,31 @@ class JsonFormatter(logging.Formatter):
 class StderrHandler(logging.Handler):
     """Writes to standard error and never waits for it.
 
-    Usually it writes from where the record was logged. A line that would have to wait goes to the
-    backlog, which a thread of its own writes down to the end.
+    Usually the thread that logs a record writes its line. A line that would have to wait goes to
+    the backlog, and a thread of the handler's own writes until the backlog is empty.
     """
 
     def __init__(
         self, stream: TextIO | None = None, backlog_max_bytes: int = BACKLOG_MAX_BYTES
     ) -> None:
         super().__init__()
-        stream = stream or sys.stderr  # None when it was closed before the process started
+        stream = stream or sys.stderr  # None if it was closed before the process started
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
         self._backlog_max_bytes = backlog_max_bytes
         self._backlog: deque[bytes] = deque()
         self._backlog_bytes = 0
         self._dropped = 0
         self._is_failing = False
-        # The garbage collector may run in the middle, and what it destroys may log.
+        # Reentrant: the garbage collector may run in emit(), and what it destroys may log.
         self._lock = threading.RLock()
         self._drainer: threading.Thread | None = None
-        self._write: Callable[[bytes], int] = len  # takes everything and writes nothing
+        self._write: Callable[[bytes], int] = len  # discards everything
         self._write_now: Callable[[bytes], int] = len
         self._release: Callable[[], None] = lambda: None
         if stream is not None:
             try:
                 descriptor = stream.fileno()
-            except (OSError, ValueError, AttributeError):  # a stream of Python's alone
+            except (OSError, ValueError, AttributeError):  # a stream without a file, as in tests
                 self._write = self._write_now = lambda data: _write_text(stream, data)
             else:
                 self._write = partial(os.write, descriptor)
@@ -128,11 +134,11 @@ class StderrHandler(logging.Handler):
         line = self._line(record)
         with self._lock:
             if not self._backlog:
-                with suppress(OSError):  # which the thread will see, too
+                with suppress(OSError):  # the thread meets the same error
                     line = line[self._write_now(line) :]
                 if not line:
                     return
-            self._keep(line)
+            self._add_to_backlog(line)
             if self._drainer is None:
                 drainer = threading.Thread(target=self._drain, name="log", daemon=True)
                 try:
@@ -142,7 +148,7 @@ class StderrHandler(logging.Handler):
                 self._drainer = drainer
 
     def flush(self) -> None:
-        """Wait for the backlog to be written, but not for long."""
+        """Wait FLUSH_SECONDS at the most until the backlog is written."""
         drainer = self._drainer
         if drainer is not None and not self._is_failing:
             drainer.join(FLUSH_SECONDS)
@@ -157,21 +163,21 @@ class StderrHandler(logging.Handler):
         try:
             text = self.format(record)
         except Exception as error:
-            # logging's own way to say so would wait for standard error.
+            # logging.Handler.handleError() would write to standard error, and wait.
             text = f"a record of {record.name} has no text: {type(error).__name__}"
         return f"{text}\n".encode(self._encoding, "backslashreplace")
 
-    def _keep(self, line: bytes) -> None:
+    def _add_to_backlog(self, line: bytes) -> None:
         if self._backlog and self._backlog_bytes + len(line) > self._backlog_max_bytes:
             self._dropped += 1
             return
         if self._dropped:
-            line = self._told() + line
+            line = self._dropped_line() + line
         self._backlog.append(line)
         self._backlog_bytes += len(line)
 
-    def _told(self) -> bytes:
-        """The line in the place of those that were dropped."""
+    def _dropped_line(self) -> bytes:
+        """The line that reports how many lines were dropped."""
         record = logging.makeLogRecord(
             {
                 "name": logger.name,
@@ -188,7 +194,7 @@ class StderrHandler(logging.Handler):
         while True:
             with self._lock:
                 if not self._backlog and self._dropped:
-                    self._backlog.append(self._told())
+                    self._backlog.append(self._dropped_line())
                     self._backlog_bytes += len(self._backlog[0])
                 if not self._backlog:
                     self._drainer = None
@@ -211,11 +217,11 @@ class StderrHandler(logging.Handler):
 
 
 def _nonblocking(descriptor: int) -> tuple[Callable[[bytes], int], Callable[[], None]]:
-    """A write() on the descriptor's file that never waits: it raises an OSError, or takes less.
-    And what closes what that needs.
+    """A function that writes to the descriptor's file and never waits: it raises OSError, or writes
+    less than was given. And a function that closes what the first one opened.
 
-    O_NONBLOCK cannot be set on the descriptor itself, as that holds for every process that shares
-    it, such as the shell.
+    O_NONBLOCK on the descriptor itself would apply to every process that shares it, such as the
+    shell.
     """
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
@@ -225,7 +231,7 @@ def _nonblocking(descriptor: int) -> tuple[Callable[[bytes], int], Callable[[], 
         return lambda data: connection.send(data, socket.MSG_DONTWAIT), connection.close
     try:
         own = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    except OSError:  # another user's, or no /proc: every line goes through the backlog
+    except OSError:  # another user's file, or no /proc: every line goes through the backlog
         return lambda data: 0, lambda: None
     return partial(os.write, own), partial(os.close, own)
 
@@ -236,9 +242,9 @@ def _write_text(stream: TextIO, data: bytes) -> int:
     return len(data)
 
 
-class Access(logging.Filter):
-    """Takes the query off uvicorn's access records, as DELETE may carry a token there, and drops
-    those of health probes."""
+class AccessFilter(logging.Filter):
+    """Removes the query from uvicorn's access records, because the query of a DELETE may hold a
+    token, and drops the records of health probes."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple) and len(record.args) == 5:
@@ -250,16 +256,16 @@ class Access(logging.Filter):
 
 
 def set_up(log_format: str) -> None:
-    """Log on standard error, and with that what Python itself would write there, and wait:
-    warnings, and exceptions that have no caller."""
+    """Log on standard error. Log Python's own warnings and unraisable exceptions too, because
+    Python would write them itself, and wait."""
     logging.config.dictConfig(config(log_format))
     logging.captureWarnings(True)
     sys.unraisablehook = _log_unraisable
 
 
-def _log_unraisable(what: "sys.UnraisableHookArgs") -> None:
-    error = what.exc_value
-    logger.error("%s: %r", what.err_msg or "Exception ignored in", what.object, exc_info=error)
+def _log_unraisable(raised: "sys.UnraisableHookArgs") -> None:
+    text = raised.err_msg or "Exception ignored in"
+    logger.error("%s: %r", text, raised.object, exc_info=raised.exc_value)
 
 
 def config(log_format: str) -> dict[str, Any]:
@@ -274,7 +280,7 @@ def config(log_format: str) -> dict[str, Any]:
             },
             "json": {"()": JsonFormatter},
         },
-        "filters": {"access": {"()": Access}},
+        "filters": {"access": {"()": AccessFilter}},
         "handlers": {
             "stderr": {
                 "()": StderrHandler,

@@ -1,10 +1,10 @@
-"""Metrics: counted in cells of memory, which http/exposition.py shows in Prometheus's text.
+"""Metrics: counted in cells of memory, which http/operations.py shows in Prometheus's text.
 
-A check may spend a few hundred nanoseconds on being counted, less than one call of
-prometheus-client's. So each process adds to plain cells, a batch of checks at a time, and
-prometheus-client writes their sums when it is asked. The cells of the workers of one service are
-rows of one file in memory: whichever is asked sees them all. A worker that replaces a dead one
-takes its row over, so that no counter ever goes back, and empties its gauges.
+Counting may take a few hundred nanoseconds of a check, less than one call of prometheus-client. So
+each process adds to plain cells, for a batch of checks at a time, and /metrics shows their sums.
+Each worker of a service has a process slot in one file in memory, so that any worker can answer
+/metrics for all. A worker that replaces a dead one takes over its slot and clears the gauges there:
+so no counter ever goes back.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from multiprocessing.reduction import DupFd
 from typing import Any, Literal
 
-ROW_BYTES = mmap.ALLOCATIONGRANULARITY
+SLOT_BYTES = mmap.ALLOCATIONGRANULARITY
 
 SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -39,7 +39,7 @@ class Family:
 
     @property
     def width(self) -> int:
-        """Cells of one series: of a histogram, its buckets and their sum."""
+        """The number of cells of one series. A histogram has its buckets and their sum."""
         return len(self.bounds) + 2 if self.bounds else 1
 
 
@@ -113,7 +113,7 @@ _WIDTH = sum(len(family.values) * family.width for family in FAMILIES)
 
 
 def cell(family: Family, value: str = "") -> int:
-    """The first cell of a series."""
+    """The index of the first cell of a series."""
     return _FIRST[family.name] + family.values.index(value) * family.width
 
 
@@ -123,8 +123,9 @@ _REDIS, _BATCH, _SLIDES = cell(REDIS_SECONDS), cell(BATCH), cell(SLIDES)
 _CHECKS_IN_FLIGHT = cell(IN_FLIGHT, "check")
 
 
-class Rows:
-    """A file in memory with a row of cells for each process, which it hands to those it spawns."""
+class ProcessSlots:
+    """A file in memory with a slot of cells for each process. Pickled for a process that is being
+    started, it gives that process the same file."""
 
     def __init__(self, descriptor: int | None = None) -> None:
         self._descriptor = _memory_file() if descriptor is None else descriptor
@@ -133,29 +134,29 @@ class Rows:
         return _attach, (DupFd(self._descriptor),)
 
     def claim(self) -> "memoryview[float]":
-        """A row that no living process has: its lock lasts as long as its process, however that
-        ends."""
-        for row in itertools.count():
+        """A slot that no living process has. The kernel releases the lock of a slot when its
+        process ends, in whatever way."""
+        for slot in itertools.count():
             try:
-                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, row)
+                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, slot)
             except OSError:
                 continue
-            # The last byte, which holds no cell: the file only ever grows.
-            os.pwrite(self._descriptor, b"\0", (row + 1) * ROW_BYTES - 1)
-            cells = mmap.mmap(self._descriptor, ROW_BYTES, offset=row * ROW_BYTES)
+            # Writing the last byte, which holds no cell, makes the file long enough.
+            os.pwrite(self._descriptor, b"\0", (slot + 1) * SLOT_BYTES - 1)
+            cells = mmap.mmap(self._descriptor, SLOT_BYTES, offset=slot * SLOT_BYTES)
             return memoryview(cells).cast("d")
         raise AssertionError
 
     def read(self) -> "list[memoryview[float]]":
-        """Every row as it stands."""
+        """A copy of every slot."""
         size = os.fstat(self._descriptor).st_size
         data = memoryview(os.pread(self._descriptor, size, 0))
-        starts = range(0, size, ROW_BYTES)
-        return [data[start : start + ROW_BYTES].cast("d") for start in starts]
+        starts = range(0, size, SLOT_BYTES)
+        return [data[start : start + SLOT_BYTES].cast("d") for start in starts]
 
 
-def _attach(descriptor: Any) -> Rows:
-    return Rows(descriptor.detach())
+def _attach(descriptor: Any) -> ProcessSlots:
+    return ProcessSlots(descriptor.detach())
 
 
 def _memory_file() -> int:
@@ -166,19 +167,19 @@ def _memory_file() -> int:
 
 
 class Metrics:
-    """What this process counts, and the others of its service; ``rows``: where they share it."""
+    """What this process counts. With ``slots``, sums() covers every process of the service."""
 
-    def __init__(self, rows: Rows | None = None) -> None:
-        self._rows = rows
+    def __init__(self, slots: ProcessSlots | None = None) -> None:
+        self._slots = slots
         self._cells: memoryview[float] = (
-            memoryview(bytearray(ROW_BYTES)).cast("d") if rows is None else rows.claim()
+            memoryview(bytearray(SLOT_BYTES)).cast("d") if slots is None else slots.claim()
         )
         for operation in OPERATIONS:
-            self._cells[cell(IN_FLIGHT, operation)] = 0  # a predecessor's
+            self._cells[cell(IN_FLIGHT, operation)] = 0  # a dead process may have left a value
 
     def checked(self, asked: Sequence[float], answers: Sequence[object]) -> float:
-        """Checks answered together: when each was asked, of time.monotonic() and in order, and
-        their answers. Returns the seconds that the first one took."""
+        """Count checks that were answered together. ``asked`` has the time.monotonic() of each, in
+        ascending order. Returns the seconds that the first one took."""
         cells, count, now = self._cells, len(asked), time.monotonic()
         failed = sum([isinstance(answer, Exception) for answer in answers])
         valid = len([*filter(None, answers)]) - failed
@@ -196,35 +197,35 @@ class Metrics:
         return now - asked[0]
 
     def batch_sent(self, size: int) -> None:
-        """Checks went to Redis."""
+        """Count a batch of checks that goes to Redis."""
         cells = self._cells
         cells[_CHECKS_IN_FLIGHT] += size
         cells[_BATCH + bisect_left(SIZES, size)] += 1
         cells[_BATCH + len(SIZES) + 1] += size
 
     def batch_over(self, size: int) -> None:
-        """Redis answered them, or did not."""
+        """Count the end of a batch, answered or not."""
         self._cells[_CHECKS_IN_FLIGHT] -= size
 
     def slid(self, count: int) -> None:
-        """So many of them."""
+        """Count checks that moved Ultima_Actividad on."""
         self._cells[_SLIDES] += count
 
     def redis_replied(self, seconds: float) -> None:
-        """To a call of a script."""
+        """Count a reply to a call of a script."""
         self._cells[_REDIS + bisect_left(SECONDS, seconds)] += 1
         self._cells[_REDIS + len(SECONDS) + 1] += seconds
 
     def add(self, family: Family, value: str = "", count: int = 1) -> None:
-        """To a counter."""
+        """Add to a counter."""
         self._cells[cell(family, value)] += count
 
     def begun(self, operation: str) -> None:
-        """One that is no check."""
+        """Count the start of an operation that is no check."""
         self._cells[cell(IN_FLIGHT, operation)] += 1
 
     def over(self, operation: str, seconds: float) -> None:
-        """One that is no check: how long it took."""
+        """Count the end of an operation that is no check."""
         cells, first = self._cells, cell(OPERATION_SECONDS, operation)
         cells[first + bisect_left(SECONDS, seconds)] += 1
         cells[first + len(SECONDS) + 1] += seconds
@@ -232,5 +233,5 @@ class Metrics:
 
     def sums(self) -> list[float]:
         """Every cell, summed over the processes of the service."""
-        rows = [self._cells] if self._rows is None else self._rows.read()
-        return [sum(column) for column in zip(*rows, strict=True)]
+        slots = [self._cells] if self._slots is None else self._slots.read()
+        return [sum(column) for column in zip(*slots, strict=True)]

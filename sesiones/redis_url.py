@@ -1,4 +1,4 @@
-"""The URLs of Redis, Sentinel and Cluster: what each form may hold. Opens nothing."""
+"""The URLs of Redis, Sentinel and Cluster: parsed and checked. No connection is made."""
 
 import re
 from collections.abc import Mapping
@@ -11,12 +11,13 @@ Address = tuple[str, int]
 _HOST = re.compile(r"[^\s,/?#@\[\]\x00-\x20\x7f]+")
 _DATABASE = re.compile(r"[0-9]{1,9}")
 _OPTION = re.compile(r"db|username|password|ssl_(?!cert_reqs|min_version)\w+")
-"""Of a single server: redis-py's options that say where it is and who asks, not how."""
+"""redis-py's options that the URL of a single server may have: those that say where the server is
+and who asks. How to ask is the service's own choice."""
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """The Sentinels, or any nodes of a Cluster, and what the URL says beside them."""
+    """The addresses of a URL, of Sentinels or of nodes of a Cluster, and the rest of the URL."""
 
     addresses: tuple[Address, ...]
     master: str = ""
@@ -34,8 +35,8 @@ def check(url: str) -> None:
 
 
 def check_single(url: str) -> None:
-    """Raise ValueError for what redis-py would accept in silence: an unescaped password that makes
-    a host of its first half, a database that is no number, a list of hosts, options that break each
+    """Raise ValueError for mistakes that redis-py accepts: an unescaped password whose first half
+    it takes for a host, a database that is not a number, a list of hosts, options that break every
     connection."""
     parts = _split(url)
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
@@ -94,7 +95,7 @@ def parse_cluster(url: str) -> Nodes:
 def _split(url: str) -> Any:
     if "#" in url:
         raise ValueError('a "#" in a password is written %23')
-    if re.search(r"[\x00-\x1f\x7f]", url):  # urlsplit() would drop some of them
+    if re.search(r"[\x00-\x1f\x7f]", url):  # urlsplit() drops some of them
         raise ValueError("a control character")
     return urlsplit(url)
 
@@ -111,7 +112,7 @@ def _authority(netloc: str) -> tuple[tuple[Address, ...], dict[str, str]]:
 
 
 def _address(text: str) -> Address:
-    """``host``, ``host:port`` or ``[IPv6]:port``; blanks around it do not count."""
+    """``host``, ``host:port`` or ``[IPv6]:port``. Blanks around it are ignored."""
     parts = urlsplit(f"//{text.strip(' ')}")
     host, port = parts.hostname, parts.port  # raises ValueError for a port over 65535
     if not host or not _HOST.fullmatch(host):

@@ -4,7 +4,7 @@ SessionStore share them."""
 import re
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -57,11 +57,20 @@ def valid_device(value: object) -> str:
     return text
 
 
+def valid_field(field: str, value: object) -> Any:
+    """The value as a plain int or str, when the field may have it. Raises TypeError or
+    ValueError."""
+    if field in BOUNDS:
+        return valid_integer(field, value)
+    return valid_device(value) if field == "Dispositivo" else valid_text(field, value)
+
+
 class Sesion(NamedTuple):
     """A live session as Redis holds it. All times are Redis's, in epoch seconds.
 
-    A tuple, because one is made for every check: a frozen dataclass takes three times as long.
-    Its repr() and str() show the token's name in the log instead of the token.
+    The names and the order of the fields here are those of the API. BOUNDS says which of them are
+    integers. The class is a tuple because one is made for every check, and a frozen dataclass takes
+    three times as long. Its repr() and str() show the token's fingerprint instead of the token.
     """
 
     ID_Sesion: int
@@ -81,16 +90,11 @@ class Sesion(NamedTuple):
     def validated(self) -> "Sesion":
         """The session with its fields as plain ints and strs. Raises TypeError or ValueError for
         a field that the API would refuse; any str may be a Token_Sesion."""
-        integers = {field: valid_integer(field, getattr(self, field)) for field in BOUNDS}
-        return Sesion(
-            **integers,
-            Token_Sesion=valid_text("Token_Sesion", self.Token_Sesion),
-            Dispositivo=valid_device(self.Dispositivo),
-        )
+        return Sesion._make(map(valid_field, self._fields, self))
 
     def to_json(self) -> bytes:
         """The object of the API, its eight members in the order of the fields above."""
-        # Spelled out, it takes half the time of _asdict().
+        # Each check of `self` runs this. Spelled out, it takes two thirds of the time of _asdict().
         id_, usuario, token, inicio, expiracion, estado, actividad, dispositivo = self
         return orjson.dumps(
             {

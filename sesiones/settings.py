@@ -1,6 +1,6 @@
-"""Settings: SESIONES_* environment variables, and flags of the same names that win over them.
+"""Settings: SESIONES_* environment variables, and flags of the same names that override them.
 
-A secret may come from a file instead: SESIONES_SERVICE_KEY_FILE names it.
+A secret may come from a file instead, as SESIONES_SERVICE_KEY_FILE names one.
 """
 
 import difflib
@@ -65,13 +65,13 @@ def _key_prefix(text: str) -> str:
 
 
 def _forwarders(text: str) -> str:
-    """What uvicorn understands: for it, anything else is a name that no client has."""
+    """Accept what uvicorn understands. It would take other text for a name, and trust no client."""
     items = [item.strip() for item in text.split(",")]
     if items == ["*"]:
         return "*"
     try:
         for item in items:
-            ipaddress.ip_network(item)  # an address is one, too
+            ipaddress.ip_network(item)  # an address counts as a network
     except ValueError:
         raise ValueError(
             "must be IP addresses and networks (such as 10.0.0.0/8) separated by commas, or *"
@@ -103,7 +103,7 @@ def _switch(text: str) -> bool:
 def _setting(
     default: Any, parse: Callable[[str], Any], description: str, *, secret: bool = False
 ) -> Any:
-    """``secret``: it may come from a file."""
+    """A setting of Settings. A ``secret`` may come from a file."""
     metadata = {"parse": parse, "description": description, "secret": secret}
     return field(default=default, metadata=metadata)
 
@@ -122,7 +122,7 @@ _METAVARS = {
     "format": "text|json",
     "limit": "end|refuse",
 }
-"""By the last word of a setting's name, where that does not say what the flag takes."""
+"""What a flag takes, by the last word of its name, where that word does not say it."""
 
 
 def _metavar(name: str) -> str:
@@ -132,7 +132,7 @@ def _metavar(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The service's settings, one a line: default, how its text is read, what it means.
+    """The service's settings. Each has a default, a parser of its text and a description.
 
     ``idle_seconds`` is the variable SESIONES_IDLE_SECONDS and the flag --idle-seconds.
     """
@@ -235,7 +235,7 @@ class Settings:
 
     @classmethod
     def check(cls, **values: Any) -> None:
-        """Raises SettingsError for values that read() would not give."""
+        """Raise SettingsError for values that read() would refuse."""
         for name, value in values.items():
             setting = cls.__dataclass_fields__[name]
             kinds = (int, float) if type(setting.default) is float else (type(setting.default),)
@@ -249,7 +249,7 @@ class Settings:
 
     @classmethod
     def add_flags(cls, parser: ArgumentParser, *names: str) -> None:
-        """A flag a setting, whose text read() takes; for those of the names, or for all."""
+        """Add a flag for each of the named settings, or for all. read() takes their text."""
         for setting in fields(cls):
             if names and setting.name not in names:
                 continue
@@ -284,7 +284,7 @@ class Settings:
 def warnings(
     settings: Settings, environ: Mapping[str, str], arguments: Sequence[str]
 ) -> Iterator[str]:
-    """What is allowed and yet most likely a mistake, a line each; ``arguments``: of the process."""
+    """One line for each valid setting that is probably a mistake. ``arguments`` are sys.argv."""
     names = variables()
     for name in environ:
         if name.upper().startswith("SESIONES_") and name not in names:
@@ -334,8 +334,8 @@ def _flag(name: str) -> str:
 def _given(
     setting: Field[Any], text_of: Callable[[str], str | None], spelled: Callable[[str], str]
 ) -> tuple[str, str] | None:
-    """What gives the setting a value, and that text, which may be in a file. Raises
-    SettingsError."""
+    """The name of the variable or flag that gives the setting a value, and the text, perhaps from
+    a file. None when there is neither. Raises SettingsError."""
     name, file_name = setting.name, f"{setting.name}_file"
     text = text_of(name)
     path = text_of(file_name) if setting.metadata["secret"] else None
@@ -353,7 +353,7 @@ def _read_file(name: str, path: str) -> str:
         text = content.decode("utf-8-sig").rstrip("\r\n")
     except OSError as error:
         raise SettingsError(f"{name} cannot be read: {error.strerror}") from None
-    except ValueError:  # bytes that are no UTF-8, or a path with a null character
+    except ValueError:  # bytes that are not UTF-8, or a path with a null character
         raise SettingsError(f"{name} cannot be read: it is no text file") from None
     if not text or len(content) > FILE_MAX_BYTES:
         raise SettingsError(f"{name} names a file that is {'too long' if text else 'empty'}")

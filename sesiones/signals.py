@@ -1,8 +1,8 @@
-"""The first moment of a process that serves, and the signals that stop it.
+"""The signals that stop a serving process, from its first moment on.
 
 The kernel discards a signal for which the first process of a container (PID 1) has no handler. So
-begin() comes before the imports of everything else, which take a quarter of a second; this module
-and the package itself import next to nothing.
+begin() is called before all other modules are imported, which takes a quarter of a second. For the
+same reason this module and the package itself import almost nothing.
 
 A signal that was ignored when the process started stays ignored: nohup ignores SIGHUP, and a shell
 ignores SIGINT for what it starts in the background.
@@ -18,11 +18,11 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def begin() -> None:
-    """From now on, a stopping signal ends the process with exit code 0. Nothing needs to be undone
-    yet, and an exception in the middle of the imports can crash a module written in C."""
+    """From now on, a stopping signal ends the process with exit code 0. Nothing needs to be
+    undone yet, and an exception in the middle of the imports can crash a module written in C."""
     for descriptor in 0, 1, 2:
-        # A closed one would be given to the next file that is opened, a listening socket for
-        # instance, and messages meant for standard error would go there.
+        # The next file that is opened, for instance a listening socket, would get the number of a
+        # closed standard descriptor, and messages for standard error would go there.
         try:
             os.fstat(descriptor)
         except OSError:
@@ -39,8 +39,8 @@ def on_stop(handler: Callable[[int, Any], object]) -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Keep stopping signals waiting, here and in a process that is started meanwhile, until that
-    calls release()."""
+    """Block stopping signals in this process. A process that is started meanwhile blocks them until
+    it calls release()."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
@@ -49,5 +49,5 @@ def held() -> Iterator[None]:
 
 
 def release() -> None:
-    """Let them come."""
+    """Unblock the stopping signals."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)

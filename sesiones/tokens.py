@@ -2,8 +2,8 @@
 
 A token is ``ses_``, two characters of bucket, and 43 characters of base64url (32 bytes from the
 system's CSPRNG). The bucket is the first 12 bits of SHA-256 of ``ID_Usuario`` in decimal: it puts
-every key of a user in one Redis Cluster hash slot, and says nothing about the user that a
-1-in-4096 guess would not.
+every key of a user in one Redis Cluster hash slot, and reveals only which 1 of 4096 buckets the
+user is in.
 """
 
 import binascii
@@ -13,7 +13,7 @@ import secrets
 
 LENGTH = 49
 _WELL_FORMED = re.compile(r"ses_[A-Za-z0-9_-]{45}")
-_NAME = re.compile(r"ses_#[0-9a-f]{8}")
+_FINGERPRINT = re.compile(r"ses_#[0-9a-f]{8}")
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"  # RFC 4648, 5
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
@@ -24,10 +24,10 @@ def make(ID_Usuario: int) -> str:
 
 
 def parse(value: object) -> str | None:
-    """The value as a plain str when it has the shape of a token, which says nothing of whether it
-    is one; None for anything else, of any type."""
+    """The value as a plain str when it has the shape of a token, whether or not a session has that
+    token. None for anything else, of any type."""
     if isinstance(value, str) and _WELL_FORMED.fullmatch(value):
-        return str.__str__(value)  # a subclass may read or print as something else
+        return str.__str__(value)  # a subclass may format as something else
     return None
 
 
@@ -57,23 +57,24 @@ def bucket(token: str) -> str:
 
 
 def digest(token: str) -> str:
-    """The first 132 bits of the token's SHA-256 in base64url, 22 characters: its name in Redis."""
+    """The first 132 bits of the token's SHA-256 in base64url, 22 characters: the session's name
+    in Redis."""
     encoded = binascii.b2a_base64(hashlib.sha256(token.encode()).digest())
     return encoded.translate(_URL_SAFE)[:22].decode()
 
 
 def fingerprint(token: str) -> str:
-    """The token's name in a log: the first 8 hex digits of its SHA-256."""
+    """The first 8 hex digits of the token's SHA-256, which stand for it in a log."""
     return hashlib.sha256(token.encode()).hexdigest()[:8]
 
 
 def masked(value: object) -> str:
-    """What may be shown of a Token_Sesion: the token's name in a log. A name stays as it is."""
+    """The fingerprint of a Token_Sesion as a log shows it. A fingerprint stays as it is."""
     if (token := parse(value)) is not None:
         return f"ses_#{fingerprint(token)}"
-    return value if isinstance(value, str) and _NAME.fullmatch(value) else "..."
+    return value if isinstance(value, str) and _FINGERPRINT.fullmatch(value) else "..."
 
 
 def fingerprint_of_digest(digest: str) -> str:
-    """The same, of a token that is known by its name in Redis alone."""
+    """The fingerprint of a token of which only the digest is known."""
     return binascii.a2b_base64(digest[:8].translate({45: "+", 95: "/"})).hex()[:8]

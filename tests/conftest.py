@@ -7,7 +7,7 @@ import pytest
 from redis import Redis
 
 from sesiones.store import SessionStore
-from tests.harness.redis_server import RedisServer
+from tests.harness.redis_server import RedisCluster, RedisServer
 from tests.harness.service import TOKEN, Service
 from tests.harness.stores import KEY, open_store
 
@@ -37,8 +37,11 @@ def no_token_in_any_log() -> Iterator[None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "redis_server" in getattr(item, "fixturenames", ()):
+        fixtures = getattr(item, "fixturenames", ())
+        if "redis_server" in fixtures:
             item.add_marker("redis")
+        if "cluster" in fixtures:
+            item.add_marker("cluster")
 
 
 @pytest.fixture
@@ -51,6 +54,13 @@ def redis_server() -> Iterator[RedisServer]:
     """A server of the whole run. Tests that stop or reconfigure one start their own."""
     with RedisServer() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RedisCluster]:
+    """Three masters."""
+    with RedisCluster(3) as cluster:
+        yield cluster
 
 
 @pytest.fixture

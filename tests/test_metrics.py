@@ -17,14 +17,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
 from sesiones import tokens
-from sesiones.http.exposition import Exposition
+from sesiones.http.operations import Exposition
 from sesiones.metrics import SECONDS, Metrics
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import SessionStore
+from tests.harness.metrics import counted
+from tests.harness.processes import children
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service, comes_true
 from tests.harness.stores import KEY, open_store
-from tests.http.test_server import children
 
 DOCS = Path(__file__).parents[1] / "docs"
 SERVICE = {"Authorization": f"Bearer {KEY}"}
@@ -49,24 +50,11 @@ def scrape(service: Service) -> Samples:
     return samples(reply.body.decode())
 
 
-def counted(metrics: Metrics) -> Samples:
-    """Without Redis's own share, and without what is zero."""
-    return {
-        name: value
-        for name, value in (
-            (f"{s.name}{list(s.labels.values())}", s.value)
-            for family in Exposition(metrics).collect()
-            for s in family.samples
-        )
-        if value and re.search(r"checks_total|slides|created|ended|errors|in_flight", name)
-    }
-
-
 # What is counted
 
 
 @pytest.mark.anyio
-async def test_operations(redis_server: RedisServer, redis: "Redis") -> None:
+async def test_each_operation_is_counted_once(redis_server: RedisServer, redis: "Redis") -> None:
     opened = open_store(redis_server.url, max_per_user=3, touch_seconds=0)
     async with aclosing(opened) as store:
         made = [await store.create(7, "d") for _ in range(4)]  # the fourth ends one of the others
@@ -96,7 +84,7 @@ async def test_operations(redis_server: RedisServer, redis: "Redis") -> None:
 
 
 @pytest.mark.anyio
-async def test_an_inactive_session_is_an_invalid_check(store: SessionStore) -> None:
+async def test_inactive_session_is_an_invalid_check(store: SessionStore) -> None:
     sesion = await store.create(7, "d")
     await store.update(sesion._replace(Estado_Sesion=0))
     assert await store.find(sesion.Token_Sesion) is None
@@ -104,7 +92,7 @@ async def test_an_inactive_session_is_an_invalid_check(store: SessionStore) -> N
 
 
 @pytest.mark.anyio
-async def test_redis_hangs() -> None:
+async def test_timeout_and_lost_connection_are_counted_as_errors() -> None:
     with RedisServer() as server:
         async with aclosing(open_store(server.url, timeout_seconds=0.2)) as store:
             await store.create(7, "d")
@@ -125,7 +113,7 @@ async def test_redis_hangs() -> None:
             assert counted(store.metrics)["sesiones_redis_errors_total['connection']"] == 1
 
 
-def test_latencies_of_a_batch() -> None:
+def test_latencies_of_a_batch_are_counted_one_by_one() -> None:
     """Those in one bucket and those of many, and their sum."""
     for spread in 0.0, 0.02:
         metrics = Metrics()
@@ -169,7 +157,7 @@ def create(service: Service) -> str:
     return token
 
 
-def test_each_check_counts_once(counting: Service) -> None:
+def test_each_check_counts_once_whichever_worker_answers(counting: Service) -> None:
     token = create(counting)
     before = scrape(counting)
     for _ in range(10):  # each on a connection of its own: of any worker
@@ -194,7 +182,7 @@ def test_each_check_counts_once(counting: Service) -> None:
     assert after['sesiones_operations_in_flight{operation="check"}'] == 0
 
 
-def test_a_series_names_no_token_and_no_user(counting: Service) -> None:
+def test_series_name_no_token_and_no_user(counting: Service) -> None:
     token = create(counting)
     counting.request("DELETE", f"/sesiones/logout?Token_Sesion={token}", {"x-auth-token": token})
     text = counting.request("GET", "/metrics").body.decode()
@@ -204,7 +192,7 @@ def test_a_series_names_no_token_and_no_user(counting: Service) -> None:
     assert set(re.findall(r'(\w+)="', text)) == allowed
 
 
-def test_how_it_is_shown(counting: Service) -> None:
+def test_metrics_are_shown_in_both_formats_of_prometheus(counting: Service) -> None:
     reply = counting.request("GET", "/metrics")
     assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert reply.headers["cache-control"] == "no-store"
@@ -221,13 +209,13 @@ def test_how_it_is_shown(counting: Service) -> None:
     "accept",
     ["text/plain;version=a.b", "application/openmetrics-text;version=abc", "*/*;q=x", "\xff", ""],
 )
-def test_whatever_the_scraper_accepts(counting: Service, accept: str) -> None:
+def test_unknown_accept_header_gets_the_text_format(counting: Service, accept: str) -> None:
     reply = counting.request("GET", "/metrics", {"Accept": accept})
     assert reply.status == 200
     assert b"sesiones_checks_total" in reply.body
 
 
-def test_a_worker_dies(redis_server: RedisServer) -> None:
+def test_counts_survive_the_death_of_a_worker(redis_server: RedisServer) -> None:
     """No count goes back, nothing of the dead one is left in flight, and the one in its place is
     counted too."""
     with Service("--workers", "2", SESIONES_REDIS_URL=redis_server.url) as service:
@@ -280,12 +268,12 @@ def queries() -> list[str]:
     ]
 
 
-def test_the_docs_name_every_metric_and_no_other(service: Service) -> None:
+def test_docs_name_every_metric_and_no_other(service: Service) -> None:
     table = (DOCS / "operate.md").read_text("utf-8").partition("\n## Metrics\n")[2]
     assert metric_names(table.partition("\n## ")[0]) == family_names(service)
 
 
-def test_the_dashboard_shows_what_there_is(service: Service) -> None:
+def test_dashboard_shows_metrics_that_exist(service: Service) -> None:
     shown = shown_names(service)
     assert len(queries()) > 10
     for query in queries():
@@ -293,14 +281,14 @@ def test_the_dashboard_shows_what_there_is(service: Service) -> None:
         assert metric_names(query) <= shown
 
 
-def test_the_alerts_watch_what_there_is(service: Service) -> None:
+def test_alerts_watch_metrics_that_exist(service: Service) -> None:
     watched = metric_names((DOCS / "alerts.yml").read_text("utf-8"))
     assert len(watched) > 3
     assert watched <= shown_names(service) | family_names(service)
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool: apt-get install prometheus")
-def test_what_prometheus_says_of_them(service: Service, tmp_path: Path) -> None:
+def test_promtool_accepts_rules_queries_and_metrics(service: Service, tmp_path: Path) -> None:
     rules = {"groups": [{"name": "g", "rules": [{"record": "x", "expr": q} for q in queries()]}]}
     (tmp_path / "dashboard.json").write_bytes(orjson.dumps(rules))  # JSON is YAML
     text = service.request("GET", "/metrics").body

@@ -30,7 +30,9 @@ from sesiones.redis_url import Nodes, check, parse_cluster, parse_sentinel
         ),
     ],
 )
-def test_sentinel_url_is_read_as_it_is_meant(url: str, expected: Nodes) -> None:
+def test_sentinel_url_names_nodes_master_database_and_credentials(
+    url: str, expected: Nodes
+) -> None:
     assert parse_sentinel(url) == expected
 
 
@@ -42,50 +44,29 @@ def test_sentinel_url_is_read_as_it_is_meant(url: str, expected: Nodes) -> None:
         ("redis+cluster://a,[fe80::1]:7/", (("a", 6379), ("fe80::1", 7))),
     ],
 )
-def test_cluster_url_is_read_as_it_is_meant(
-    url: str, addresses: tuple[tuple[str, int], ...]
-) -> None:
+def test_cluster_url_names_its_nodes(url: str, addresses: tuple[tuple[str, int], ...]) -> None:
     assert parse_cluster(url).addresses == addresses
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "unix://tmp/x.sock",
-        "unix://tmp",
-        "unix:x.sock",
-        "redis://a b:1",
-        "redis:// a:1",
-        "redis://a:1,b:2",
-        "redis://a:0",
-        "redis://a/0?db=x",
-        "unix:///x.sock?db=-1",
-        "redis://a:65536",
-        "redis://a:6379\n",
-        "redis://a\t:6379",
-        "redis+sentinel://a:1,,b:2/m",
-        "redis+sentinel://a:1,/m",
-        "redis+sentinel://a:1, /m",
-        "redis+sentinel://a b:1/m",
-        "redis+sentinel://a:0/m",
-        "redis+sentinel://a:65536/m",
-        "redis+sentinel://a:x/m",
-        "redis+sentinel://a:1/m\n",
-        "redis+sentinel://a:1/my master",
-        "redis+sentinel://a:1/",
-        "redis+sentinel://a:1/m/-1",
-        "redis+sentinel://a:1/m/0/1",
-        "redis+sentinel://a:1/m?password=x",
-        "redis+sentinel://a:1/m?sentinel_username=u",
-        "redis+sentinel://a:1/m?sentinel_pasword=u",
-        "redis+sentinel://user:pa#ss@a:1/m",
-        "redis+cluster://a:1,,b:2",
-        "redis+cluster://a:1;b:2",
-        "redis+cluster://a:1/1",
-        "redis+cluster://a:1?x=y",
-        "redis+cluster://",
-    ],
-)
+MALFORMED = """
+    unix://tmp/x.sock unix://tmp unix:x.sock redis://a:1,b:2 redis://a:0 redis://a/0?db=x
+    unix:///x.sock?db=-1 redis://a:65536
+    redis+sentinel://a:1,,b:2/m redis+sentinel://a:1,/m redis+sentinel://a:0/m
+    redis+sentinel://a:65536/m redis+sentinel://a:x/m redis+sentinel://a:1/
+    redis+sentinel://a:1/m/-1 redis+sentinel://a:1/m/0/1 redis+sentinel://a:1/m?password=x
+    redis+sentinel://a:1/m?sentinel_username=u redis+sentinel://a:1/m?sentinel_pasword=u
+    redis+sentinel://user:pa#ss@a:1/m
+    redis+cluster://a:1,,b:2 redis+cluster://a:1;b:2 redis+cluster://a:1/1
+    redis+cluster://a:1?x=y redis+cluster://
+"""
+WITH_BLANKS = [
+    *("redis://a b:1", "redis:// a:1", "redis://a:6379\n", "redis://a\t:6379"),
+    *("redis+sentinel://a:1, /m", "redis+sentinel://a b:1/m", "redis+sentinel://a:1/m\n"),
+    "redis+sentinel://a:1/my master",
+]
+
+
+@pytest.mark.parametrize("url", [*MALFORMED.split(), *WITH_BLANKS])
 def test_malformed_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=re.compile("")):
         check(url)

@@ -1,10 +1,9 @@
-"""The first moment of a process that serves: which signals end it, and which are ignored."""
+"""Signals from the first moment of a serving process on: which end it, and which it ignores."""
 
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.harness.redis_server import RedisServer, free_port
-from tests.harness.service import Service, comes_true, environment
+from tests.harness.service import Service, children, comes_true, environment, serves
 
 pytestmark = pytest.mark.slow
 
@@ -27,13 +26,6 @@ COMMANDS = {
     "script": [str(Path(sys.executable).with_name("sesiones")), "serve"],
     "make run": [sys.executable, "-m", "scripts.run"],
 }
-
-
-def children(pid: int) -> list[int]:
-    try:
-        return [int(pid) for pid in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
 
 
 @pytest.fixture
@@ -49,7 +41,7 @@ def slow_imports(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("command", ["module", "script"])
-def test_a_signal_during_the_imports_ends_the_process(
+def test_signal_during_the_imports_ends_the_process(
     slow_imports: tuple[Path, Path], command: str, number: signal.Signals
 ) -> None:
     modules, begun = slow_imports
@@ -97,7 +89,7 @@ def as_pid_1(command: list[str], **variables: str) -> Iterator[tuple["subprocess
 
 @needs_namespaces
 @pytest.mark.parametrize("command", ["module", "script"])
-def test_a_signal_during_the_imports_ends_pid_1(
+def test_signal_during_the_imports_ends_pid_1(
     slow_imports: tuple[Path, Path], command: str
 ) -> None:
     modules, begun = slow_imports
@@ -109,10 +101,10 @@ def test_a_signal_during_the_imports_ends_pid_1(
 
 @needs_namespaces
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_signal_at_any_moment_of_a_start_ends_pid_1(
+def test_signal_at_any_moment_of_a_start_ends_pid_1(
     redis_server: RedisServer, workers: str
 ) -> None:
-    """From when Python runs the program, which is when its handler can be seen."""
+    """The first moment is when the process has its handler."""
     for delay in 0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6:
         flags = ["--port", "0", "--workers", workers]
         with as_pid_1([*SERVE, *flags], SESIONES_REDIS_URL=redis_server.url) as (process, pid):
@@ -129,32 +121,15 @@ def catches(pid: int, number: signal.Signals) -> bool:
     return match is not None and bool(int(match[1], 16) >> (number - 1) & 1)
 
 
-def test_what_is_imported_before_the_signals_are_handled_is_little() -> None:
-    program = "import sesiones.signals, sys; print(*sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    loaded = set(shown.stdout.split())
-    assert "sesiones.signals" in loaded
-    assert loaded.isdisjoint({"asyncio", "redis", "uvicorn", "starlette", "sesiones.store"})
-
-
 def ignoring(*numbers: signal.Signals) -> Callable[[], Any]:
-    """For preexec_fn: what nohup does."""
+    """For preexec_fn: ignore the signals, as nohup does."""
     return lambda: [signal.signal(number, signal.SIG_IGN) for number in numbers]
-
-
-def serves(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            return connection.recv(100).startswith(b"HTTP/1.1 200 ")
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("command", ["module", "make run"])
-def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
+def test_signal_that_was_ignored_at_the_start_stays_ignored(
     redis_server: RedisServer, command: str, workers: str, number: signal.Signals
 ) -> None:
     port = free_port()
@@ -185,7 +160,7 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_hangup_that_is_not_ignored_ends_the_whole_service(
+def test_hangup_that_is_not_ignored_ends_the_whole_service(
     redis_server: RedisServer, workers: str
 ) -> None:
     with Service("--workers", workers, SESIONES_REDIS_URL=redis_server.url) as service:
@@ -201,7 +176,7 @@ def test_a_hangup_that_is_not_ignored_ends_the_whole_service(
 def test_closed_standard_files_are_not_given_to_connections(
     redis_server: RedisServer, closed: str
 ) -> None:
-    """Else the listening socket would be standard error, for instance."""
+    """Otherwise the listening socket could get the number of standard error."""
     port = free_port()
     variables = {"SESIONES_REDIS_URL": redis_server.url, "SESIONES_ACCESS_LOG": "1"}
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Tokens: their shape, their bucket, their names."""
+"""Tokens: their shape, their bucket, their digest and fingerprint."""
 
 import base64
 import hashlib
@@ -17,7 +17,7 @@ WELL_FORMED = st.text(BASE64URL, min_size=45, max_size=45).map(lambda tail: f"se
 
 
 @given(USERS)
-def test_make(ID_Usuario: int) -> None:
+def test_token_has_the_bucket_of_its_user_and_32_random_bytes(ID_Usuario: int) -> None:
     token = tokens.make(ID_Usuario)
     assert tokens.is_well_formed(token)
     assert (len(token), token[:4]) == (49, "ses_")
@@ -42,9 +42,13 @@ def test_bucket_is_the_first_12_bits_of_the_hash(ID_Usuario: int) -> None:
     assert tokens.bucket_number(bucket) == int.from_bytes(digest[:2]) >> 4
 
 
-def test_bucket_numbers() -> None:
+def test_bucket_number_is_the_value_of_its_characters() -> None:
     numbers = [tokens.bucket_number(a + b) for a in BASE64URL for b in BASE64URL]
     assert numbers == list(range(4096))
+
+
+def test_buckets_are_in_the_order_of_their_numbers() -> None:
+    assert sorted(map(tokens.bucket_number, tokens.BUCKETS)) == list(range(4096))
 
 
 @pytest.mark.parametrize(
@@ -56,13 +60,13 @@ def test_bucket_stays_what_it_was(ID_Usuario: int, bucket: str) -> None:
 
 
 @given(WELL_FORMED)
-def test_well_formed(token: str) -> None:
+def test_45_characters_of_base64url_are_well_formed(token: str) -> None:
     assert tokens.is_well_formed(token)
     assert 0 <= tokens.bucket_number(tokens.bucket(token)) < 4096
 
 
 @given(WELL_FORMED, st.integers(0, 48), st.characters())
-def test_not_well_formed(token: str, at: int, character: str) -> None:
+def test_other_length_or_character_is_not_well_formed(token: str, at: int, character: str) -> None:
     before, after = token[:at], token[at + 1 :]
     assert not tokens.is_well_formed(before + after)
     assert not tokens.is_well_formed(before + character + token[at:])
@@ -71,7 +75,7 @@ def test_not_well_formed(token: str, at: int, character: str) -> None:
 
 
 @given(st.text() | st.from_regex(r"ses_[A-Za-z0-9_-]{44,46}"))
-def test_any_text(text: str) -> None:
+def test_text_is_well_formed_if_the_pattern_matches(text: str) -> None:
     well_formed = re.fullmatch(r"ses_[A-Za-z0-9_-]{45}", text) is not None
     assert tokens.is_well_formed(text) == well_formed
 
@@ -91,7 +95,7 @@ def test_any_text(text: str) -> None:
         f"ses_{'A' * 44}\0",
     ],
 )
-def test_nearly_well_formed(value: str) -> None:
+def test_nearly_a_token_is_not_well_formed(value: str) -> None:
     assert not tokens.is_well_formed(value)
 
 
@@ -111,13 +115,13 @@ def test_parse_returns_a_plain_str(token: str) -> None:
 
 
 @pytest.mark.parametrize("value", [None, 7, True, b"ses_" + b"A" * 45, [], Text("ses_"), object()])
-def test_anything_else_is_not_well_formed(value: object) -> None:
+def test_other_type_is_not_well_formed(value: object) -> None:
     assert tokens.parse(value) is None
     assert not tokens.is_well_formed(value)
 
 
 @given(WELL_FORMED)
-def test_names(token: str) -> None:
+def test_digest_and_fingerprint_are_of_sha_256(token: str) -> None:
     digest = hashlib.sha256(token.encode())
     assert tokens.digest(token) == base64.urlsafe_b64encode(digest.digest()).decode()[:22]
     assert tokens.fingerprint(token) == digest.hexdigest()[:8]

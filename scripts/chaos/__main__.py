@@ -1,70 +1,71 @@
-"""`make chaos`: every scenario, its bars and what was measured; exit code 1 when one is missed.
+"""`make chaos`: plays the scenarios, and compares what each measures with its bars.
 
-Leaves the table in var/chaos/report.md: what earlier runs said of those scenarios is replaced.
+The exit code is 1 when a bar is missed. The table is also written to a file, in which the rows of
+the scenarios that were played replace those of earlier runs.
 """
 
 import argparse
-import itertools
+import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 
-from scripts.chaos import (
-    Bar,
-    churn,
-    clocks,
-    cluster,
-    departures,
-    h1spec,
-    inputs,
-    lanes,
-    million,
-    order,
-    outages,
-    races,
-    restart,
-    sentinel,
-    silence,
-    slow,
-    workers,
-)
+from scripts.chaos import Bar
+from scripts.command_line import run
+from tests.harness.redis_binary import find_binaries
 
+NAMES = (
+    "sentinel",
+    "cluster",
+    "restart",
+    "outages",
+    "order",
+    "silence",
+    "workers",
+    "departures",
+    "churn",
+    "million",
+    "inputs",
+    "fast_check",
+    "slow",
+)
+"""In the order of the table. Each is a module of this package."""
 SCENARIOS: dict[str, Callable[[bool], Iterable[Bar]]] = {
-    "sentinel": sentinel.play,
-    "cluster": cluster.play,
-    "restart": restart.play,
-    "outages": outages.play,
-    "order": order.play,
-    "silence": silence.play,
-    "workers": workers.play,
-    "departures": departures.play,
-    "races": races.play,
-    "churn": churn.play,
-    "million": million.play,
-    "clocks": clocks.play,
-    "inputs": inputs.play,
-    "lanes": lanes.play,
-    "h1spec": h1spec.play,
-    "slow": slow.play,
+    name: import_module(f"scripts.chaos.{name}").play for name in NAMES
 }
-"""In the order of the table."""
 
 REPORT = Path("var/chaos/report.md")
-HEAD = "| scenario | promise | measured | |\n|---|---|---|---|\n"
+HEAD = """\
+# The last run of each scenario
+
+Written by `python -m scripts.chaos --write docs/reliability-last-run.md`, which replaces the rows
+of the scenarios that it plays. What each scenario does, and what is promised, is in
+[reliability.md](reliability.md).
+
+| scenario | run | promise | measured | |
+|---|---|---|---|---|
+"""
 
 
 def main() -> int:
     """The exit code."""
     parser = argparse.ArgumentParser(prog="python -m scripts.chaos", description=__doc__)
-    parser.add_argument("scenarios", nargs="*", choices=[[], *SCENARIOS], metavar="scenario")
+    parser.add_argument("scenarios", nargs="*", choices=[[], *NAMES], metavar="scenario")
     parser.add_argument("--short", action="store_true", help="seconds each, as in the test suite")
+    parser.add_argument(
+        "--write", type=Path, default=REPORT, metavar="FILE", help=f"default: {REPORT}"
+    )
     options = parser.parse_args()
-    chosen = options.scenarios or list(SCENARIOS)
-    rows = {name: [row for row in _rows() if row.startswith(f"| {name} |")] for name in SCENARIOS}
+    report: Path = options.write
+    old = report.read_text("utf-8").splitlines() if report.exists() else []
+    rows = {name: [line for line in old if line.startswith(f"| {name} |")] for name in NAMES}
+    report.parent.mkdir(parents=True, exist_ok=True)
     missed = 0
-    REPORT.parent.mkdir(parents=True, exist_ok=True)
+    chosen = options.scenarios or NAMES
     for number, name in enumerate(chosen, 1):
         begun = time.monotonic()
         print(f"{name} ({number} of {len(chosen)})", file=sys.stderr)
@@ -73,27 +74,29 @@ def main() -> int:
             missed += not bar.met
             verdict = "met" if bar.met else "MISSED"
             print(f"  {verdict:6} {bar.promise}: {bar.measured}", file=sys.stderr)
-            rows[name].append(f"| {name} | {bar.promise} | {bar.measured} | {verdict} |\n")
+            run = _run(options.short)
+            rows[name].append(f"| {name} | {run} | {bar.promise} | {bar.measured} | {verdict} |")
         print(f"  {time.monotonic() - begun:.0f} s", file=sys.stderr)
-        REPORT.write_text(HEAD + "".join(itertools.chain(*rows.values())), "utf-8")
-    print(HEAD, *itertools.chain(*(rows[name] for name in chosen)), sep="", end="")
+        lines = [line for name in NAMES for line in rows[name]]
+        report.write_text(HEAD + "\n".join(lines) + "\n", "utf-8")
+    print(HEAD.splitlines()[-2], HEAD.splitlines()[-1], sep="\n")
+    print(*(line for name in chosen for line in rows[name]), sep="\n")
     return 1 if missed else 0
 
 
-def _rows() -> list[str]:
-    return REPORT.read_text("utf-8").splitlines(keepends=True) if REPORT.exists() else []
+def _run(short: bool) -> str:
+    (binary, *_), _rejected = find_binaries()
+    run = f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {binary.kind} {binary.version}"
+    return f"{run}, short form" if short else run
 
 
 def _bars(name: str, short: bool) -> Iterator[Bar]:
     try:
         yield from SCENARIOS[name](short)
-    except Exception as error:  # the others are still played
+    except Exception as error:  # the other scenarios are still played
         traceback.print_exc()
         yield Bar("can be played", f"{type(error).__name__}: {error}", False)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(main)

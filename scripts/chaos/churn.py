@@ -14,7 +14,7 @@ import statistics
 import time
 from array import array
 from collections import Counter, deque
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,12 +24,12 @@ import uvloop
 
 from scripts.chaos import Bar, resident
 from sesiones import tokens
-from sesiones.http.exposition import Exposition
+from sesiones.http.operations import Exposition
 from sesiones.metrics import CREATED, ENDED
 from sesiones.sesion import Sesion, StoreUnavailable
 from sesiones.store import SessionStore
 from sesiones.store.tombstones import TOMBSTONE_TTL_SECONDS
-from tests.harness.progress import Progress
+from tests.harness.arrivals import Arrivals
 from tests.harness.redis_server import RedisServer
 
 NODES = 3
@@ -106,17 +106,9 @@ class Churn:
 
     async def run(self, rate: float, seconds: float, label: str) -> None:
         """Visits begin for that long; waits for the end of all."""
-        total = int(rate * seconds)
-        progress = Progress(label, total)
-        begun = time.monotonic()
         async with asyncio.TaskGroup() as visits:
-            while progress.done < total:
-                due = min(int(rate * (time.monotonic() - begun)), total)
-                for _ in range(due - progress.done):
-                    visits.create_task(self._visit())
-                    progress.step()
-                await asyncio.sleep(0.01)
-            progress.end()
+            async for _ in Arrivals(rate, seconds, label, self._random):
+                visits.create_task(self._visit())
 
     async def fill_buckets(self) -> None:
         """A session in every bucket, whose counters stay for good."""
@@ -223,33 +215,35 @@ class Churn:
 
     async def _log_out(self, user: _User) -> None:
         """Of one of the devices, from the newest."""
-        caller, designated = user.devices[-1], self._random.choice(user.devices)
-        known, asked = (caller.sesion, designated.sesion), time.time()
-        ended = await self._answer(self._any().end(*(sesion.Token_Sesion for sesion in known)))
-        answered = time.time()
-        if not isinstance(ended, int):
-            lives = caller.must_live(answered) and caller.sesion.Estado_Sesion == 1
-            self._expect(not lives, "a logout was refused")
-            return
-        self._expect(ended == 1 or not designated.must_live(answered), "a logout ended nothing")
-        self._expect(not ended or designated.may_live(asked), "a logout ended what had ended")
-        self.ended["logout"] += ended
-        designated.ended = True
+        designated = self._random.choice(user.devices)
+        caller, token = user.devices[-1], designated.sesion.Token_Sesion
+        await self._end("logout", self._any().end, caller, token, [designated])
 
     async def _log_out_all(self, user: _User) -> None:
-        caller, asked = user.devices[-1], time.time()
+        caller = user.devices[-1]
         token = caller.sesion.Token_Sesion
-        ended = await self._answer(self._any().end_all(token, token))
+        await self._end("logout_all", self._any().end_all, caller, token, user.devices)
+
+    async def _end(
+        self,
+        reason: str,
+        end: Callable[[str, str], Awaitable[Any]],
+        caller: _Device,
+        designated: str,
+        devices: list[_Device],
+    ) -> None:
+        asked, known = time.time(), caller.sesion
+        most = sum(device.may_live(asked) for device in devices)
+        ended = await self._answer(end(known.Token_Sesion, designated))
         answered = time.time()
         if not isinstance(ended, int):
-            lives = caller.must_live(answered) and caller.sesion.Estado_Sesion == 1
-            self._expect(not lives, "a logoutAll was refused")
+            lives = caller.must_live(answered) and known.Estado_Sesion == 1
+            self._expect(not lives, f"a {reason} was refused")
             return
-        least = sum(device.must_live(answered) for device in user.devices)
-        most = sum(device.may_live(asked) for device in user.devices)
-        self._expect(least <= ended <= most, "a logoutAll ended too few or too many")
-        self.ended["logout_all"] += ended
-        for device in user.devices:
+        least = sum(device.must_live(answered) for device in devices)
+        self._expect(least <= ended <= most, f"a {reason} ended too few or too many")
+        self.ended[reason] += ended
+        for device in devices:
             device.ended = True
 
     def _seen(self, device: _Device, sesion: Sesion) -> None:

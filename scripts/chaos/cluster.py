@@ -7,19 +7,17 @@ Not both at once: with Redis 7.0 a replica that takes over does not know which s
 import asyncio
 import signal
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 
 import uvloop
 from redis.crc import key_slot
 
-from scripts.chaos import Bar
-from scripts.chaos.failover import MAY_STOP_SECONDS, answered, counted, losses, settings, slowest
+from scripts.chaos import Bar, Trial, trial
+from scripts.chaos.failover import MAY_STOP_SECONDS, answered, losses, settings
 from sesiones import tokens
 from tests.harness.redis_server import RedisCluster, wait_until
 from tests.harness.service import Service
-from tests.harness.traffic import WRITES, Event, Traffic, words
+from tests.harness.traffic import WRITES, Event, counted, slowest, words
 
 RATE, SHORT_RATE = 2000, 300
 SECONDS, SHORT_SECONDS = 15, 4
@@ -35,32 +33,27 @@ def play(short: bool) -> Iterator[Bar]:
 
 async def _play(replicas: int, short: bool) -> list[Bar]:
     users = SHORT_USERS if short else USERS
-    with ExitStack() as stack:
-        cluster = stack.enter_context(RedisCluster(3, 3))
-        variables = settings(replicas, short)
-        services = [Service(SESIONES_REDIS_URL=cluster.url, **variables) for _ in range(2)]
-        traffic = Traffic([stack.enter_context(each).port for each in services], users)
+    nodes = [Service(**settings(replicas, short)) for _ in range(2)]
+    async with trial(RedisCluster(3, 3), *nodes, users=users) as cluster:
         slots = {_slot(tokens.user_bucket(user)) for user in range(1, users + 1)}
-        bars = [
-            *await _kill(cluster, traffic, replicas, short),
-            *await _move(cluster, traffic, slots, replicas, short),
+        return [
+            *await _kill(cluster, replicas, short),
+            *await _move(cluster, slots, replicas, short),
         ]
-        traffic.close()
-    return bars
 
 
 def _slot(bucket: str) -> int:
     return key_slot(bucket.encode())
 
 
-async def _kill(cluster: RedisCluster, traffic: Traffic, replicas: int, short: bool) -> list[Bar]:
+async def _kill(this: Trial[RedisCluster], replicas: int, short: bool) -> list[Bar]:
+    cluster, traffic = this.redis, this.traffic
     rate, seconds = (SHORT_RATE, SHORT_SECONDS) if short else (RATE, SECONDS)
     victim, *_ = cluster.master_ports
     replica = list(cluster.servers)[len(cluster.master_ports)]
     theirs = range(16384 // len(cluster.master_ports))
 
     async def fail_over() -> tuple[float, float]:
-        await asyncio.sleep(seconds / 10)
         await asyncio.to_thread(cluster.servers[victim].stop, signal.SIGKILL)
         killed = time.monotonic()
 
@@ -72,12 +65,11 @@ async def _kill(cluster: RedisCluster, traffic: Traffic, replicas: int, short: b
         await asyncio.to_thread(cluster.servers[victim].start)
         return killed, took_over
 
-    failing = asyncio.create_task(fail_over())
-    await traffic.run(rate, seconds, f"cluster, WAIT_REPLICAS={replicas}, master killed")
-    killed, took_over = await failing
+    label = f"cluster, WAIT_REPLICAS={replicas}, master killed"
+    _, ((killed, took_over),) = await this.run(label, rate, seconds, fail_over, after=seconds / 10)
     await asyncio.to_thread(cluster.wait, cluster.in_sync)
-    meanwhile, traffic.wrong = traffic.wrong, defaultdict(set)
-    await traffic.verify(traffic.clients[0])
+    meanwhile = traffic.take_wrong()
+    await traffic.verify()
     buckets = {event.bucket for event in traffic.events if _slot(event.bucket) in theirs}
     others = [event for event in traffic.events if event.bucket not in buckets]
     gap = traffic.longest_gap(killed, killed + seconds, buckets)
@@ -95,8 +87,9 @@ async def _kill(cluster: RedisCluster, traffic: Traffic, replicas: int, short: b
 
 
 async def _move(
-    cluster: RedisCluster, traffic: Traffic, slots: set[int], replicas: int, short: bool
+    this: Trial[RedisCluster], slots: set[int], replicas: int, short: bool
 ) -> list[Bar]:
+    cluster, traffic = this.redis, this.traffic
     rate, seconds = (SHORT_RATE, SHORT_SECONDS / 2) if short else (RATE, SECONDS)
     # Nodes that move slots to each other at once may lose some: all go to one.
     target = cluster.master_ports[-1]
@@ -117,13 +110,10 @@ async def _move(
             cluster.end_move(slot, source, target)
         return time.monotonic() - begun
 
-    before = len(traffic.events)
-    traffic.wrong.clear()
-    moving = asyncio.create_task(asyncio.to_thread(move))
-    await traffic.run(rate, seconds, f"cluster, WAIT_REPLICAS={replicas}, slots move")
-    took = await moving
-    await traffic.verify(traffic.clients[0])
-    events = traffic.events[before:]
+    traffic.take_wrong()
+    label = f"cluster, WAIT_REPLICAS={replicas}, slots move"
+    events, (took,) = await this.run(label, rate, seconds, lambda: asyncio.to_thread(move))
+    await traffic.verify()
     moved = [event for event in events if _slot(event.bucket) in chosen]
     others = [event for event in events if _slot(event.bucket) not in chosen]
     checks = [event for event in moved if event.operation not in WRITES]

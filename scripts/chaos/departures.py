@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import uvloop
 
-from scripts.chaos import Bar, resident
+from scripts.chaos import Bar, resident, trial
 from scripts.chaos.outages import OUT, judge
 from sesiones.sesion import Sesion
 from sesiones.store import SessionStore
@@ -21,11 +21,11 @@ from tests.harness.faults import client
 from tests.harness.progress import Progress
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service, comes_true
-from tests.harness.traffic import Traffic, words
+from tests.harness.traffic import words
 
-LEAVERS, WARM_LEAVERS = 10_000, 2_000
-SHORT_LEAVERS, SHORT_WARM_LEAVERS = 300, 60
-LEAVERS_PER_SECOND = 400
+DEPARTURES, WARM_DEPARTURES = 10_000, 2_000
+SHORT_DEPARTURES, SHORT_WARM_DEPARTURES = 300, 60
+DEPARTURES_PER_SECOND = 400
 OTHERS_PER_SECOND = 300
 SETTLE_SECONDS = 5.0
 CLOSED_SECONDS = 0.2
@@ -56,34 +56,34 @@ def play(short: bool) -> Iterator[Bar]:
 
 
 async def _play(short: bool) -> list[Bar]:
-    number, warm = (SHORT_LEAVERS, SHORT_WARM_LEAVERS) if short else (LEAVERS, WARM_LEAVERS)
-    with (
-        RedisServer() as redis,
-        Service(SESIONES_REDIS_URL=redis.url, SESIONES_REDIS_TIMEOUT="4") as service,
-    ):
+    number, warm = (
+        (SHORT_DEPARTURES, SHORT_WARM_DEPARTURES) if short else (DEPARTURES, WARM_DEPARTURES)
+    )
+    node = Service(SESIONES_REDIS_TIMEOUT="4")
+    async with trial(RedisServer(), node, spare=16) as departures:
+        traffic, redis = departures.traffic, departures.redis
         async with SessionStore.from_url(redis.url, timeout_seconds=5) as store:
             sessions = [await store.create(10_000 + n, "laptop") for n in range(number + warm)]
-        traffic = Traffic([service.port], spare=16)
 
         async def depart(some: Sequence[Sesion]) -> Counter[str]:
-            seconds = len(some) / LEAVERS_PER_SECOND
-            heard, _ = await asyncio.gather(
-                asyncio.to_thread(_leave, service.port, some),
-                traffic.run(OTHERS_PER_SECOND, seconds, "departures, those that stay"),
+            seconds = len(some) / DEPARTURES_PER_SECOND
+            _, (answers,) = await departures.run(
+                "departures, those that stay",
+                OTHERS_PER_SECOND,
+                seconds,
+                lambda: asyncio.to_thread(_leave, node.port, some),
             )
             traffic.close()
             await asyncio.sleep(CLOSED_SECONDS)
-            return heard
+            return answers
 
         await depart(sessions[number:])
-        before = await asyncio.to_thread(held, service)
-        heard = await depart(sessions[:number])
-        await asyncio.to_thread(comes_true, lambda: held(service)[:2] == before[:2], SETTLE_SECONDS)
+        before = await asyncio.to_thread(held, node)
+        answers = await depart(sessions[:number])
+        await asyncio.to_thread(comes_true, lambda: held(node)[:2] == before[:2], SETTLE_SECONDS)
         await asyncio.sleep(CLOSED_SECONDS)
-        after = await asyncio.to_thread(held, service)
-
-        await traffic.verify(traffic.clients[0])
-        traffic.close()
+        after = await asyncio.to_thread(held, node)
+        await traffic.verify()
         with client(redis) as keys:
             names = [str(key) for key in keys.scan_iter(count=1000)]
             endless = sum(keys.ttl(name) < 0 for name in names if not name.endswith(":n"))
@@ -92,8 +92,8 @@ async def _play(short: bool) -> list[Bar]:
     return [
         Bar(
             f"{number:,} clients leave: those that still read get their answers",
-            ", ".join(f"{what}: {n:,}" for what, n in sorted(heard.items())),
-            set(heard) == {"POST 201", "PUT 200", "DELETE 200"},
+            ", ".join(f"{what}: {n:,}" for what, n in sorted(answers.items())),
+            set(answers) == {"POST 201", "PUT 200", "DELETE 200"},
         ),
         Bar(
             "no other request fails or gets another's answer",
@@ -116,12 +116,12 @@ async def _play(short: bool) -> list[Bar]:
 
 
 def _leave(port: int, sessions: Sequence[Sesion]) -> Counter[str]:
-    """One client a session: what those were answered that read."""
+    """One client a session: the answers to those that read."""
     progress = Progress("departures", len(sessions))
-    heard: Counter[str] = Counter()
+    answers: Counter[str] = Counter()
     begun = time.monotonic()
     for number, session in enumerate(sessions):
-        time.sleep(max(0.0, begun + number / LEAVERS_PER_SECOND - time.monotonic()))
+        time.sleep(max(0.0, begun + number / DEPARTURES_PER_SECOND - time.monotonic()))
         method = ("POST", "PUT", "DELETE")[number % 3]
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
             connection.sendall(_request(method, session))
@@ -131,10 +131,10 @@ def _leave(port: int, sessions: Sequence[Sesion]) -> Counter[str]:
                 case 1:
                     connection.shutdown(socket.SHUT_WR)
                     status = connection.recv(65536)[9:12].decode()
-                    heard[f"{method} {status}"] += 1
+                    answers[f"{method} {status}"] += 1
         progress.step()
     progress.end()
-    return heard
+    return answers
 
 
 def _request(method: str, session: Sesion) -> bytes:

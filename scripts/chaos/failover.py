@@ -1,10 +1,9 @@
-"""What the scenarios share in which a master is lost: what they allow, and how they judge it."""
+"""What the scenarios share in which a master is lost: their bars, and how these are measured."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from scripts.chaos import Bar
-from tests.harness.traffic import BACK, LOST, OVERWRITTEN, Event, Traffic, words
+from tests.harness.traffic import BACK, LOST, OVERWRITTEN, Traffic, counted, slowest, words
 
 TIMEOUT_SECONDS, SHORT_TIMEOUT_SECONDS = 0.25, 1.0
 """SESIONES_REDIS_TIMEOUT."""
@@ -13,7 +12,7 @@ MAY_TAKE_SECONDS = 2 * TIMEOUT_SECONDS
 MAY_STOP_SECONDS = 3.0
 """Acknowledged writes, from the kill on."""
 MAY_LOSE_SECONDS = 1.0
-"""Of what was acknowledged before a kill, where nobody waits for a replica."""
+"""Of what was acknowledged before a kill, where the service waits for no replica."""
 
 
 def settings(replicas: int, short: bool) -> dict[str, str]:
@@ -61,13 +60,3 @@ def losses(
         and not meanwhile.keys() - {LOST, BACK}
         and not (replicas and (back or overwritten)),
     )
-
-
-def slowest(events: Iterable[Event]) -> float:
-    return max(event.seconds for event in events)
-
-
-def counted(events: Iterable[Event]) -> str:
-    """How many answers of each status."""
-    counts = Counter(event.status for event in events)
-    return ", ".join(f"{count:,} x {status}" for status, count in sorted(counts.items()))

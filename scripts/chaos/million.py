@@ -20,9 +20,9 @@ from redis import Redis
 
 from scripts import seed
 from scripts.chaos import Bar
-from sesiones.http.app import open_store
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
+from sesiones.store.from_settings import open_store
 from tests.harness.redis_server import RedisServer
 
 TOTAL, SHORT_TOTAL = 1_000_000, 10_000
@@ -149,8 +149,8 @@ async def _load_scripts(*servers: Stored) -> None:
 async def _in_turn(
     one: Stored, other: Stored, of_one: list[list[str]], of_other: list[list[str]]
 ) -> tuple[float, float]:
-    """The median costs of the users' logoutAlls on two servers, in turn: whatever else the machine
-    does befalls both."""
+    """The median costs of the users' logoutAlls on two servers, in turn: what else the machine
+    does slows both down."""
     costs = []
     async with one.store() as in_one, other.store() as in_other:
         for users in zip(of_one, of_other, strict=True):

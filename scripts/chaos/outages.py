@@ -5,16 +5,16 @@ import asyncio
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import uvloop
 
-from scripts.chaos import Bar
+from scripts.chaos import Bar, trial
 from tests.harness.faults import cut_off, demoted, full, hung, misconf, noreplicas, stopped
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.service import Service
-from tests.harness.traffic import Event, Traffic, words
+from tests.harness.traffic import Event, words
 
 TIMEOUT_SECONDS = 0.25
 RECOVERY_SECONDS = 1.0
@@ -66,35 +66,29 @@ def play(short: bool) -> Iterator[Bar]:
 async def _play(short: bool) -> list[Bar]:
     nodes, rate, seconds = (1, 300, 0.4) if short else (2, 800, 25)
     hold, rest = (0.3, 0.1) if short else (3, 2)
+    slack = NOISE_SECONDS if short else 0
     bars = []
-    with ExitStack() as stack:
-        redis = stack.enter_context(RedisServer(port=str(free_port())))
-        # On a unix socket Redis would still carry out what the service has given up.
-        url = f"redis://127.0.0.1:{redis.port}"
-        traffic = Traffic(
-            [
-                stack.enter_context(
-                    Service(SESIONES_REDIS_URL=url, SESIONES_REDIS_TIMEOUT=str(TIMEOUT_SECONDS))
-                ).port
-                for _ in range(nodes)
-            ]
-        )
+    # Over TCP: on a unix socket Redis would still carry out what the service has given up.
+    redis = RedisServer(port=str(free_port()))
+    services = [Service(SESIONES_REDIS_TIMEOUT=str(TIMEOUT_SECONDS)) for _ in range(nodes)]
+    async with trial(redis, *services) as outages:
+        traffic = outages.traffic
         await traffic.run(rate, rest * 5, "outages, first sessions")
         for name, (fault, promise, allowed) in FAULTS.items():
             if short and fault is demoted:  # it takes its time to copy the data
                 continue
-            first = len(traffic.events)
-            running = asyncio.create_task(traffic.run(rate, seconds, f"outages, {name}"))
-            windows = []
-            while not running.done():
-                windows.append(await _suffer(fault, redis, hold))
+
+            async def suffer(fault: Fault = fault) -> Window:
+                window = await asyncio.to_thread(_suffer, fault, redis, hold)
                 await asyncio.sleep(rest)
-            await running
-            found = judge(traffic.events[first:], windows, allowed)
+                return window
+
+            label = f"outages, {name}"
+            events, windows = await outages.run(label, rate, seconds, suffer, repeat=True)
+            found = judge(events, windows, allowed)
             missing = set() if short else WELL.keys() - found.statuses.keys()
-            bars.append(Bar(f"{name}: {promise}", found.words(), not found.wrong and not missing))
-            slack = NOISE_SECONDS if short else 0
-            bars.append(
+            bars += [
+                Bar(f"{name}: {promise}", found.words(), not found.wrong and not missing),
                 Bar(
                     f"{name}: each answer within {2 * TIMEOUT_SECONDS} s, "
                     f"normal within {RECOVERY_SECONDS:.0f} s of its end",
@@ -102,10 +96,9 @@ async def _play(short: bool) -> list[Bar]:
                     f"{len(windows)} times; the client itself was up to {traffic.late:.2f} s late",
                     found.longest <= 2 * TIMEOUT_SECONDS + slack
                     and found.recovery <= RECOVERY_SECONDS + slack,
-                )
-            )
-        await traffic.verify(traffic.clients[0])
-        traffic.close()
+                ),
+            ]
+        await traffic.verify()
     known = traffic.known()
     return [
         *bars,
@@ -117,14 +110,12 @@ async def _play(short: bool) -> list[Bar]:
     ]
 
 
-async def _suffer(fault: Fault, redis: RedisServer, seconds: float) -> Window:
-    with ExitStack() as stack:
-        starting = time.monotonic()
-        await asyncio.to_thread(stack.enter_context, fault(redis))
+def _suffer(fault: Fault, redis: RedisServer, seconds: float) -> Window:
+    starting = time.monotonic()
+    with fault(redis):
         begun = time.monotonic()
-        await asyncio.sleep(seconds)
+        time.sleep(seconds)
         ending = time.monotonic()
-        await asyncio.to_thread(stack.close)
     return Window(starting, begun, ending, time.monotonic())
 
 

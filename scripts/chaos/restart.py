@@ -2,17 +2,15 @@
 
 import asyncio
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import uvloop
 
-from scripts.chaos import Bar
+from scripts.chaos import Bar, trial
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service
-from tests.harness.traffic import LOST, Traffic, words
+from tests.harness.traffic import LOST, words
 
 RATE, SECONDS = 1000, 10
 SHORT_RATE, SHORT_SECONDS = 300, 1
@@ -27,25 +25,18 @@ def play(short: bool) -> Iterator[Bar]:
 
 async def _kill(appendfsync: str, may_lose: float, short: bool) -> list[Bar]:
     rate, seconds = (SHORT_RATE, SHORT_SECONDS) if short else (RATE, SECONDS)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        RedisServer(Path(folder), appendfsync=appendfsync) as redis,
-        Service(SESIONES_REDIS_URL=redis.url) as service,
-    ):
-        traffic = Traffic([service.port])
+    async with trial(RedisServer(appendfsync=appendfsync), Service()) as restart:
+        traffic = restart.traffic
 
         async def kill() -> float:
-            await asyncio.sleep(seconds / 2)
             at = time.monotonic()
-            await asyncio.to_thread(redis.stop, signal.SIGKILL)
-            await asyncio.to_thread(redis.start)
+            await asyncio.to_thread(restart.redis.stop, signal.SIGKILL)
+            await asyncio.to_thread(restart.redis.start)
             return at
 
-        killing = asyncio.create_task(kill())
-        await traffic.run(rate, seconds, f"restart, appendfsync {appendfsync}")
-        killed = await killing
-        await traffic.verify(traffic.clients[0])
-        traffic.close()
+        label = f"restart, appendfsync {appendfsync}"
+        _, (killed,) = await restart.run(label, rate, seconds, kill, after=seconds / 2)
+        await traffic.verify()
     ages = [killed - traffic.created_at[token] for token in traffic.wrong.pop(LOST, ())]
     known = traffic.known()
     return [

@@ -3,7 +3,6 @@ The replica that takes over has the session, and nothing tells the node that end
 traffic for that server, or is paused itself for longer than tombstones last."""
 
 import asyncio
-import contextlib
 import signal
 import sys
 import time
@@ -13,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 
-import orjson
 import uvloop
 from redis import Redis
 from redis.crc import key_slot
@@ -21,6 +19,8 @@ from redis.crc import key_slot
 from scripts.chaos import Bar
 from sesiones import tokens
 from sesiones.store.tombstones import TOMBSTONE_TTL_SECONDS
+from tests.harness.client import Client
+from tests.harness.faults import client as redis_client
 from tests.harness.redis_server import (
     RedisCluster,
     RedisSentinels,
@@ -28,8 +28,8 @@ from tests.harness.redis_server import (
     free_port,
     wait_until,
 )
+from tests.harness.relay import Relay
 from tests.harness.service import Service
-from tests.harness.traffic import Client
 
 SHORT_TTL_SECONDS = 3.0
 LATER_SECONDS = 2.0
@@ -44,60 +44,14 @@ FLAW = ""
 
 @dataclass
 class Deployment:
-    """``silence``: the master falls silent, and its replica takes over."""
+    """``silence``: the master falls silent, and its replica takes over. ``concerns``: whether the
+    user's sessions are on that master."""
 
     url: str
     master: RedisServer
     replica: RedisServer
     silence: Callable[[], None]
-    concerned: Callable[[int], bool] = lambda _: True
-    """Whether the user's sessions are on that master."""
-
-
-class _Detour:
-    """A port whose connections go to one server and later to another: those that were open then
-    stay open, and lose all that comes."""
-
-    def __init__(self) -> None:
-        self.target = 0
-        self._pumps: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
-
-    async def open(self) -> int:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._pumps.add(asyncio.create_task(self._serve(reader, writer)))
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        target = self.target
-        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", target)
-
-        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(OSError):
-                while data := await source.read(65536):
-                    if target == self.target:
-                        sink.write(data)
-            sink.close()
-
-        try:
-            await asyncio.gather(pump(reader, server_writer), pump(server_reader, writer))
-        finally:
-            for end in writer, server_writer:
-                end.transport.abort()
-
-    async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        for pump in self._pumps:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
-
-
-def _client(server: RedisServer) -> "Redis":
-    return Redis(unix_socket_path=str(server.socket), decode_responses=True)
+    concerns: Callable[[int], bool] = lambda _: True
 
 
 def _send(server: RedisServer, number: signal.Signals) -> None:
@@ -106,46 +60,45 @@ def _send(server: RedisServer, number: signal.Signals) -> None:
 
 
 def _is_master(server: RedisServer) -> bool:
-    with _client(server) as client:
-        return bool(client.info("replication")["role"] == "master")
+    with redis_client(server) as redis:
+        return bool(redis.info("replication")["role"] == "master")
 
 
 def _replace(master: RedisServer, replica: RedisServer) -> None:
-    """The master falls silent; whoever watches it has the replica take over."""
+    """The master falls silent, and the Sentinels or the Cluster have the replica take over."""
     _send(master, signal.SIGSTOP)
     _send(replica, signal.SIGCONT)
     wait_until(lambda: _is_master(replica), "the replica to take over", 30)
 
 
-async def _single(stack: ExitStack, detour: _Detour) -> Deployment:
-    master, replica = (RedisServer(port=str(free_port())) for _ in range(2))
-    for server in master, replica:
-        await asyncio.to_thread(stack.enter_context, server)
-    with _client(master) as client, _client(replica) as other:
-        client.config_set("repl-diskless-sync-delay", 0)
+def _single(stack: ExitStack) -> Deployment:
+    """Behind a port, which leads to the replica later."""
+    master, replica = (stack.enter_context(RedisServer(port=str(free_port()))) for _ in range(2))
+    with redis_client(master) as redis, redis_client(replica) as other:
+        redis.config_set("repl-diskless-sync-delay", 0)
         other.replicaof("127.0.0.1", str(master.port))
+    relay = stack.enter_context(Relay(master.port))
 
     def silence() -> None:
         _send(master, signal.SIGSTOP)
         _send(replica, signal.SIGCONT)
-        with _client(replica) as other:
-            other.replicaof("NO", "ONE")
-        detour.target = replica.port
+        with redis_client(replica) as redis:
+            redis.replicaof("NO", "ONE")
+        relay.target = replica.port
+        relay.swallow()
 
-    detour.target = master.port
-    return Deployment(f"redis://127.0.0.1:{await detour.open()}", master, replica, silence)
+    return Deployment(f"redis://127.0.0.1:{relay.port}", master, replica, silence)
 
 
-async def _sentinel(stack: ExitStack, _: _Detour) -> Deployment:
-    redis = await asyncio.to_thread(stack.enter_context, RedisSentinels(replicas=1))
+def _sentinel(stack: ExitStack) -> Deployment:
+    redis = stack.enter_context(RedisSentinels(replicas=1))
     master, replica = redis.servers.values()
     return Deployment(redis.url, master, replica, lambda: _replace(master, replica))
 
 
-async def _cluster(stack: ExitStack, _: _Detour) -> Deployment:
-    redis = await asyncio.to_thread(stack.enter_context, RedisCluster(3, 3))
-    first, *_rest = redis.master_ports
-    master, replica = redis.servers[first], list(redis.servers.values())[3]
+def _cluster(stack: ExitStack) -> Deployment:
+    redis = stack.enter_context(RedisCluster(3, 3))
+    master, replica = list(redis.servers.values())[::3]
     return Deployment(
         redis.url,
         master,
@@ -167,20 +120,9 @@ async def _every_kind(short: bool) -> list[Bar]:
     return [*chain(*await asyncio.gather(*(_play(kind, short) for kind in DEPLOYMENTS)))]
 
 
-async def _log_in(client: Client, user: int) -> str:
-    body = {"ID_Usuario": user, "Dispositivo": "laptop"}
-    reply = await client.ask("POST", "/sesiones", body=body)
-    assert reply.status == 201
-    return str(orjson.loads(reply.body)["Token_Sesion"])
-
-
-async def _check(client: Client, token: str) -> int:
-    return (await client.ask("GET", "/sesiones/self", token)).status
-
-
 async def _until(client: Client, token: str, status: int, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
-    while await _check(client, token) != status:
+    while await client.check(token) != status:
         if time.monotonic() > deadline:
             return False
         await asyncio.sleep(0.05)
@@ -189,82 +131,52 @@ async def _until(client: Client, token: str, status: int, seconds: float) -> boo
 
 async def _play(kind: str, short: bool) -> list[Bar]:
     ttl = SHORT_TTL_SECONDS if short else float(TOMBSTONE_TTL_SECONDS)
-    asked_seconds = SHORT_ASKED_SECONDS if short else ASKED_SECONDS
     program = (
         f"from sesiones.store import tombstones\ntombstones.TOMBSTONE_TTL_SECONDS = {ttl}\n"
         f"{FLAW}\nfrom sesiones.__main__ import main\nmain()"
     )
-    detour = _Detour()
     with ExitStack() as stack:
-        deployment = await DEPLOYMENTS[kind](stack, detour)
+        deployment = await asyncio.to_thread(DEPLOYMENTS[kind], stack)
         services = [Service(SESIONES_REDIS_URL=deployment.url) for _ in range(3)]
         for service in services:
             service.command = (sys.executable, "-c", program)
             await asyncio.to_thread(stack.enter_context, service)
         idle, paused, other = clients = [Client(service.port) for service in services]
-        process = services[1].process
-        assert process is not None
 
-        users = [user for user in range(1, 2000) if deployment.concerned(user)]
-        others = [user for user in range(1, 2000) if not deployment.concerned(user)]
-        # Each node ends a session of its own; one stays.
-        ended = {client: await _log_in(client, users[0]) for client in (idle, paused)}
-        live = await _log_in(other, users[0])
-        elsewhere = [await _log_in(idle, user) for user in others[:20]]
+        users = [user for user in range(1, 2000) if deployment.concerns(user)]
+        others = [user for user in range(1, 2000) if not deployment.concerns(user)]
+        # Each of two nodes ends a session of its own; one session stays.
+        ended = {client: await client.create(users[0]) for client in (idle, paused)}
+        live = await other.create(users[0])
+        elsewhere = [await idle.create(user) for user in others[:20]]
         for client in clients:
             for token in (*ended.values(), live, *elsewhere):
-                assert await _check(client, token) == 200
-        with _client(deployment.master) as master:
-            await asyncio.to_thread(wait_until, lambda: _replicated(master), "the replica")
-            _send(deployment.replica, signal.SIGSTOP)
-            master.client_kill_filter(_type="replica")
-        for client, token in ended.items():
-            path = f"/sesiones/logout?Token_Sesion={token}"
-            assert (await client.ask("DELETE", path, token)).status == 200
-        process.send_signal(signal.SIGSTOP)
-        try:
-            await asyncio.to_thread(deployment.silence)
-            # Meanwhile the node has traffic for other shards alone, where there are any.
-            until = time.monotonic() + ttl + LATER_SECONDS
-            while time.monotonic() < until:
-                for token in elsewhere:
-                    await _check(idle, token)
-                await asyncio.sleep(0.1)
-        finally:
-            process.send_signal(signal.SIGCONT)
+                assert await client.check(token) == 200
+        await _end_and_silence(deployment, ended, services[1], idle, elsewhere, ttl)
 
         own: dict[Client, Counter[int]] = {client: Counter() for client in ended}
-        until = time.monotonic() + asked_seconds
+        until = time.monotonic() + (SHORT_ASKED_SECONDS if short else ASKED_SECONDS)
         while time.monotonic() < until:
             for client, token in ended.items():
-                own[client][await _check(client, token)] += 1
+                own[client][await client.check(token)] += 1
             await asyncio.sleep(0.02)
-        gone = [
-            await _until(client, token, 401, MAY_TAKE_SECONDS)
-            for client in clients
-            for token in ended.values()
-        ]
+        pairs = [(client, token) for client in clients for token in ended.values()]
+        gone = [await _until(*pair, 401, MAY_TAKE_SECONDS) for pair in pairs]
         stays = [await _until(client, live, 200, MAY_TAKE_SECONDS) for client in clients]
+        gone += [await client.check(token) == 401 for client, token in pairs]
         for client in clients:
-            for token in ended.values():
-                gone.append(await _check(client, token) == 401)
             client.close()
-    await detour.close()
-    words = {
-        client: ", ".join(f"{count:,} x {status}" for status, count in sorted(counts.items()))
-        for client, counts in own.items()
-    }
     life = f"{ttl:.0f} s" if short else "a minute"
     return [
         Bar(
             f"{kind}, its master falls silent after a logout: never accepted by the node that "
             f"ended it, asked more than {life} later",
-            words[idle],
+            _counted(own[idle]),
             not own[idle][200],
         ),
         Bar(
             f"{kind}, the same with that node paused for longer than {life}",
-            words[paused],
+            _counted(own[paused]),
             not own[paused][200],
         ),
         Bar(
@@ -273,6 +185,40 @@ async def _play(kind: str, short: bool) -> list[Bar]:
             all(gone) and all(stays),
         ),
     ]
+
+
+async def _end_and_silence(
+    deployment: Deployment,
+    ended: dict[Client, str],
+    paused: Service,
+    idle: Client,
+    elsewhere: list[str],
+    ttl: float,
+) -> None:
+    """End the sessions, each at its node, while nothing is replicated; then the master falls
+    silent and one node is paused, both for longer than tombstones last."""
+    with redis_client(deployment.master) as master:
+        await asyncio.to_thread(wait_until, lambda: _replicated(master), "the replica")
+        _send(deployment.replica, signal.SIGSTOP)
+        master.client_kill_filter(_type="replica")
+    for client, token in ended.items():
+        assert await client.log_out(token) == 200
+    assert paused.process is not None
+    paused.process.send_signal(signal.SIGSTOP)
+    try:
+        await asyncio.to_thread(deployment.silence)
+        # Meanwhile the other node has traffic for other shards alone, where there are any.
+        until = time.monotonic() + ttl + LATER_SECONDS
+        while time.monotonic() < until:
+            for token in elsewhere:
+                await idle.check(token)
+            await asyncio.sleep(0.1)
+    finally:
+        paused.process.send_signal(signal.SIGCONT)
+
+
+def _counted(statuses: Counter[int]) -> str:
+    return ", ".join(f"{count:,} x {status}" for status, count in sorted(statuses.items()))
 
 
 def _replicated(master: "Redis") -> bool:

@@ -1,5 +1,6 @@
 """Workers are told to stop or are killed, and whole nodes are told to stop, while requests come in
-over connections that are kept alive. Nobody asks twice: what gets no answer, or a 5xx, has failed.
+over connections that are kept alive. No request is sent twice: one that gets no answer, or a 5xx,
+has failed.
 """
 
 import asyncio
@@ -9,17 +10,17 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import uvloop
 
-from scripts.chaos import Bar
+from scripts.chaos import Bar, Trial, trial
 from sesiones.http.server import STOP_SECONDS
+from tests.harness.client import Client
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.service import Service
-from tests.harness.traffic import Client, Event, Traffic, words
+from tests.harness.traffic import Event, words
 
 WORKERS, RATE, SECONDS = 4, 1000, 110
 SHORT_WORKERS, SHORT_RATE, SHORT_SECONDS = 2, 300, 1.0
@@ -29,16 +30,14 @@ WARM_SECONDS = 0.3
 CONNECTIONS = 64
 """To each node, in use in turn."""
 
-Done = TypeVar("Done")
-
 
 class Node(Service):
     """On the same port after a stop."""
 
-    def __init__(self, redis: RedisServer, workers: int) -> None:
+    def __init__(self, workers: int, **variables: str) -> None:
         self._workers = workers
         flags = "--workers", str(workers), "--port", str(free_port())
-        super().__init__(*flags, SESIONES_REDIS_URL=redis.url, SESIONES_REDIS_TIMEOUT="4")
+        super().__init__(*flags, SESIONES_REDIS_TIMEOUT="4", **variables)
 
     def workers(self) -> list[int]:
         """Their process ids, the oldest first."""
@@ -102,18 +101,24 @@ def play(short: bool) -> Iterator[Bar]:
 
 
 async def _play(short: bool) -> list[Bar]:
-    workers, rate = (SHORT_WORKERS, SHORT_RATE) if short else (WORKERS, RATE)
+    number, rate = (SHORT_WORKERS, SHORT_RATE) if short else (WORKERS, RATE)
     seconds, kill_seconds = (SHORT_SECONDS,) * 2 if short else (SECONDS, KILL_SECONDS)
-    with RedisServer() as redis, Node(redis, workers) as node:
-        await node.started(workers)
-        traffic = Traffic([node.port], spare=CONNECTIONS)
+    node = Node(number)
+    async with trial(RedisServer(), node, spare=CONNECTIONS) as workers:
+        await node.started(number)
+        traffic = workers.traffic
 
-        told, events = await _meanwhile(
-            traffic, rate, seconds, "SIGTERM", lambda: node.replace(signal.SIGTERM)
+        events, told = await workers.run(
+            "workers, SIGTERM",
+            rate,
+            seconds,
+            lambda: node.replace(signal.SIGTERM),
+            after=WARM_SECONDS,
+            repeat=True,
         )
         bars = [
             Bar(
-                f"SIGTERM to each of {workers} workers in turn: no request fails",
+                f"SIGTERM to each of {number} workers in turn: no request fails",
                 f"{_failures(events)}, {len(told)} were told; gone in "
                 f"{max(gone - at for at, gone, _ in told):.1f} s, replaced in "
                 f"{max(back - at for at, _, back in told):.1f} s at the most",
@@ -121,8 +126,13 @@ async def _play(short: bool) -> list[Bar]:
             )
         ]
 
-        killed, events = await _meanwhile(
-            traffic, rate, kill_seconds, "SIGKILL", lambda: node.replace(signal.SIGKILL)
+        events, killed = await workers.run(
+            "workers, SIGKILL",
+            rate,
+            kill_seconds,
+            lambda: node.replace(signal.SIGKILL),
+            after=WARM_SECONDS,
+            repeat=True,
         )
         in_flight = [
             event
@@ -132,29 +142,33 @@ async def _play(short: bool) -> list[Bar]:
         others = len(_failed(events)) - len(_failed(in_flight))
         bars.append(
             Bar(
-                f"kill -9 of one of {workers} workers: no request fails but those in flight on it",
+                f"kill -9 of one of {number} workers: no request fails but those in flight on it",
                 f"of those in flight on any worker {_failures(in_flight)}, of the rest {others} of "
-                f"{len(events) - len(in_flight):,}; {len(killed)} were killed; {workers} "
+                f"{len(events) - len(in_flight):,}; {len(killed)} were killed; {number} "
                 f"served again in {max(back - at for at, _, back in killed):.1f} s at the most",
                 not others,
             )
         )
 
         if not short:
-            bars.append(await _stop_nodes(redis, node, traffic))
+            bars.append(await _stop_nodes(workers, node))
 
-        await traffic.verify(traffic.clients[0])
-        traffic.close()
+        await traffic.verify()
     return [*bars, Bar("every answer is right", words(traffic.wrong), not traffic.wrong)]
 
 
-async def _stop_nodes(redis: RedisServer, node: Node, traffic: Traffic) -> Bar:
-    with Node(redis, WORKERS) as other:
+async def _stop_nodes(workers: Trial[RedisServer], node: Node) -> Bar:
+    with Node(WORKERS, SESIONES_REDIS_URL=workers.redis.url) as other:
         await other.started(WORKERS)
-        traffic.clients.append(Client(other.port, CONNECTIONS))
+        workers.traffic.clients.append(Client(other.port, CONNECTIONS))
         nodes = itertools.cycle([node, other])
-        took, events = await _meanwhile(
-            traffic, RATE, KILL_SECONDS, "SIGTERM to a node", lambda: next(nodes).restart()
+        events, took = await workers.run(
+            "workers, SIGTERM to a node",
+            RATE,
+            KILL_SECONDS,
+            lambda: next(nodes).restart(),
+            after=WARM_SECONDS,
+            repeat=True,
         )
     return Bar(
         "SIGTERM to each of two nodes in turn, a refused connection tries the other: no "
@@ -162,17 +176,3 @@ async def _stop_nodes(redis: RedisServer, node: Node, traffic: Traffic) -> Bar:
         f"{_failures(events)}, {len(took)} were told; ended in {max(took):.1f} s at the most",
         not _failed(events) and max(took) < STOP_SECONDS,
     )
-
-
-async def _meanwhile(
-    traffic: Traffic, rate: float, seconds: float, label: str, act: Callable[[], Awaitable[Done]]
-) -> tuple[list[Done], list[Event]]:
-    """Act again and again while there is traffic: what that returned, and the requests."""
-    first = len(traffic.events)
-    running = asyncio.create_task(traffic.run(rate, seconds, f"workers, {label}"))
-    await asyncio.sleep(WARM_SECONDS)
-    done = []
-    while not running.done():
-        done.append(await act())
-    await running
-    return done, traffic.events[first:]

@@ -1,7 +1,7 @@
-"""Standard output and standard error of the commands, whatever they are connected to.
+"""Standard output and standard error of the commands.
 
-A locale that lacks a character gets its escape. Output that cannot be written is an error of its
-own, so that no exit code claims that a caller has read it.
+A character that the locale lacks is printed as its escape. Output that cannot be written is an
+error with an exit code of its own, so that exit code 0 means that the output was written.
 """
 
 import logging
@@ -17,14 +17,14 @@ class OutputError(Exception):
 
     @property
     def reader_left(self) -> bool:
-        """Whether a pipe was closed at its other end, as by ``head``: that needs no message."""
+        """Whether the reader of a pipe has closed it, as ``head`` does: that needs no message."""
         return isinstance(self.__cause__, ConnectionError)
 
 
 def prepare() -> None:
     """Make the standard streams safe to use. Called once, before any other file is opened."""
-    # A socket to Redis must not take the number of a standard descriptor that is closed: what a
-    # library prints would go to Redis.
+    # A socket to Redis must not take the number of a standard descriptor that is closed:
+    # everything that a library prints would go to Redis.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
@@ -45,8 +45,8 @@ def show(text: str) -> None:
 
 
 def complain(text: str, end: str = "\n") -> None:
-    """Write lines on standard error. They are dropped where it cannot be written, and the exit code
-    remains."""
+    """Write lines on standard error. Lines that cannot be written are dropped and leave the exit
+    code as it is."""
     if sys.stderr is None:
         return
     try:
@@ -55,13 +55,13 @@ def complain(text: str, end: str = "\n") -> None:
         _discard(sys.stderr)
 
 
-def is_watched() -> bool:
+def shows_progress() -> bool:
     """Whether standard error is a terminal, where progress can be shown."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-class Complaints(logging.Handler):
-    """Log records on standard error."""
+class ConsoleHandler(logging.Handler):
+    """A handler that writes log records on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         complain(self.format(record))
@@ -73,8 +73,8 @@ def counted(count: int, noun: str) -> str:
 
 
 def _discard(stream: TextIO) -> None:
-    """Send what the stream still holds to /dev/null. Python would try to write it again at exit,
-    fail, and put exit code 120 in the place of the command's own."""
+    """Send what the stream still holds to /dev/null. Otherwise Python would try to write it again
+    at exit, fail, and end with exit code 120 instead of the command's own."""
     with suppress(OSError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

@@ -1,5 +1,5 @@
-"""For API nodes that may not reach Redis: the sessions of a service, over HTTP. Needs httpx:
-``pip install 'sesiones[client]'``."""
+"""Sessions over HTTP, for API nodes that may not reach Redis. Needs httpx: ``pip install
+'sesiones[client]'``."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ from sesiones.tasks import Deadline, PerLoop
 
 
 class SessionClient:
-    """A sesiones service at an URL, such as http://127.0.0.1:8000.
+    """A sesiones service at a URL, such as http://127.0.0.1:8000.
 
     One client serves any number of event loops and threads, like a SessionStore: each loop has
     connections of its own, which are closed when the loop ends or by aclose() in it.
@@ -24,7 +24,8 @@ class SessionClient:
         self._loops = PerLoop(self._open_loop, httpx.AsyncClient.aclose)
 
     def _open_loop(self) -> httpx.AsyncClient:
-        # find() has the deadline: httpx's own timeouts would give up replies that have arrived.
+        # find() has the deadline. After a pause of the process httpx's own timeouts would discard
+        # replies that have arrived.
         no_timeout = httpx.Timeout(None)
         return httpx.AsyncClient(
             base_url=self._url, verify=self._tls, timeout=no_timeout, trust_env=False
@@ -41,7 +42,7 @@ class SessionClient:
             async with Deadline(asyncio.get_running_loop().time() + self._timeout_seconds):
                 http = self._loops.get()
                 response = await http.get("/sesiones/self", headers={"x-auth-token": valid})
-            # A 401 of a proxy between says nothing of the session.
+            # A proxy on the way may answer with a 401 of its own.
             challenge = response.headers.get("www-authenticate", "")
             if response.status_code == 401 and 'realm="sesiones"' in challenge:
                 return None

@@ -1,4 +1,5 @@
-"""For API nodes on Starlette, or FastAPI: whose request is it?
+"""Authentication by session, for API nodes on Starlette or FastAPI. Needs Starlette: ``pip install
+'sesiones[starlette]'``.
 
 app.add_middleware(
     AuthenticationMiddleware, backend=SessionBackend(store), on_error=on_error
@@ -22,14 +23,14 @@ from sesiones.sesion import Sesion, StoreUnavailable
 
 
 class Sessions(Protocol):
-    """Who knows the sessions: SessionStore, or client.SessionClient."""
+    """A source of sessions: SessionStore, or clients.http.SessionClient."""
 
     async def find(self, token: str) -> Sesion | None:
         """The live and active session of a well-formed token. Raises StoreUnavailable."""
 
 
 class SessionUser(BaseUser):
-    """``request.user`` of a request with a session, which is its ``sesion``."""
+    """``request.user`` of a request with a session, which is in ``request.user.sesion``."""
 
     def __init__(self, sesion: Sesion) -> None:
         self.sesion = sesion
@@ -45,7 +46,7 @@ class SessionUser(BaseUser):
 
     @property
     def display_name(self) -> str:
-        """The same: sessions know no names."""
+        """The same, because a session holds no name."""
         return self.identity
 
 
@@ -53,9 +54,9 @@ class SessionBackend(AuthenticationBackend):
     """Authenticates by x-auth-token or Authorization: Bearer, as the service does. Each request
     counts as a use of its session.
 
-    Without a live and active session the user is Starlette's UnauthenticatedUser; with one the
-    scope ``authenticated`` is granted. Raises AuthenticationError when nobody can say: on_error()
-    makes it a 503.
+    With a live and active session the scope ``authenticated`` is granted; without one the user is
+    Starlette's UnauthenticatedUser. Raises AuthenticationError when the sessions cannot be asked,
+    which on_error() turns into a 503.
     """
 
     def __init__(self, sessions: Sessions) -> None:

@@ -20,7 +20,6 @@ from sesiones.redis_client.connection import SilentError
 from sesiones.redis_client.single import UnconfirmedError
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import scripts
-from sesiones.store.errors import WritesRefused, WritesSilent
 from sesiones.store.scripts import MismatchedReplyError, Script
 from sesiones.tasks import MALFORMED_REPLY_ERRORS, Deadline
 
@@ -31,23 +30,33 @@ MOVING_SECONDS = 0.01
 MALFORMED_REPLY = "a reply that no script of ours gives"
 
 
-class Outage:
-    """Logs the first failure of an outage, not each of its thousands, and its end: when nothing has
-    failed for a second."""
+class WritesRefused(StoreUnavailable):
+    """Redis answers, but takes no writes."""
 
-    def __init__(self, failing: str, over: str) -> None:
-        self._failing, self._over = failing, over
-        self._failed_at: float | None = None
+
+class WritesSilent(StoreUnavailable):
+    """A call that may write has had no answer in half of its time: the server does not answer at
+    all, or holds back writes (CLIENT PAUSE, a coordinated failover)."""
+
+
+class Outage:
+    """Logs the first failure of an outage, not each of its thousands, and its end: the first
+    success after a second without a failure."""
+
+    def __init__(self, begin: str, end: str) -> None:
+        self._begin, self._end = begin, end
+        self.failing = False
+        self._failed_at = 0.0
 
     def failed(self, reason: str) -> None:
-        if self._failed_at is None:
-            logger.error("%s: %s", self._failing, reason)
-        self._failed_at = time.monotonic()
+        if not self.failing:
+            logger.error("%s: %s", self._begin, reason)
+        self.failing, self._failed_at = True, time.monotonic()
 
     def succeeded(self) -> None:
-        if self._failed_at is not None and time.monotonic() - self._failed_at > 1:
-            logger.info(self._over)
-            self._failed_at = None
+        if self.failing and time.monotonic() - self._failed_at > 1:
+            logger.info(self._end)
+            self.failing = False
 
 
 class Outages:
@@ -125,35 +134,43 @@ class ScriptRunner:
         """
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + self._timeout_seconds
-        call = partial(
-            scripts.evaluate,
-            execute or self.commands.execute,
-            script,
-            keys,
-            *arguments,
-            on_reply=on_reply,
-            repeatable=script.repeatable,
-        )
         try:
             async with Deadline(deadline):
-                reply = await self._retry(call, script, tries)
+                reply = await self._evaluate_with_retries(
+                    script, keys, arguments, execute or self.commands.execute, tries, on_reply
+                )
         except (SlotMovedError, WritesSilent):
             raise
         except MALFORMED_REPLY_ERRORS as error:
             raise StoreUnavailable(MALFORMED_REPLY) from error
         except (RedisError, OSError, TimeoutError) as error:
             raise self._failure(error) from error
-        if not script.read_only:
+        if self._outages.redis.failing and not script.read_only:
             self._outages.redis.succeeded()
         return reply
 
-    async def _retry(self, call: Execute, script: Script, tries: int) -> Any:
-        """The call's result, after as many tries. A call whose keys are being moved has not been
-        carried out, and was no try."""
+    async def _evaluate_with_retries(
+        self,
+        script: Script,
+        keys: list[str],
+        arguments: tuple[Argument, ...],
+        execute: Execute,
+        tries: int,
+        on_reply: OnReply | None,
+    ) -> Any:
+        """A call whose keys are being moved has not been carried out, and does not count as a
+        try."""
         while True:
             begun = time.monotonic()
             try:
-                reply = await call()
+                reply = await scripts.evaluate(
+                    execute,
+                    script,
+                    keys,
+                    *arguments,
+                    on_reply=on_reply,
+                    repeatable=script.repeatable,
+                )
                 self._metrics.redis_replied(time.monotonic() - begun)
                 return reply
             except SlotMovedError:
@@ -166,11 +183,11 @@ class ScriptRunner:
                 tries -= 1
                 if tries < 1:
                     raise
-                self.reads.reset()  # to other nodes, too: they may be as dead
+                self.reads.reset()  # to all nodes: those connections may be as dead
             except (ReadOnlyError, RedisConnectionError) as error:
                 tries -= 1
                 if isinstance(error, ReadOnlyError):
-                    # Demoted: nothing was written. The master is elsewhere.
+                    # Nothing was written. The server was demoted: find the new master.
                     self.reset()
                 if tries < 1:
                     raise

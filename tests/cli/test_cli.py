@@ -1,5 +1,5 @@
-"""The command line as a process: what it writes where nothing can be written, in locales that lack
-characters, its exit codes, and that it repeats no value that it was given."""
+"""The command line as a process: output that cannot be written, locales that lack characters, exit
+codes; and usage errors, which repeat no value."""
 
 import asyncio
 import os
@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -16,11 +15,12 @@ import orjson
 import pytest
 from redis import Redis
 
-from sesiones.cli import EXIT_CODES, Exit, main
+from sesiones.cli import main
+from sesiones.cli.exits import EXIT_CODES, Exit
+from tests.harness.records import index_key, session_key
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import environment
 from tests.harness.stores import open_store
-from tests.store.test_store import index_key, session_key
 
 pytestmark = pytest.mark.slow
 
@@ -41,44 +41,31 @@ EVERY_COMMAND = [
     "users 10 --end-all --json",
 ]
 
-OF_NO_SESSIONS = r"(sesiones: the index of user 10 .*\n)?"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
+WITHOUT_SESSIONS = r"(sesiones: the index of user 10 .*\n)?"
 
 
 @pytest.fixture(autouse=True)
-def own(server: RedisServer) -> Iterator["Redis"]:
-    """A client of the server, where user 9 has a session on an odd device."""
+def odd_device(server: RedisServer, own: "Redis") -> None:
+    """Give user 9 a session on an odd device, and doctor a fault whose report needs an escape."""
 
-    async def make() -> str:
+    async def create() -> str:
         async with aclosing(open_store(server.url)) as store:
             return (await store.create(9, DEVICE)).Token_Sesion
 
-    with Redis(unix_socket_path=str(server.socket)) as client:
-        client.flushall()
-        key = session_key(asyncio.run(make()))
-        assert client.exists(key)
-        # A fault whose report needs an escape too.
-        client.set(f"{key[:-1]}\u00f1", "x", ex=1000)
-        yield client
-
-
-def buffered() -> dict[str, str]:
-    """What cannot be written stays in Python's buffers, as it does by default."""
-    return {name: value for name, value in environment().items() if name != "PYTHONUNBUFFERED"}
+    key = session_key(asyncio.run(create()))
+    assert own.exists(key)
+    own.set(f"{key[:-1]}\u00f1", "x", ex=1000)
 
 
 def run(
     server: RedisServer, command: str, redirections: str = "", **variables: str
 ) -> tuple[int, str, str]:
     """The exit code, standard output and standard error, by way of a shell."""
+    # Python buffers output that cannot be written, as it does by default.
+    buffered = {name: text for name, text in environment().items() if name != "PYTHONUNBUFFERED"}
     ended = subprocess.run(
         ["bash", "-c", f'"$@" {redirections}', "bash", *SESIONES, *command.split()],
-        env=buffered() | {"SESIONES_REDIS_URL": server.url} | variables,
+        env=buffered | {"SESIONES_REDIS_URL": server.url} | variables,
         capture_output=True,
         timeout=30,
     )
@@ -86,7 +73,7 @@ def run(
 
 
 @pytest.mark.parametrize("command", EVERY_COMMAND)
-def test_full_output_is_one_line_and_an_exit_code_of_its_own(
+def test_output_on_a_full_disk_is_one_line_and_has_an_exit_code_of_its_own(
     server: RedisServer, command: str
 ) -> None:
     code, _, errors = run(server, command, ">/dev/full")
@@ -99,7 +86,7 @@ def test_full_output_is_one_line_and_an_exit_code_of_its_own(
 
 
 @pytest.mark.parametrize("command", EVERY_COMMAND)
-def test_closed_output_has_the_same_exit_code(server: RedisServer, command: str) -> None:
+def test_closed_output_has_the_exit_code_of_a_full_disk(server: RedisServer, command: str) -> None:
     code, _, errors = run(server, command, ">&-")
     assert code == Exit.OUTPUT
     assert errors.splitlines()[-1] == "sesiones: standard output cannot be written: it is closed"
@@ -107,14 +94,14 @@ def test_closed_output_has_the_same_exit_code(server: RedisServer, command: str)
 
 
 @pytest.mark.parametrize("command", EVERY_COMMAND)
-def test_a_reader_that_leaves_early_is_no_error(server: RedisServer, command: str) -> None:
+def test_reader_that_closes_the_pipe_early_is_no_error(server: RedisServer, command: str) -> None:
     # The pipe has no reader any more before the command begins to write.
     code, _, errors = run(server, command, "| true; exit ${PIPESTATUS[0]}")
     assert code == Exit.READER_LEFT
-    assert re.fullmatch(OF_NO_SESSIONS, errors)
+    assert re.fullmatch(WITHOUT_SESSIONS, errors)
     code, out, errors = run(server, command, "| head -1")
     assert (code, out.count("\n")) == (0, 1)
-    assert re.fullmatch(OF_NO_SESSIONS, errors)
+    assert re.fullmatch(WITHOUT_SESSIONS, errors)
 
 
 @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "2> >(true)"])
@@ -139,7 +126,9 @@ def test_errors_that_cannot_be_written_leave_the_exit_code(
     assert "Traceback" not in errors
 
 
-def test_sessions_end_though_that_cannot_be_said(server: RedisServer, own: "Redis") -> None:
+def test_sessions_end_though_the_output_cannot_be_written(
+    server: RedisServer, own: "Redis"
+) -> None:
     code, _, errors = run(server, "users 9 --end-all", ">/dev/full")
     assert code == Exit.OUTPUT
     assert re.search(r"ended session \d+ of user 9, ses_#[0-9a-f]{8}: operator\n", errors)
@@ -157,7 +146,7 @@ def test_sessions_end_though_that_cannot_be_said(server: RedisServer, own: "Redi
         ({"PYTHONIOENCODING": "iso8859-1:strict"}, "móvil \\u20ac"),
     ],
 )
-def test_what_a_locale_cannot_show_is_escaped(
+def test_character_that_the_locale_lacks_is_escaped(
     server: RedisServer, variables: dict[str, str], shown: str
 ) -> None:
     code, out, errors = run(server, "users 9", **variables)
@@ -171,7 +160,7 @@ def test_what_a_locale_cannot_show_is_escaped(
         assert "WRONGTYPE" in out
 
 
-def test_a_locale_that_can_show_everything_does(server: RedisServer) -> None:
+def test_utf_8_shows_every_character(server: RedisServer) -> None:
     _, out, _ = run(server, "users 9", PYTHONIOENCODING="utf-8")
     assert out.encode("latin-1").decode().endswith(f"  {DEVICE}\n")
 
@@ -200,7 +189,7 @@ def test_each_outcome_has_an_exit_code_of_its_own(server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("command", ["doctor --json", "users 9", "users 9 --end-all"])
-def test_a_likely_mistake_is_a_warning_that_shows_no_secret(
+def test_probable_mistake_is_a_warning_without_the_secret(
     server: RedisServer, command: str
 ) -> None:
     url = "redis://u:hunter2@127.0.0.1:1"
@@ -217,7 +206,7 @@ def test_a_likely_mistake_is_a_warning_that_shows_no_secret(
 
 
 @pytest.mark.parametrize("command", ["doctor", "users 9", "users 9 --end-all"])
-def test_an_interrupt_ends_a_command_without_a_traceback(command: str) -> None:
+def test_interrupt_ends_a_command_without_a_traceback(command: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         process = subprocess.Popen(
             [*SESIONES, *command.split()],
@@ -240,6 +229,41 @@ def test_every_exit_code_is_documented() -> None:
     assert [int(code) for code in re.findall(r"^\| (\d+) \|", operate, re.MULTILINE)] == codes
 
 
+WEB_PACKAGES = "uvicorn", "starlette", "httptools", "uvloop", "prometheus_client"
+
+
+def without(folder: Path, *packages: str) -> dict[str, str]:
+    """The variable with which a process finds none of the packages."""
+    for package in packages:
+        (folder / f"{package}.py").write_text(f"raise ModuleNotFoundError(name={package!r})")
+    return {"PYTHONPATH": str(folder)}
+
+
+@pytest.mark.parametrize("package", ["uvicorn", "starlette", "httptools", "prometheus_client"])
+def test_serve_without_a_package_names_the_extra(
+    server: RedisServer, tmp_path: Path, package: str
+) -> None:
+    advice = f"sesiones: serve needs the package {package}: pip install 'sesiones[server]'\n"
+    ended = run(server, "serve --port 0", **without(tmp_path, package))
+    assert ended == (Exit.USAGE, "", advice)
+
+
+def test_other_commands_need_no_web_framework(server: RedisServer, tmp_path: Path) -> None:
+    variables = without(tmp_path, *WEB_PACKAGES)
+    for command, code in (
+        ("--version", Exit.OK),
+        ("serve --help", Exit.OK),
+        ("serve --port x", Exit.USAGE),
+        ("doctor", Exit.OK),
+        ("users 9", Exit.OK),
+        ("users 9 --end-all --deep", Exit.OK),
+        ("health --port 1", Exit.NO),
+    ):
+        ended, _, errors = run(server, command, **variables)
+        assert ended == code, errors
+        assert "sesiones[server]" not in errors
+
+
 def usage_error(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     with pytest.raises(SystemExit) as ended:
         main(words)
@@ -254,6 +278,9 @@ def usage_error(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     [
         (["users", "x"], "argument ID_Usuario: must be an integer from 0 to 9007199254740991"),
         (["users", "-1"], "argument ID_Usuario: must be an integer from 0 to 9007199254740991"),
+        (["users", "1.5"], "argument ID_Usuario: must be an integer from 0 to 9007199254740991"),
+        (["users", str(2**53)], "argument ID_Usuario: must be an integer from 0 to 900719925474"),
+        (["users", "\u0667"], "argument ID_Usuario: must be an integer from 0 to 9007199254740991"),
         (["users", "7", "--end", "0"], "argument --end: must be an integer from 1 to 900719925474"),
         (["users", "7", "--end", "x"], "argument --end: must be an integer from 1 to 900719925474"),
         (["users", "7", "--end"], "argument --end: takes a value, ID_SESION"),
@@ -267,7 +294,7 @@ def usage_error(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["doctor", "7", "8"], "2 arguments too many"),
     ],
 )
-def test_an_argument_error_says_what_is_wanted(
+def test_argument_error_says_what_is_wanted(
     capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     assert usage_error(capsys, *words).startswith(message)
@@ -296,7 +323,7 @@ def test_an_argument_error_says_what_is_wanted(
         (["redis://:SECRET@h"], "argument COMMAND: must be serve, doctor, users, health"),
     ],
 )
-def test_a_usage_error_repeats_no_value(
+def test_usage_error_repeats_no_value(
     capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     shown = usage_error(capsys, *words)
@@ -304,7 +331,7 @@ def test_a_usage_error_repeats_no_value(
     assert shown.startswith(message)
 
 
-def test_what_flags_take_is_named_by_its_kind(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_what_each_flag_takes(capsys: pytest.CaptureFixture[str]) -> None:
     metavars = {
         "--idle-seconds": "SECONDS",
         "--redis-timeout": "SECONDS",
@@ -325,7 +352,7 @@ def test_what_flags_take_is_named_by_its_kind(capsys: pytest.CaptureFixture[str]
         assert f"{flag} {metavar}" in usage
 
 
-def test_a_standard_descriptor_that_is_closed_is_not_given_to_redis(server: RedisServer) -> None:
+def test_closed_standard_descriptor_is_not_given_to_redis(server: RedisServer) -> None:
     program = (
         "import os, sys; from sesiones.cli import console; console.prepare(); "
         "files = {os.readlink(f'/proc/self/fd/{n}') for n in range(3)}; "

@@ -1,90 +1,41 @@
-"""`sesiones doctor` and `sesiones users`, on real servers: each fault is found, and what is well is
-not called one."""
+"""`sesiones doctor` on real servers: it finds each fault, and no fault where all is well."""
 
-import asyncio
 import re
 from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import cast
 
-import orjson
 import pytest
 from redis import Redis
 from redis.exceptions import AuthenticationError
 
-from sesiones import tokens
-from sesiones.cli import Exit, doctor, main
+from sesiones.cli.doctor import place
+from sesiones.cli.exits import Exit
+from sesiones.cli.findings import PERMISSION_ADVICE, Finding
+from sesiones.cli.masters import _listpack, examine_master
+from sesiones.cli.sentinels import examine_sentinels
 from sesiones.redis_client import Commands, Execute
-from sesiones.sesion import Refusal, Sesion, StoreUnavailable
 from sesiones.settings import Settings
-from tests.harness.records import write_record
+from tests.harness.command_line import CommandLine
+from tests.harness.records import counter_key, digest, evict, index_key, session_key
 from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
-from tests.harness.stores import open_store, replica_of
-from tests.redis_client.test_cluster import cluster  # noqa: F401, a fixture
-from tests.store.test_store import counter_key, digest, index_key, session_key
+from tests.harness.stores import replica_of
 
-DOCS = Path(__file__).parents[2] / "docs"
-OPERATE = (DOCS / "operate.md").read_text("utf-8")
-
-PLACE = "prefix sesiones, database 0"
-ENDED = "1 session", "0 sessions", "0 sessions"
-
-Findings = dict[str, dict[str, str]]
+ACL = (Path(__file__).parents[2] / "docs" / "acl.conf").read_text("utf-8")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
-
-
-@pytest.fixture
-def own(server: RedisServer) -> Iterator["Redis"]:
-    with Redis(unix_socket_path=str(server.socket), decode_responses=True) as client:
-        client.flushall()
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("URL", "TIMEOUT"):
-        monkeypatch.delenv(f"SESIONES_REDIS_{name}", raising=False)
-    monkeypatch.setenv("SESIONES_REDIS_TIMEOUT", "2")  # a busy machine
-
-
-def diagnose(
-    capsys: pytest.CaptureFixture[str], url: str, *flags: str
-) -> tuple[int, Findings, list[str]]:
-    """The exit code, the findings by subject, and those subjects that are not well."""
-    code = main(["doctor", "--json", "--redis-url", url, *flags])
-    findings: Findings = {each["subject"]: each for each in orjson.loads(capsys.readouterr().out)}
-    bad = [subject for subject, each in findings.items() if each["level"] != "ok"]
-    for subject in bad:
-        assert findings[subject]["advice"]
-    return code, findings, bad
-
-
-def make(url: str, *users: int) -> list[Sesion]:
-    async def run() -> list[Sesion]:
-        async with aclosing(open_store(url)) as store:
-            return [await store.create(user, f"device of {user}") for user in users]
-
-    return asyncio.run(run())
-
-
-def test_well(server: RedisServer, own: "Redis", capsys: pytest.CaptureFixture[str]) -> None:
-    make(server.url, 7, 7, 8)
-    code, findings, bad = diagnose(capsys, server.url, "--deep")
-    # Whoever may do everything could be worse.
-    assert (code, bad) == (0, ["permissions"])
+def test_well_configured_server_has_one_warning(sesiones: CommandLine) -> None:
+    sesiones.create(7, 7, 8)
+    code, findings, bad = sesiones.doctor("--deep")
+    assert (code, bad) == (0, ["permissions"])  # the default user may do everything
     assert findings["keys"]["text"] == "7 looked at: each is as it should be"
-    assert main(["doctor", "--redis-url", server.url]) == 0
-    shown = capsys.readouterr()
-    assert "WARNING  permissions: the user default may do everything" in shown.out
-    assert "\n         -> Give the service an ACL user" in shown.out
-    assert shown.err == ""  # no progress where nobody watches
+    code, out, errors = sesiones("doctor")
+    assert code == 0
+    assert "WARNING  permissions: the user default may do everything" in out
+    assert "\n         -> Give the service an ACL user" in out
+    assert errors == ""  # no progress, because no terminal shows it
 
 
 @contextmanager
@@ -106,48 +57,43 @@ def configured(redis: "Redis", name: str, value: str) -> Iterator[None]:
         ("min-replicas-to-write", "1", "writes", 1),
     ],
 )
-def test_what_is_wrong_with_a_server(
-    server: RedisServer,
-    own: "Redis",
-    capsys: pytest.CaptureFixture[str],
-    name: str,
-    value: str,
-    subject: str,
-    code: int,
+def test_bad_configuration_is_found(
+    sesiones: CommandLine, own: "Redis", name: str, value: str, subject: str, code: int
 ) -> None:
     with configured(own, name, value):
-        exit_code, _, bad = diagnose(capsys, server.url)
-        assert subject in bad
-        assert exit_code == code
-    assert subject not in diagnose(capsys, server.url)[2]
+        found = sesiones.doctor()
+        assert subject in found.bad
+        assert found.code == code
+    assert subject not in sesiones.doctor().bad
 
 
-def test_replicas_that_are_wanted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_replicas_are_an_error_where_writes_wait_for_them(sesiones: CommandLine) -> None:
     with (
         RedisServer(port=str(free_port())) as server,
         Redis(unix_socket_path=str(server.socket)) as redis,
     ):
-        make(server.url, 7)
-        assert "replicas" not in diagnose(capsys, server.url)[1]
-        code, findings, bad = diagnose(capsys, server.url, "--wait-replicas", "1")
+        there = sesiones.at(server.url)
+        there.create(7)
+        assert "replicas" not in there.doctor().findings
+        code, findings, bad = there.doctor("--wait-replicas", "1")
         assert (code, "replicas" in bad) == (1, True)
         assert findings["replicas"]["text"] == "0 connected; a write waits for 1"
         with replica_of(server):
-            assert "replicas" not in diagnose(capsys, server.url, "--wait-replicas", "1")[2]
-            assert "replicas" in diagnose(capsys, server.url, "--wait-replicas", "2")[2]
+            assert "replicas" not in there.doctor("--wait-replicas", "1").bad
+            assert "replicas" in there.doctor("--wait-replicas", "2").bad
         redis.acl_setuser("default", enabled=True, nopass=True, commands=["+@all", "-wait"])
-        findings = diagnose(capsys, server.url, "--wait-replicas", "1")[1]
+        findings = there.doctor("--wait-replicas", "1").findings
         assert "wait" in findings["replicas"]["text"]
         assert "Allow it" in findings["replicas"]["advice"]
         redis.replicaof("127.0.0.1", 1)
         redis.acl_setuser("default", enabled=True, nopass=True, commands=["+@all"])
-        assert {"role", "replicas"} <= set(diagnose(capsys, server.url, "--wait-replicas", "1")[2])
+        assert {"role", "replicas"} <= set(there.doctor("--wait-replicas", "1").bad)
 
 
-def test_a_replica(server: RedisServer, own: "Redis", capsys: pytest.CaptureFixture[str]) -> None:
+def test_replica_is_an_error(sesiones: CommandLine, own: "Redis") -> None:
     own.replicaof("127.0.0.1", 1)
     try:
-        code, findings, bad = diagnose(capsys, server.url)
+        code, findings, bad = sesiones.doctor()
     finally:
         own.replicaof("NO", "ONE")
     assert code == 1
@@ -155,140 +101,182 @@ def test_a_replica(server: RedisServer, own: "Redis", capsys: pytest.CaptureFixt
     assert "master" in findings["role"]["advice"]
 
 
-def test_keys_without_an_expiry(
-    server: RedisServer, own: "Redis", capsys: pytest.CaptureFixture[str]
+def test_more_keys_without_expiry_than_counters_are_a_warning(
+    sesiones: CommandLine, own: "Redis"
 ) -> None:
     own.mset({f"other:{i}": 1 for i in range(4097)})
-    assert "expiries" in diagnose(capsys, server.url)[2]
+    assert "expiries" in sesiones.doctor().bad
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:1", "redis+cluster://127.0.0.1:1"])
-def test_there_is_no_redis(capsys: pytest.CaptureFixture[str], url: str) -> None:
-    code, findings, bad = diagnose(capsys, url, "--deep")
+def test_redis_that_is_away_is_the_only_finding(sesiones: CommandLine, url: str) -> None:
+    code, findings, bad = sesiones.at(url).doctor("--deep")
     assert (code, bad, len(findings)) == (1, ["connection"], 1)
-    assert main(["users", "7", "--redis-url", url]) == Exit.UNAVAILABLE
-    assert re.fullmatch(r"sesiones: .+\n", capsys.readouterr().err)
+    code, _, errors = sesiones.at(url).users("7")
+    assert code == Exit.UNAVAILABLE
+    assert re.fullmatch(r"sesiones: .+\n", errors)
 
 
 @pytest.mark.anyio
-async def test_an_error_without_a_text_is_named_by_its_kind() -> None:
+async def test_error_without_a_text_is_named_by_its_type() -> None:
     async def execute(*_: object) -> None:
         raise TimeoutError
 
-    (finding,) = [each async for each in doctor._examine_master(execute, Settings())]
+    (finding,) = [each async for each in examine_master(execute, Settings())]
     assert finding.text == "Redis cannot be asked: TimeoutError"
 
 
-def test_bad_settings(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.anyio
+async def test_server_without_the_setting_is_well() -> None:
+    async def execute(*_: object) -> list[object]:
+        return []
+
+    assert (await _listpack(execute)).level == "ok"
+
+
+def test_bad_url_is_a_usage_error(sesiones: CommandLine) -> None:
     for command in ["doctor"], ["users", "7"]:
-        assert main([*command, "--redis-url", "http://x"]) == 2
-        assert capsys.readouterr().err.startswith("sesiones: --redis-url is not a valid URL")
-    for bad in "x", "-1", "1.5", str(2**53), "\u0667":
-        with pytest.raises(SystemExit):
-            main(["users", bad])
+        code, _, errors = sesiones.at("http://x")(*command)
+        assert code == Exit.USAGE
+        assert errors.startswith("sesiones: --redis-url is not a valid URL")
 
 
-def faults(capsys: pytest.CaptureFixture[str], url: str) -> list[str]:
-    code, findings, _ = diagnose(capsys, url, "--deep")
+def faults(sesiones: CommandLine) -> list[str]:
+    code, findings, _ = sesiones.doctor("--deep")
     first, *lines = findings["keys"]["text"].splitlines()
     assert code == 1
     assert re.match(rf"{len(lines)} faults? in \d+ keys?:", first)
     return lines
 
 
-def test_each_fault_of_a_key(
-    server: RedisServer, own: "Redis", capsys: pytest.CaptureFixture[str]
-) -> None:
-    sesiones = make(server.url, *range(10, 19))
-    keys = [session_key(sesion.Token_Sesion) for sesion in sesiones]
-    indexes = [index_key(sesion.ID_Usuario) for sesion in sesiones]
-    expected = []
-
+def test_deep_finds_each_fault_of_a_key(sesiones: CommandLine, own: "Redis") -> None:
+    made = sesiones.create(*range(10, 19))
+    keys = [session_key(sesion.Token_Sesion) for sesion in made]
+    indexes = [index_key(sesion.ID_Usuario) for sesion in made]
     own.persist(keys[0])
-    expected.append(f"{keys[0]}: the key has no expiry")
-    own.zrem(indexes[1], digest(sesiones[1].Token_Sesion))
-    expected.append(f"{keys[1]}: the session is not in the index of user 11")
+    own.zrem(indexes[1], digest(made[1].Token_Sesion))
     own.delete(keys[2])
-    expected.append(f"{indexes[2]}: the index names a session that is not there")
     own.persist(indexes[3])
-    expected.append(f"{indexes[3]}: the key has no expiry")
-    own.expireat(keys[4], sesiones[4].Fecha_Expiracion + 9)
-    expected.append(f"{keys[4]}: the session and the index differ in when it expires")
+    own.expireat(keys[4], made[4].Fecha_Expiracion + 9)
     own.expire(indexes[5], 100)
-    expected.append(f"{indexes[5]}: the index expires before its latest session")
     own.expire(counter_key(16), 1000)
-    expected.append(f"{counter_key(16)}: the counter expires: ID_Sesion would repeat")
     own.hset(keys[7], "1", "x")
-    expected.append(f"{keys[7]}: the field 1 is not a session")
     own.delete(keys[8])
     own.set(keys[8], "x", ex=1000)
-    expected.append(f"{keys[8]}: WRONGTYPE Operation against a key holding the wrong kind of value")
-    # Another prefix, and another's keys, are none of ours.
+    # Keys of another prefix and of another application are not examined.
     own.hset("sesiones2:{AA}:h:x", "a", "b")
     own.set("sesiones:x", "y")
-    assert sorted(faults(capsys, server.url)) == sorted(expected)
+    assert sorted(faults(sesiones)) == sorted(
+        [
+            f"{keys[0]}: the key has no expiry",
+            f"{keys[1]}: the session is not in the index of user 11",
+            f"{indexes[2]}: the index names a session that is not there",
+            f"{indexes[3]}: the key has no expiry",
+            f"{keys[4]}: the session and the index differ in when it expires",
+            f"{indexes[5]}: the index expires before its latest session",
+            f"{counter_key(16)}: the counter expires: ID_Sesion would repeat",
+            f"{keys[7]}: the field 1 is not a session",
+            f"{keys[8]}: WRONGTYPE Operation against a key holding the wrong kind of value",
+        ]
+    )
 
 
-def test_on_a_cluster(
-    cluster: RedisCluster,  # noqa: F811
-    capsys: pytest.CaptureFixture[str],
+def test_every_master_of_a_cluster_is_examined(
+    cluster: RedisCluster, sesiones: CommandLine
 ) -> None:
-    url = cluster.url
-    users = range(500, 560)
-    make(url, *users)
-    code, findings, bad = diagnose(capsys, url, "--deep")
+    there = sesiones.at(cluster.url)
+    there.create(*range(500, 560))
+    code, findings, bad = there.doctor("--deep")
     assert code == 0
     assert len([subject for subject in findings if subject.endswith(": version")]) == 3
     assert all(subject.endswith(": permissions") for subject in bad)
-    first = findings["keys"]
-    assert int(first["text"].split()[0]) >= 120
+    assert int(findings["keys"]["text"].split()[0]) >= 120
     for server in cluster.servers.values():
         with Redis(unix_socket_path=str(server.socket), decode_responses=True) as node:
             node.persist(next(node.scan_iter("*:h:*", count=1000)))
-    assert [line.partition(": ")[2] for line in faults(capsys, url)] == [
-        "the key has no expiry"
-    ] * 3
-    assert main(["users", "500", "--end-all", "--redis-url", url]) == 0
-    assert main(["users", "500", "--redis-url", url, "--json"]) == 0
-    assert capsys.readouterr().out == f"1 session ended ({PLACE})\n[]\n"
+    assert [line.partition(": ")[2] for line in faults(there)] == ["the key has no expiry"] * 3
+    ended = "1 session ended (prefix sesiones, database 0)\n"
+    assert there.users("500", "--end-all")[:2] == (0, ended)
+    assert there.users("500", "--json")[:2] == (0, "[]\n")
 
 
-def test_one_node_of_a_cluster_is_not_enough(
-    cluster: RedisCluster,  # noqa: F811
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    code, findings, _ = diagnose(capsys, f"redis://127.0.0.1:{next(iter(cluster.servers))}")
+def test_one_node_of_a_cluster_is_an_error(cluster: RedisCluster, sesiones: CommandLine) -> None:
+    code, findings, _ = sesiones.at(f"redis://127.0.0.1:{next(iter(cluster.servers))}").doctor()
     assert code == 1
     assert findings["cluster"]["level"] == "error"
 
 
-def test_a_user_who_may_not_look(
-    server: RedisServer, own: "Redis", capsys: pytest.CaptureFixture[str]
+def test_missing_permissions_are_named_with_what_to_do(
+    server: RedisServer, own: "Redis", sesiones: CommandLine
 ) -> None:
-    """What is not allowed is said, with what to do: it is not the server's absence."""
-    service = (DOCS / "acl.conf").read_text("utf-8")
-    rules = re.findall(r"^user sesiones (.*)$", service, re.MULTILINE)[0].split()
+    """They are not taken for a server that is away."""
+    rules = re.findall(r"^user sesiones (.*)$", ACL, re.MULTILINE)[0].split()
     own.execute_command("ACL", "SETUSER", "sesiones", *rules)  # type: ignore[no-untyped-call]
-    url = f"unix://sesiones:PASSWORD@{server.socket}"
-    _, findings, bad = diagnose(capsys, url, "--deep")
-    assert "connection" not in findings
-    assert "INFO" in bad
-    assert findings["keys"]["advice"] == doctor.PERMISSION_ADVICE
+    found = sesiones.at(f"unix://sesiones:PASSWORD@{server.socket}").doctor("--deep")
+    assert "connection" not in found.findings
+    assert "INFO" in found.bad
+    assert found.findings["keys"]["advice"] == PERMISSION_ADVICE
 
 
-@pytest.mark.anyio
-async def test_a_server_without_the_setting() -> None:
-    async def execute(*_: object) -> list[object]:
-        return []
+def test_doctor_names_the_command_that_ends_a_session_outside_of_its_index(
+    sesiones: CommandLine, own: "Redis"
+) -> None:
+    (sesion,) = sesiones.create(7)
+    own.delete(index_key(7))
+    code, findings, _ = sesiones.doctor("--deep")
+    assert code == Exit.NO
+    key = session_key(sesion.Token_Sesion)
+    fault = f"1 fault in 2 keys:\n{key}: the session is not in the index of user 7"
+    assert findings["keys"]["text"] == fault
+    assert "`sesiones users ID_USUARIO --end-all --deep`" in findings["keys"]["advice"]
+    assert sesiones.users("7", "--end-all", "--deep")[0] == 0
+    code, findings, _ = sesiones.doctor("--deep")
+    assert (code, findings["keys"]["level"]) == (Exit.OK, "ok")
 
-    assert (await doctor._listpack(execute)).level == "ok"
+
+def test_doctor_reports_evictions_and_every_policy_that_evicts(
+    sesiones: CommandLine, own: "Redis"
+) -> None:
+    for prefix in "allkeys", "volatile":
+        for order in "lru", "lfu", "random", *(["ttl"] if prefix == "volatile" else []):
+            own.config_set("maxmemory-policy", f"{prefix}-{order}")
+            try:
+                code, findings, _ = sesiones.doctor()
+            finally:
+                own.config_set("maxmemory-policy", "noeviction")
+            assert (code, findings["eviction"]["level"]) == (Exit.NO, "error")
+    sesiones.create(7)
+    own.config_set("maxmemory-policy", "allkeys-random")
+    evict(own)
+    own.config_set("maxmemory-policy", "noeviction")
+    code, findings, _ = sesiones.doctor()
+    assert (code, findings["eviction"]["level"]) == (Exit.OK, "warning")
+    assert "--deep" in findings["eviction"]["advice"]
+
+
+@pytest.mark.parametrize(
+    ("url", "database"),
+    [
+        ("redis://h", 0),
+        ("redis://u:p@h:1/4", 4),
+        ("redis://h?db=4", 4),
+        ("rediss://h/4", 4),
+        ("unix:///s.sock?db=4", 4),
+        ("redis+sentinel://u:p@h:1,h:2/m", 0),
+        ("redis+sentinel://h:1,h:2/m/4", 4),
+        ("redis+cluster://h:1,h:2", 0),
+        ("redis+cluster://h:1/0", 0),
+    ],
+)
+def test_database_is_read_from_every_form_of_url(url: str, database: int) -> None:
+    assert place(Settings(redis_url=url)) == f"prefix sesiones, database {database}"
 
 
 # Sentinels
 
 
 class Sentinels:
-    """Stands for Commands: what each Sentinel replies to SENTINEL MASTERS, or raises."""
+    """Commands with Sentinels that reply to SENTINEL MASTERS, or raise."""
 
     def __init__(self, **replies: object) -> None:
         self._replies = replies
@@ -315,10 +303,9 @@ def master(name: str = "m", port: int = 6379, **fields: object) -> list[bytes]:
     ]
 
 
-async def examined(**replies: object) -> list[doctor.Finding]:
+async def examined(**replies: object) -> list[Finding]:
     settings = Settings(redis_url="redis+sentinel://a:1,b:2,c:3/m")
-    commands = cast(Commands, Sentinels(**replies))
-    return await doctor.examine_sentinels(commands, settings)
+    return await examine_sentinels(cast(Commands, Sentinels(**replies)), settings)
 
 
 @pytest.mark.anyio
@@ -351,7 +338,7 @@ async def test_sentinels_that_agree_are_well() -> None:
         ([[b"name", b"m"]], "what answers is no Sentinel"),
     ],
 )
-async def test_each_sentinel_that_is_not_well_is_an_error(reply: object, text: str) -> None:
+async def test_sentinel_that_differs_or_fails_is_an_error(reply: object, text: str) -> None:
     first, bad, last = await examined(a=[master()], b=reply, c=[master()])
     assert (first.level, last.level) == ("ok", "ok")
     assert (bad.level, bad.subject) == ("error", "sentinel b")
@@ -360,139 +347,25 @@ async def test_each_sentinel_that_is_not_well_is_an_error(reply: object, text: s
 
 
 @pytest.mark.anyio
-async def test_a_sentinel_that_the_url_does_not_name_is_a_warning() -> None:
+async def test_sentinel_that_the_url_does_not_name_is_a_warning() -> None:
     for finding in await examined(a=[master()], b=[master()]):
         assert finding.level == "warning"
         assert "SESIONES_REDIS_URL" in finding.advice
 
 
-def test_every_sentinel_of_the_url_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.sentinel
+def test_every_sentinel_of_the_url_is_asked(sesiones: CommandLine) -> None:
     with RedisSentinels(replicas=0, sentinels=2) as redis:
-        make(redis.url, 7)
-        code, findings, bad = diagnose(capsys, redis.url)
+        there = sesiones.at(redis.url)
+        there.create(7)
+        code, findings, bad = there.doctor()
         names = [f"sentinel 127.0.0.1:{port}" for port in redis.sentinels]
         assert code == 0
         assert set(names) <= set(findings)
         assert not set(names) & set(bad)
         address = next(iter(redis.sentinels))
-        wrong = f"redis+sentinel://127.0.0.1:{address},127.0.0.1:1/mymaster"
-        code, findings, bad = diagnose(capsys, wrong)
+        wrong = sesiones.at(f"redis+sentinel://127.0.0.1:{address},127.0.0.1:1/mymaster")
+        code, findings, _ = wrong.doctor()
         assert code == 1
         assert findings["sentinel 127.0.0.1:1"]["level"] == "error"
         assert "Sentinels" in findings[names[0]]["text"]
-
-
-# Users
-
-
-def test_bad_records_cost_the_others_nothing(
-    server: RedisServer,
-    own: "Redis",
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    odd, bad, _ = (sesion.Token_Sesion for sesion in make(server.url, 7, 7, 7))
-    write_record(own, session_key(odd), actividad=10**12)
-    write_record(own, session_key(bad), estado=2)
-    assert main(["users", "7", "--redis-url", server.url]) == 0
-    shown = capsys.readouterr().out
-    assert "2 live sessions" in shown
-    assert f"used {10**12} " in shown
-    assert f"session {tokens.fingerprint(bad)}: " in caplog.text
-
-
-def test_a_user(server: RedisServer, own: "Redis", capsys: pytest.CaptureFixture[str]) -> None:
-    made = make(server.url, 7, 7, 7, 2061)  # who shares the bucket of 7
-    command = ["users", "7", "--redis-url", server.url]
-    assert main([*command, "--json"]) == 0
-    shown = capsys.readouterr().out
-    listed = {each["ID_Sesion"]: each for each in orjson.loads(shown)}
-    assert set(listed) == {sesion.ID_Sesion for sesion in made[:3]}
-    for sesion in made[:3]:
-        assert sesion.Token_Sesion not in shown
-        seen = listed[sesion.ID_Sesion]
-        assert re.fullmatch(r"ses_#[0-9a-f]{8}", seen["Token_Sesion"])
-        assert seen == sesion._asdict() | {"Token_Sesion": seen["Token_Sesion"]}
-
-    assert main(command) == 0
-    text = capsys.readouterr().out
-    assert text.startswith(f"user 7: 3 live sessions ({PLACE})\n")
-    assert text.count("  active  started 20") == text.count("device of 7\n") == 3
-
-    assert main([*command, "--end", str(made[1].ID_Sesion)]) == 0
-    assert main([*command, "--end", str(made[1].ID_Sesion)]) == 1  # it is not there any more
-    assert main([*command, "--end", str(made[3].ID_Sesion)]) == 1  # another user's
-    assert capsys.readouterr().out == "".join(f"{n} ended ({PLACE})\n" for n in ENDED)
-    assert main([*command, "--end-all", "--json"]) == 0
-    assert main([*command, "--end-all"]) == 0
-    out = capsys.readouterr().out
-    assert out == f'{{"Sesiones_Eliminadas":2}}\n0 sessions ended ({PLACE})\n'
-    assert not own.exists(index_key(7))
-    assert len(own.keys("*:h:*")) == 1
-    with pytest.raises(SystemExit):
-        main([*command, "--end", "1", "--end-all"])
-
-
-def test_a_device_does_not_drive_the_terminal(
-    server: RedisServer, own: "Redis", capsys: pytest.CaptureFixture[str]
-) -> None:
-    (sesion,) = make(server.url, 7)
-    write_record(own, session_key(sesion.Token_Sesion), dispositivo="a\x1b[2J\nb")
-    assert main(["users", "7", "--redis-url", server.url]) == 0
-    assert capsys.readouterr().out.endswith("  a\\x1b[2J\\nb\n")
-
-
-@pytest.mark.anyio
-async def test_ending_works_when_redis_is_full(server: RedisServer, own: "Redis") -> None:
-    async with aclosing(open_store(server.url)) as store:
-        made = [await store.create(7, "d") for _ in range(3)]
-        own.config_set("maxmemory", 1)
-        try:
-            assert await store.end_user(7, made[0].ID_Sesion) == 1
-            assert await store.end_user(7) == 2
-        finally:
-            own.config_set("maxmemory", 0)
-        assert await store.sessions(7) == []
-
-
-# The ACL user of the docs
-
-
-def test_the_acl_user_of_the_docs(
-    server: RedisServer, own: "Redis", capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It may do all that the service and doctor do, and no more."""
-    (rule,) = re.findall(r"^user sesiones .*(?:\n  .*)*", OPERATE, re.MULTILINE)
-    words = rule.replace("\\\n", " ").replace("PASSWORD", "hunter2").split()
-    own.execute_command("ACL", "SETUSER", *words[1:])  # type: ignore[no-untyped-call]
-    url = server.url.replace("unix://", "unix://sesiones:hunter2@")
-    try:
-        asyncio.run(live(url))
-        assert diagnose(capsys, url, "--deep")[2] == []
-        with pytest.raises(StoreUnavailable, match="access"):
-            asyncio.run(make_one(url, "other"))
-        for command in ("FLUSHALL",), ("KEYS", "*"), ("CONFIG", "SET", "maxmemory", "1"):
-            assert own.acl_dryrun("sesiones", *command) != "OK"
-    finally:
-        own.acl_deluser("sesiones")
-
-
-async def make_one(url: str, key_prefix: str) -> None:
-    async with aclosing(open_store(url, key_prefix=key_prefix)) as store:
-        await store.create(7, "d")
-
-
-async def live(url: str) -> None:
-    async with aclosing(open_store(url, max_per_user=2)) as store:
-        made = [await store.create(7, "d") for _ in range(3)]
-        found = [await store.find(sesion.Token_Sesion) for sesion in made]
-        one, two = (sesion for sesion in found if sesion is not None)
-        sooner = one._replace(Fecha_Expiracion=one.Fecha_Expiracion - 9)
-        assert await store.update(sooner) is not None
-        assert await store.end(one.Token_Sesion, two.Token_Sesion) == 1
-        assert await store.end(two.Token_Sesion, two.Token_Sesion) is Refusal.UNAUTHENTICATED
-        assert await store.end_all(one.Token_Sesion, "") == 1
-        await store.create(7, "d")
-        await store.probe(5)
-        assert len(await store.sessions(7)) == 1
-        assert await store.end_user(7) == 1

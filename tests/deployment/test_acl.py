@@ -1,42 +1,49 @@
-"""docs/acl.conf: the service works with exactly these commands and keys, and no fewer."""
+"""The Redis users of the documents, with exactly the commands and keys that are needed: the
+service's in docs/acl.conf, and in docs/operate.md the one for doctor and users too."""
 
 import re
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
-from redis.crc import key_slot
 
-from sesiones import tokens
+from sesiones.cli import doctor
+from sesiones.redis_client import connect
 from sesiones.sesion import Sesion, StoreUnavailable
+from sesiones.settings import Settings
 from sesiones.store import SessionStore
+from tests.harness.records import slot_of
 from tests.harness.redis_server import RedisCluster, RedisServer, free_port
 from tests.harness.stores import open_store, replica_of
 
 pytestmark = pytest.mark.anyio
 
-ACL = Path(__file__).parents[2] / "docs" / "acl.conf"
-COMMANDS = re.findall(r"\+(\S+)", re.findall(r"^user .*$", ACL.read_text("utf-8"), re.M)[0])
+DOCS = Path(__file__).parents[2] / "docs"
+RULES = {
+    name: re.findall(r"^user sesiones .*(?:\n  .*)*", text, re.MULTILINE)[0].replace("\\\n", " ")
+    for name, text in (
+        ("service", (DOCS / "acl.conf").read_text("utf-8")),
+        ("operator", (DOCS / "operate.md").read_text("utf-8")),
+    )
+}
+COMMANDS = {name: re.findall(r"\+(\S+)", rule) for name, rule in RULES.items()}
 OF_A_CLUSTER = {"cluster|slots", "asking"}
 
 
 @asynccontextmanager
 async def store_at(url: str, **options: Any) -> AsyncIterator[SessionStore]:
     defaults = {"touch_seconds": 0, "max_per_user": 2, "timeout_seconds": 1, "wait_replicas": 1}
-    store = open_store(url, **defaults | options)
-    try:
+    async with aclosing(open_store(url, **defaults | options)) as store:
         yield store
-    finally:
-        await store.aclose()
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:
-    """With a replica."""
-    with RedisServer(port=str(free_port()), include=str(ACL)) as server, replica_of(server):
+    """A server with a replica, for WAIT."""
+    with RedisServer(port=str(free_port())) as server, replica_of(server):
         yield server
 
 
@@ -48,8 +55,15 @@ def admin(server: RedisServer) -> Iterator["Redis"]:
         yield redis
 
 
-def url_of(server: RedisServer) -> str:
-    return f"redis://sesiones:PASSWORD@127.0.0.1:{server.port}/1"
+def become(admin: "Redis", user: str) -> None:
+    """Give the Redis user `sesiones` the rule of a document."""
+    words = RULES[user].split()
+    admin.execute_command("ACL", "SETUSER", words[1], "reset", *words[2:])  # type: ignore[no-untyped-call]
+
+
+def url_of(server: RedisServer, user: str = "service") -> str:
+    """The rule of the service has SELECT, for databases other than 0."""
+    return f"redis://sesiones:PASSWORD@127.0.0.1:{server.port}/{int(user == 'service')}"
 
 
 @contextmanager
@@ -64,8 +78,8 @@ def forbidden(admin: "Redis", command: str) -> Iterator[None]:
         acl_setuser(f"+{command}")
 
 
-async def use(store: SessionStore, admin: "Redis") -> None:
-    """All that the service does."""
+async def serve(store: SessionStore, admin: "Redis", url: str) -> None:
+    """All that the service does. Raises StoreUnavailable."""
     await store.probe(1)
     admin.script_flush()  # as on a server that has just taken over
     for _ in range(3):  # the first one has to go
@@ -84,42 +98,98 @@ async def use(store: SessionStore, admin: "Redis") -> None:
     assert await store.end_all(sesion.Token_Sesion, sesion.Token_Sesion) == 1
 
 
-async def test_these_commands_are_enough(server: RedisServer, admin: "Redis") -> None:
-    assert len(COMMANDS) > 15
-    async with store_at(url_of(server)) as store:
-        await use(store, admin)
+async def operate(store: SessionStore, admin: "Redis", url: str) -> None:
+    """All that the service, doctor and users do. Raises StoreUnavailable, for a finding too."""
+    await serve(store, admin, url)
+    await store.create(7, "laptop")
+    settings = Settings(redis_url=url, wait_replicas=1, redis_timeout=5.0)
+    async with aclosing(connect(url, 5.0)) as commands:
+        findings = [each async for each in doctor.examine(commands, settings)]
+    findings.append(await doctor.examine_prefix(store, settings))
+    findings.append(await doctor.examine_store(store))
+    findings.append(await doctor.examine_keys(store, settings, lambda _: None))
+    for finding in findings:
+        if finding.level != "ok" or "not known" in finding.text:
+            raise StoreUnavailable(f"{finding.subject}: {finding.text}")
+    assert len(await store.sessions(7, deep=True)) == 1
+    assert await store.end_user(7, deep=True) == 1
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in OF_A_CLUSTER])
-async def test_without_any_of_them_it_fails(
-    server: RedisServer, admin: "Redis", command: str
+USES: dict[str, Callable[[SessionStore, "Redis", str], Awaitable[None]]] = {
+    "service": serve,
+    "operator": operate,
+}
+
+
+@pytest.mark.parametrize("user", USES)
+async def test_documented_commands_are_enough(
+    server: RedisServer, admin: "Redis", user: str
 ) -> None:
+    assert len(COMMANDS[user]) > {"service": 15, "operator": 20}[user]
+    become(admin, user)
+    async with store_at(url_of(server, user)) as store:
+        await USES[user](store, admin, url_of(server, user))
+
+
+@pytest.mark.parametrize(
+    ("user", "command"),
+    [
+        (user, command)
+        for user, commands in COMMANDS.items()
+        for command in commands
+        if user == "operator" or command not in OF_A_CLUSTER
+    ],
+)
+async def test_without_any_of_them_it_fails(
+    server: RedisServer, admin: "Redis", user: str, command: str
+) -> None:
+    become(admin, user)
     with forbidden(admin, command):
-        async with store_at(url_of(server)) as store:
+        async with store_at(url_of(server, user)) as store:
             with pytest.raises(StoreUnavailable):
-                await use(store, admin)
+                await USES[user](store, admin, url_of(server, user))
 
 
 @pytest.mark.parametrize("command", ["hset", "zadd", "incrby", "del", "zremrangebyscore"])
-async def test_without_any_of_them_it_is_not_ready(
+async def test_without_a_write_command_it_is_not_ready(
     server: RedisServer, admin: "Redis", command: str
 ) -> None:
+    become(admin, "service")
     with forbidden(admin, command):
         async with store_at(url_of(server)) as store:
             with pytest.raises(StoreUnavailable, match="may not"):
                 await store.probe(1)
 
 
-async def test_no_other_keys(server: RedisServer, admin: "Redis") -> None:
-    async with store_at(url_of(server), key_prefix="otros") as store:
+@pytest.mark.parametrize("user", USES)
+async def test_no_other_keys(server: RedisServer, admin: "Redis", user: str) -> None:
+    become(admin, user)
+    async with store_at(url_of(server, user), key_prefix="otros") as store:
         with pytest.raises(StoreUnavailable):
             await store.create(7, "laptop")
         with pytest.raises(StoreUnavailable, match="may not"):
             await store.probe(1)
 
 
-async def test_a_cluster_needs_two_more(admin: "Redis") -> None:
-    with RedisCluster(2, include=str(ACL)) as cluster:
+@pytest.mark.parametrize("user", USES)
+async def test_no_other_command_is_allowed(admin: "Redis", user: str) -> None:
+    become(admin, user)
+    for command in (
+        ("FLUSHALL",),
+        ("KEYS", "*"),
+        ("PING",),
+        ("CONFIG", "SET", "maxmemory", "1"),
+        ("ACL", "LIST"),
+        ("SHUTDOWN",),
+        ("CLUSTER", "SHARDS"),
+        ("GET", "sesiones:{AA}:n"),
+        ("HSET", "otros:{AA}:s:x", "a", "b"),
+    ):
+        assert admin.acl_dryrun("sesiones", *command) != b"OK"
+
+
+async def test_cluster_needs_two_more_commands() -> None:
+    with RedisCluster(2, include=str(DOCS / "acl.conf")) as cluster:
         url = cluster.url.replace("//", "//sesiones:PASSWORD@")
         source, target = cluster.servers
 
@@ -141,7 +211,3 @@ async def test_a_cluster_needs_two_more(admin: "Redis") -> None:
                 with pytest.raises(StoreUnavailable):
                     await find()
         assert await find() is not None
-
-
-def slot_of(user: int) -> int:
-    return key_slot(tokens.user_bucket(user).encode())

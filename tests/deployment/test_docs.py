@@ -7,12 +7,13 @@ from pathlib import Path
 
 import orjson
 
-from scripts.chaos.__main__ import SCENARIOS
+from scripts.chaos.__main__ import HEAD, SCENARIOS
 from sesiones.http.problems import TITLES
 from sesiones.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "api.es.md").read_text("utf-8")
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
 
 def examples(language: str) -> list[str]:
@@ -50,9 +51,7 @@ def test_replies_agree_with_themselves() -> None:
 
 
 def test_every_link_leads_somewhere() -> None:
-    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "scripts" / "README.md"]
-    pages += (ROOT / "docs").rglob("*.md")
-    for page in pages:
+    for page in [*PAGES, ROOT / "scripts" / "README.md"]:
         for link in re.findall(r"\]\(([^)]+)\)", page.read_text("utf-8")):
             path, _, anchor = link.partition("#")
             if "://" in link:
@@ -68,12 +67,11 @@ def test_every_link_leads_somewhere() -> None:
 def test_reliability_has_every_scenario() -> None:
     """Among the promises, and with a figure of the last run."""
     text = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+    last_run = (ROOT / "docs" / "reliability-last-run.md").read_text("utf-8")
     promises = text.partition("## Not promised")[0]
     assert set(re.findall(r"`(\w+)`", promises)) >= SCENARIOS.keys() - {"million"}
-    assert set(re.findall(r"^\| (\w+) \|", text, re.MULTILINE)) >= SCENARIOS.keys()
-
-
-PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    assert set(re.findall(r"^\| (\w+) \|", last_run, re.MULTILINE)) >= SCENARIOS.keys()
+    assert last_run.startswith(HEAD)
 
 
 def test_documents_name_tests_and_scenarios_that_there_are() -> None:
@@ -117,3 +115,28 @@ def test_every_setting_is_documented() -> None:
     documented |= set(re.findall(r"`_([A-Z]+)`", text))
     settings = {field.name.upper() for field in dataclasses.fields(Settings)}
     assert documented - {"REDIS_URL_FILE", "SERVICE_KEY_FILE", "FILE"} == settings
+
+
+def test_architecture_names_files_and_functions_that_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    sources = [path for path in (ROOT / "sesiones").rglob("*.*") if path.suffix in (".py", ".lua")]
+    files = re.findall(r"`((?:\w+/)*\w+\.(?:py|lua))`", text)
+    assert len(files) > 20
+    for file in files:
+        assert (
+            any(path.as_posix().endswith(f"/{file}") for path in sources) or (ROOT / file).is_file()
+        ), file
+    code = "\n".join(path.read_text("utf-8") for path in sources)
+    functions = re.findall(r"`(?:\w+\.)*(\w+)\(\)`", text)
+    assert len(functions) > 10
+    for function in functions:
+        assert re.search(rf"\b(?:def|function) {function}\(", code), function
+
+
+def test_every_invariant_names_its_test() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    section = text.partition("\n## Invariants\n")[2].partition("\n## ")[0]
+    invariants = re.split(r"^\d+\. ", section, flags=re.MULTILINE)[1:]
+    assert len(invariants) > 10
+    for invariant in invariants:
+        assert "::test_" in invariant

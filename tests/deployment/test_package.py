@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -15,22 +16,38 @@ LOCK = (ROOT / "requirements.lock").read_text()
 LOCKED = dict(re.findall(r"^([a-z0-9-]+)==(\S+) ", LOCK, re.MULTILINE))
 
 
-def test_the_locked_versions_are_in_the_ranges() -> None:
-    for line in PROJECT["dependencies"]:
+def requirements(*extras: str) -> Iterator[Requirement]:
+    """What an installation with the extras needs."""
+    options = PROJECT["optional-dependencies"]
+    for line in [*PROJECT["dependencies"], *(line for extra in extras for line in options[extra])]:
         requirement = Requirement(line)
-        assert requirement.specifier.contains(LOCKED[requirement.name]), line
-        for extra in requirement.extras:  # redis[hiredis]
-            assert extra in LOCKED
+        if requirement.name == PROJECT["name"]:
+            yield from requirements(*requirement.extras)
+        else:
+            yield requirement
 
 
-def test_the_lock_names_versions_and_hashes_alone() -> None:
+def test_locked_versions_are_in_the_ranges_of_the_server() -> None:
+    for requirement in requirements("server"):
+        assert requirement.specifier.contains(LOCKED[requirement.name]), requirement
+        assert requirement.extras <= LOCKED.keys()  # redis[hiredis]
+
+
+def test_library_needs_no_web_framework() -> None:
+    assert {requirement.name for requirement in requirements()} == {"orjson", "redis"}
+    web = {"httptools", "prometheus-client", "starlette", "uvicorn", "uvloop"}
+    server = {requirement.name for requirement in requirements("server")}
+    assert server == {"orjson", "redis"} | web
+
+
+def test_lock_names_versions_and_hashes_alone() -> None:
     pinned = r"[a-z0-9-]+==[0-9][0-9.]*( ; python_full_version < '[0-9.]+')? \\"
     for line in LOCK.splitlines()[2:]:
         assert re.fullmatch(rf"{pinned}|    --hash=sha256:[0-9a-f]{{64}}( \\)?", line), line
     assert len(LOCKED) == LOCK.count("==")
 
 
-def test_the_lock_has_what_the_oldest_python_needs() -> None:
+def test_lock_has_what_the_oldest_python_needs() -> None:
     """pip refuses what is not in it."""
     oldest = {"python_version": "3.11", "python_full_version": "3.11.0", "extra": ""}
     for name in LOCKED:

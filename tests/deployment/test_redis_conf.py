@@ -6,7 +6,7 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,25 +24,6 @@ pytestmark = pytest.mark.anyio
 
 LONGEST = "\U0001f600" * 512
 """The longest device: 512 characters of 4 bytes each."""
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
-
-
-@pytest.fixture
-def redis(server: RedisServer) -> Iterator["Redis"]:
-    with Redis(unix_socket_path=str(server.socket), decode_responses=True) as client:
-        yield client
-
-
-@pytest.fixture
-async def store(server: RedisServer) -> AsyncIterator[SessionStore]:
-    store = open_store(server.url)
-    yield store
-    await store.aclose()
 
 
 def settings() -> dict[str, str]:
@@ -92,9 +73,9 @@ async def test_a_session_stays_in_one_compact_block(redis: "Redis", store: Sessi
         assert await store.find(session.Token_Sesion) is not None
         assert await store.update(session._replace(Estado_Sesion=0)) is not None
         (key,) = redis.keys("*:h:*")
-        assert redis.object("encoding", key) == "listpack"
+        assert redis.object("encoding", key) == b"listpack"
         (index,) = redis.keys("*:u:*")
-        assert redis.object("encoding", index) == "listpack"
+        assert redis.object("encoding", index) == b"listpack"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +113,7 @@ async def test_sessions_outlive_the_server(
 
 
 async def test_sessions_outlive_the_folder_of_the_socket(tmp_path: Path) -> None:
-    """As `make run` does it: a new server each time, the data stays."""
+    """`make run` starts a new server on the same data."""
     tokens: list[str] = []
     for number in range(2):
         with RedisServer(tmp_path / "data") as server:
@@ -143,8 +124,7 @@ async def test_sessions_outlive_the_folder_of_the_socket(tmp_path: Path) -> None
             await store.aclose()
 
 
-# docs/acl.conf and the full disk: what docs/deploy/README.md and docs/reliability.md say.
-
+# docs/acl.conf and the full disk, as in docs/deploy/README.md and docs/reliability.md
 
 ACL = CONFIGURATION.parent / "docs" / "acl.conf"
 
@@ -337,9 +317,8 @@ async def test_without_the_way_out_undone_a_restart_brings_sessions_back(
     await store.aclose()
     disk_server.stop(signal.SIGKILL)
     disk_server.start()
-    store = open_store(
-        disk_server.url
-    )  # a process that has not ended it, and does not end it again
+    # A store without the tombstone of the session does not end it again.
+    store = open_store(disk_server.url)
     assert await store.find(laptop.Token_Sesion) is not None
     await store.aclose()
 

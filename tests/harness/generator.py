@@ -1,13 +1,13 @@
-"""An open-loop load generator: requests arrive at a rate, whatever the server does.
+"""Checks at a rate, with latencies to the microsecond: for a service at its limit.
 
-Arrivals are a Poisson process, as those of many users who know nothing of each other. Each takes
+It is the open loop of arrivals.py for one kind of request, without asyncio, which would take twice
+the processor time for each, and that from the service where both share a machine. An arrival takes
 a free connection or waits for one, and its latency counts from its arrival: a server that stalls
 for a second delays everything that arrived in that second, and all of it is in the percentiles.
-A closed loop, which sends the next request when the last one was answered, would see one slow
-reply (coordinated omission); ``Step.service_times`` are what it would have reported.
+``Step.service_times`` are what a closed loop would have reported.
 
-A reply is right when it is a 200 for the token's user. Plain HTTP/1.1 with Content-Length: what
-the service answers.
+A reply is right when it is a 200 for the token's user. Only HTTP/1.1 with a Content-Length is
+understood: what the service answers.
 """
 
 import ctypes
@@ -43,7 +43,7 @@ clock = time.monotonic
 
 @dataclass
 class Step:
-    """What came of offering a rate. All times are in seconds."""
+    """What came of a rate that was offered. All times are in seconds."""
 
     arrivals: int = 0
     answered: int = 0
@@ -53,12 +53,12 @@ class Step:
     service_times: "array[float]" = field(default_factory=lambda: array("d"))
     """Of right replies, from sending."""
     lateness: "array[float]" = field(default_factory=lambda: array("d"))
-    """From arrival to sending where a connection was free: the generator's own fault."""
+    """From arrival to sending where a connection was free: the generator's own delay."""
     unsent: int = 0
-    """For want of a free connection, up to the end: the rate was too high."""
+    """No connection was free up to the end: the rate was too high."""
     failures: Counter[str] = field(default_factory=Counter)
     busy: float = 0.0
-    """The share of time that the generator had no time to wait in; of the busiest process."""
+    """The share of time in which the busiest process did not wait for anything."""
 
     def add(self, other: "Step") -> None:
         self.arrivals += other.arrivals
@@ -166,7 +166,7 @@ class Generator:
                 self._open()
                 self._lost -= 1
         except OSError:
-            pass  # in a while
+            pass  # it is tried again later
 
     def _drop(self, connection: _Connection) -> None:
         del self._connections[connection.sock.fileno()]

@@ -2,8 +2,8 @@
 
 Answers to requests that overlap may come in any order, so an answer is judged by what was certain
 while its request was out: a 200 is wrong when the session's end had been acknowledged before the
-request was sent, or it had expired by then; a 401 is wrong when nobody had begun to end the session
-by the time the answer came, and it had not been due to expire.
+request was sent, or it had expired by then; a 401 is wrong when no request to end the session had
+been sent by the time the answer came, and it had not been due to expire.
 """
 
 import json
@@ -102,8 +102,8 @@ class Ledger:
 
 
 def numbers(headers: Mapping[str, str], body: bytes) -> dict[str, int]:
-    """A session's numbers in a 200: of its object, or else of the headers of a check. Raises
-    ValueError."""
+    """A session's numbers in a 200: of its object, or else of the headers of a check, whose names
+    are in lower case. Raises ValueError."""
     if body:
         session = json.loads(body)
         if not isinstance(session, dict):
@@ -112,5 +112,5 @@ def numbers(headers: Mapping[str, str], body: bytes) -> dict[str, int]:
         if not all(type(value) is int for value in found.values()):
             raise ValueError("not a number")
         return found
-    named = {name: headers.get(f"X-{name.replace('_', '-')}") for name in (*FIXED, *RISING)}
+    named = {name: headers.get(f"x-{name.replace('_', '-').lower()}") for name in (*FIXED, *RISING)}
     return {name: int(value) for name, value in named.items() if value is not None}

@@ -36,7 +36,7 @@ class Progress:
     def _show(self) -> None:
         self._shown = time.monotonic()
         rate = self.done / max(self._shown - self._started, 1e-9)
-        left = f"{(self._total - self.done) / rate:.0f} s left" if rate else "-"
+        left = f"{max(self._total - self.done, 0) / rate:.0f} s left" if rate else "-"
         text = f"{self.done:,} of {self._total:,}, {rate:,.0f}/s, {left}"
         if self._bar:
             filled = WIDTH * self.done // max(self._total, 1)

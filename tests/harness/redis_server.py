@@ -24,7 +24,8 @@ CONFIGURATION = Path(__file__).parents[2] / "redis.conf"
 
 
 class RedisServer:
-    """A server on redis.conf, on a unix socket, until it is closed.
+    """A server on redis.conf, on a unix socket, and on a port if ``port`` is among the options,
+    until it is closed. ``url`` names the port where there is one.
 
     ``data``: where its append-only file lives; by default in a private directory.
     ``socket_path``: of its unix socket; by default in the private directory.
@@ -44,12 +45,12 @@ class RedisServer:
     ) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="sesiones-"))
         self.socket = socket_path or self._directory / "redis.sock"
-        self.url = unix_url(self.socket)
         self._binary = binary
         self._data = data or self._directory
         self._inherited = () if keep_open is None else (keep_open,)
         self._options = options
         self.port = int(options.get("port", "0"))
+        self.url = f"redis://127.0.0.1:{self.port}" if self.port else unix_url(self.socket)
         # A copy: Sentinel, and CONFIG REWRITE, have a server write into its file.
         self._configuration = shutil.copy(CONFIGURATION, self._directory)
         self.process: subprocess.Popen[bytes] | None = None
@@ -60,7 +61,7 @@ class RedisServer:
         self._release()
         self._data.mkdir(parents=True, exist_ok=True)
         log = self._directory / "redis.log"
-        log.unlink(missing_ok=True)  # an earlier run's last words are not this one's
+        log.unlink(missing_ok=True)  # errors of an earlier run must not be reported as this one's
         options = {
             "port": "0",
             "unixsocket": str(self.socket),
@@ -81,7 +82,7 @@ class RedisServer:
         )
         while not self._answers():
             if self.process.poll() is not None:
-                raise RuntimeError(f"the Redis server did not start: {_last_words(log)}")
+                raise RuntimeError(f"the Redis server did not start: {_reason(log)}")
             time.sleep(0.02)
 
     def _answers(self) -> bool:
@@ -95,8 +96,12 @@ class RedisServer:
         except RedisError:
             return False
 
+    def client(self, **options: Any) -> Redis:
+        """A client on its unix socket, to be closed by the caller."""
+        return Redis(unix_socket_path=str(self.socket), **options)
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End the process; SIGTERM saves first. The data stays, and nobody gets its port."""
+        """End the process; SIGTERM saves first. The data stays, and the port stays taken."""
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(number)
@@ -107,7 +112,7 @@ class RedisServer:
                 self.process.wait()
             self.process = None
             if self.port:
-                # Another server there, of another test, would answer for this one: no session.
+                # Another test's server at this port would answer that there is no such session.
                 self._reserved = socket.socket()
                 self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 self._reserved.bind(("127.0.0.1", self.port))
@@ -135,7 +140,7 @@ class RedisServer:
         self.close()
 
 
-def _last_words(log: Path) -> str:
+def _reason(log: Path) -> str:
     """Why a server ended. Without its advice to "fix" a file: that cuts off what it cannot read."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     texts = [re.sub(r"^\d+:\w [\w :.]+ [.*#-] ", "", line) for line in lines]
@@ -353,11 +358,11 @@ def _accepts(port: int) -> bool:
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
-    """Until it holds of ``what``. Raises RuntimeError."""
+    """Wait until the condition holds. ``what``: named in the RuntimeError when it does not."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise RuntimeError(f"waited {seconds:g} s in vain for {what}")
+            raise RuntimeError(f"gave up after {seconds:g} s of waiting for {what}")
         time.sleep(0.02)
 
 

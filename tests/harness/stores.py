@@ -9,6 +9,8 @@ from typing import Any
 
 from redis import Redis
 
+from sesiones.policy import SessionPolicy
+from sesiones.redis_client import Commands
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import SessionStore
 from tests.harness.redis_server import RedisServer, free_port
@@ -19,9 +21,42 @@ EXAMPLES = int(os.environ.get("SESIONES_TEST_EXAMPLES", "50"))
 """Examples of a property-based test; raise it for a long run."""
 
 
+Opener = Callable[..., SessionStore]
+"""open_store(), or what does the same and closes the stores at the end of the test."""
+
+
 def open_store(url: str, *, timeout_seconds: float = 5.0, **options: Any) -> SessionStore:
     """A store with the service's defaults, but patience for a busy machine."""
     return SessionStore.from_url(url, timeout_seconds=timeout_seconds, **options)
+
+
+def store_on(
+    commands: Any,
+    kind: Callable[..., SessionStore] = SessionStore,
+    *,
+    timeout_seconds: float = 5.0,
+    **policy: Any,
+) -> SessionStore:
+    """A store on commands that exist, with the service's defaults."""
+    return kind(
+        lambda: commands,
+        SessionPolicy(**policy),
+        key_prefix="sesiones",
+        timeout_seconds=timeout_seconds,
+    )
+
+
+class WrappedCommands:
+    """Commands that do what others do, but for what a subclass changes."""
+
+    def __init__(self, commands: Commands) -> None:
+        self.commands = commands
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.commands, name)
+
+    async def execute(self, *arguments: Any, **how: Any) -> Any:
+        return await self.commands.execute(*arguments, **how)
 
 
 @contextmanager
@@ -40,8 +75,8 @@ def replica_of(server: RedisServer, **options: Any) -> Iterator[RedisServer]:
         yield replica
 
 
-async def available(ask: Callable[[], Awaitable[Any]], seconds: float) -> Any:
-    """What it returns, once it is available."""
+async def available(ask: Callable[[], Awaitable[Any]], seconds: float = 40) -> Any:
+    """What ``ask`` returns, asked again while it is unavailable, for so long."""
     deadline = time.monotonic() + seconds
     while True:
         try:

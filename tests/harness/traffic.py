@@ -1,49 +1,34 @@
-"""Requests at a rate on the nodes of the service, and a ledger of what they acknowledged.
+"""Users of the service at a rate, and a ledger of what the service acknowledged to them.
 
-An open loop: requests arrive whether or not earlier ones were answered. Every answer is judged by
-the ledger when it comes, and verify() asks about every session once more in the end.
+The ledger judges every answer when it comes; verify() asks about every session once more at the
+end.
 """
 
 import asyncio
 import itertools
 import random
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
-
-import httptools
-import orjson
+from typing import NamedTuple
 
 from sesiones import tokens
+from tests.harness.arrivals import Arrivals
+from tests.harness.client import NOT_SENT, Client
 from tests.harness.ledger import Ledger, Sent, numbers
-from tests.harness.progress import Progress
-
-REPLY_SECONDS = 5.0
-"""What is answered later, or never, is a hang."""
-TICK_SECONDS = 0.002
+from tests.harness.service import Reply
 
 LOST = "401 for a live session"
 BACK = "200 after an acknowledged logout"
 OVERWRITTEN = "an acknowledged PUT was lost"
 
 REPLICATED_LATE = {"Ultima_Actividad ran backwards", "Fecha_Expiracion ran backwards"}
-"""No error of the service's when a master was lost: nobody waits for a slide to be replicated."""
+"""No error of the service when a master was lost: a slide is not confirmed by replicas."""
 
-
-def words(wrong: Mapping[str, Collection[str]]) -> str:
-    """What is wrong, and of how many sessions."""
-    return ", ".join(f"{what}: {len(found)}" for what, found in wrong.items()) or "nothing wrong"
-
-
-class Reply(NamedTuple):
-    """``status`` 0: the connection failed, or could not be opened (REFUSED)."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-    closes: bool
+MIX = {"check": 50, "check ended": 15, "create": 20, "update": 5, "logout": 8, "logoutAll": 2}
+WRITES = "create", "update", "logout", "logoutAll"
+CHECKS = "/sesiones/self", "/sesiones/verificar"
 
 
 class Event(NamedTuple):
@@ -55,115 +40,34 @@ class Event(NamedTuple):
     seconds: float
     port: int
     bucket: str
-    """The user's: it says on which shard of a Cluster it was."""
+    """The user's: it tells on which shard of a Cluster the session was."""
 
 
-NOTHING = Reply(0, {}, b"", True)
-REFUSED = Reply(0, {}, b"", True)
+def counted(events: Iterable[Event]) -> str:
+    """How many answers of each status."""
+    counts = Counter(event.status for event in events)
+    return ", ".join(f"{count:,} x {status}" for status, count in sorted(counts.items()))
 
 
-class _Connection(asyncio.Protocol):
-    """One request at a time, over a connection that is kept alive."""
-
-    transport: asyncio.Transport
-
-    def __init__(self) -> None:
-        self._reply: asyncio.Future[Reply] | None = None
-
-    async def ask(self, request: bytes) -> Reply:
-        if self.transport.is_closing():
-            return NOTHING
-        self._reply = asyncio.get_running_loop().create_future()
-        self._parser = httptools.HttpResponseParser(self)
-        self._headers: dict[str, str] = {}
-        self._body = b""
-        self.transport.write(request)
-        try:
-            async with asyncio.timeout(REPLY_SECONDS):
-                return await self._reply
-        except TimeoutError:
-            self.transport.abort()
-            return NOTHING
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._answer(NOTHING)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.decode().title()] = value.decode()
-
-    def on_body(self, body: bytes) -> None:
-        self._body += body
-
-    def on_message_complete(self) -> None:
-        closes = not self._parser.should_keep_alive()
-        self._answer(Reply(self._parser.get_status_code(), self._headers, self._body, closes))
-
-    def _answer(self, reply: Reply) -> None:
-        if self._reply is not None and not self._reply.done():
-            self._reply.set_result(reply)
+def slowest(events: Iterable[Event]) -> float:
+    return max(event.seconds for event in events)
 
 
-class Client:
-    """Any number of requests at once to the service at a port of loopback, over connections that
-    are used in turn. ``spare``: how many of them are kept idle, as gateways do; 0: as many as come
-    about."""
-
-    def __init__(self, port: int, spare: int = 0) -> None:
-        self.port = port
-        self._spare = spare
-        self._idle: deque[_Connection] = deque()
-
-    async def ask(self, method: str, path: str, token: str = "", body: object = None) -> Reply:
-        """``body`` is sent as JSON."""
-        content = b"" if body is None else orjson.dumps(body)
-        head = f"{method} {path} HTTP/1.1\r\nHost: sesiones\r\nContent-Length: {len(content)}\r\n"
-        head += f"X-Auth-Token: {token}\r\n" if token else ""
-        head += "Content-Type: application/json\r\n" if content else ""
-        while self._idle and self._idle[0].transport.is_closing():
-            self._idle.popleft()
-        try:
-            connection = (
-                self._idle.popleft() if len(self._idle) > self._spare else await self._open()
-            )
-        except OSError:
-            return REFUSED
-        reply = await connection.ask(f"{head}\r\n".encode() + content)
-        if reply.closes or 0 < self._spare < len(self._idle):
-            connection.transport.close()
-        else:
-            self._idle.append(connection)
-        return reply
-
-    async def _open(self) -> _Connection:
-        loop = asyncio.get_running_loop()
-        return (await loop.create_connection(_Connection, "127.0.0.1", self.port))[1]
-
-    def close(self) -> None:
-        for connection in self._idle:
-            connection.transport.abort()
-        self._idle.clear()
+def words(wrong: Mapping[str, Collection[str]]) -> str:
+    """What is wrong, and of how many sessions."""
+    return ", ".join(f"{what}: {len(found)}" for what, found in wrong.items()) or "nothing wrong"
 
 
 @dataclass
 class _User:
     """``live``: the tokens that are used. ``ending``: those whose logout was not acknowledged yet.
-    ``busy``: a create or a logoutAll is out, and only one of them at a time: which of the two came
-    first nobody could tell."""
+    ``busy``: a create or a logoutAll is in flight. Only one of them is sent at a time, because it
+    could not be told which of the two came first."""
 
     number: int
     live: list[str] = field(default_factory=list)
     ending: set[str] = field(default_factory=set)
     busy: bool = False
-
-
-MIX = {"check": 50, "check ended": 15, "create": 20, "update": 5, "logout": 8, "logoutAll": 2}
-WRITES = "create", "update", "logout", "logoutAll"
 
 
 class Traffic:
@@ -175,40 +79,34 @@ class Traffic:
     ) -> None:
         self.events: list[Event] = []
         self.late = 0.0
-        """Seconds by which the last run() itself was late at the most, on a busy machine: so are
-        the times of its events then."""
+        """By how many seconds the last run() itself was late at the most."""
         self.wrong: dict[str, set[str]] = defaultdict(set)
         """The tokens of the sessions that the service was wrong about, by the ledger's words."""
         self.clients = [Client(port, spare) for port in ports]
-        self._ledger = Ledger()
-        self._users = [_User(number) for number in range(1, users + 1)]
         self.created_at: dict[str, float] = {}
         """When each session was acknowledged, on the monotonic clock."""
-        self._ended: list[str] = []
         self.unconfirmed: list[str] = []
-        """The sessions that logouts were to end of which nobody knows what came."""
+        """The sessions that logouts were to end whose outcome is unknown."""
+        self._ledger = Ledger()
+        self._users = [_User(number) for number in range(1, users + 1)]
+        self._ended: list[str] = []
         self._objects: dict[str, dict[str, object]] = {}
         """Of sessions of which no PUT was sent yet."""
         self._devices: dict[str, set[str]] = {}
         """What a session's device may be."""
         self._random = random.Random(seed)
 
-    async def run(self, rate: float, seconds: float, label: str) -> None:
+    async def run(self, rate: float, seconds: float, label: str) -> list[Event]:
         """Requests arrive for that long, spread over the nodes; waits for all their answers."""
-        progress = Progress(label, int(rate * seconds))
+        first = len(self.events)
         operations, weights = list(MIX), list(MIX.values())
-        begun = time.monotonic()
-        passed = self.late = 0.0
+        arrivals = Arrivals(rate, seconds, label, self._random)
         async with asyncio.TaskGroup() as tasks:
-            while passed < seconds:
-                for _ in range(int(rate * passed) - progress.done):
-                    (operation,) = self._random.choices(operations, weights)
-                    tasks.create_task(self.one(operation))
-                    progress.step()
-                await asyncio.sleep(TICK_SECONDS)
-                last, passed = passed, time.monotonic() - begun
-                self.late = max(self.late, passed - last - TICK_SECONDS)
-        progress.end()
+            async for _ in arrivals:
+                (operation,) = self._random.choices(operations, weights)
+                tasks.create_task(self.one(operation))
+        self.late = arrivals.late
+        return self.events[first:]
 
     async def one(self, operation: str) -> None:
         """One request of the kind; another kind where the user at hand has nothing to do it on."""
@@ -227,8 +125,9 @@ class Traffic:
         elif operation == "logoutAll" and not user.busy:
             await self._log_out(user, operation, user.live[-1])
 
-    async def verify(self, client: Client) -> None:
+    async def verify(self, client: Client | None = None) -> None:
         """Ask about every session that there ever was, until it is answered."""
+        client = client or self.clients[0]
 
         async def look(token: str) -> None:
             while True:
@@ -238,15 +137,17 @@ class Traffic:
                     break
                 await asyncio.sleep(0.1)
             self._judge(sent, reply)
-            if (
-                reply.status == 200
-                and orjson.loads(reply.body)["Dispositivo"] not in self._devices[token]
-            ):
+            if reply.status == 200 and reply.json()["Dispositivo"] not in self._devices[token]:
                 self.wrong[OVERWRITTEN].add(token)
 
         made = list(self.created_at)
         for first in range(0, len(made), 64):
             await asyncio.gather(*(look(token) for token in made[first : first + 64]))
+
+    def take_wrong(self) -> dict[str, set[str]]:
+        """What was wrong so far; what is found from now on is counted anew."""
+        wrong, self.wrong = self.wrong, defaultdict(set)
+        return wrong
 
     def close(self) -> None:
         for client in self.clients:
@@ -259,8 +160,8 @@ class Traffic:
     def longest_gap(
         self, since: float, until: float, buckets: Container[str] | None = None
     ) -> float:
-        """Seconds in which no write was acknowledged, at the longest; of the users of the buckets
-        or of all."""
+        """For how many seconds no write was acknowledged, at the longest; of the users of the
+        buckets or of all."""
         moments = [
             event.at + event.seconds
             for event in self.events
@@ -284,7 +185,7 @@ class Traffic:
         begun = time.monotonic()
         for client in self._random.sample(self.clients, len(self.clients)):
             reply = await client.ask(method, path, token, body)
-            if reply is not REFUSED:  # else nothing was sent: the next node, as a gateway does
+            if reply is not NOT_SENT:  # else the next node is tried, as a gateway does
                 break
         seconds = time.monotonic() - begun
         self.events.append(Event(begun, operation, reply.status, seconds, client.port, bucket))
@@ -292,29 +193,36 @@ class Traffic:
 
     async def _create(self, user: _User) -> None:
         user.busy = True
-        body = {"ID_Usuario": user.number, "Dispositivo": "laptop"}
-        bucket = tokens.user_bucket(user.number)
+        ID_Usuario, device = user.number, f"laptop of {user.number}"
+        body = {"ID_Usuario": ID_Usuario, "Dispositivo": device}
+        bucket = tokens.user_bucket(ID_Usuario)
         reply = await self._ask("create", bucket, "POST", "/sesiones", body=body)
         user.busy = False
         if reply.status == 201:
-            session = orjson.loads(reply.body)
+            session = reply.json()
             token = session["Token_Sesion"]
-            self._ledger.add(token, numbers({}, reply.body))
-            self._objects[token], self._devices[token] = session, {"laptop"}
+            self._ledger.add(token, {"ID_Usuario": ID_Usuario})
+            self._devices[token] = {device}
+            self._judge(self._ledger.sent(token), Reply(200, {}, reply.body))
+            self._objects[token] = session
             self.created_at[token] = time.monotonic()
             user.live.append(token)
 
     async def _check(self, operation: str, token: str) -> None:
         sent, bucket = self._ledger.sent(token), tokens.bucket(token)
-        self._judge(sent, await self._ask(operation, bucket, "GET", "/sesiones/self", token))
+        path = self._random.choice(CHECKS)
+        self._judge(sent, await self._ask(operation, bucket, "GET", path, token))
 
     async def _update(self, token: str) -> None:
-        session = self._objects.pop(token) | {"Dispositivo": "tablet"}
-        self._devices[token].add("tablet")
-        bucket = tokens.bucket(token)
-        reply = await self._ask("update", bucket, "PUT", "/sesiones", body=session)
+        session = self._objects.pop(token)
+        laptop, tablet = str(session["Dispositivo"]), f"tablet of {session['ID_Usuario']}"
+        self._devices[token].add(tablet)
+        sent = self._ledger.sent(token)
+        body = session | {"Dispositivo": tablet}
+        reply = await self._ask("update", tokens.bucket(token), "PUT", "/sesiones", body=body)
         if reply.status == 200:
-            self._devices[token].remove("laptop")
+            self._judge(sent, reply)
+            self._devices[token].discard(laptop)
 
     async def _log_out(self, user: _User, operation: str, token: str) -> None:
         ends = [token]
@@ -340,7 +248,14 @@ class Traffic:
                 user.ending.clear()
 
     def _judge(self, sent: Sent, reply: Reply) -> None:
-        answer = numbers({}, reply.body) if reply.status == 200 and not sent.ends else {}
+        checks = reply.status == 200 and not sent.ends
+        answer = numbers(reply.headers, reply.body) if checks else {}
         wrong = self._ledger.judge(sent, reply.status, answer)
+        if checks and reply.body and not wrong:
+            session = reply.json()
+            if session["Token_Sesion"] != sent.token:
+                wrong = "another session's Token_Sesion"
+            elif session["Dispositivo"].partition(" of ")[2] != str(session["ID_Usuario"]):
+                wrong = "another session's Dispositivo"
         if wrong and wrong not in REPLICATED_LATE:
             self.wrong[wrong].add(sent.token)

@@ -6,32 +6,29 @@ from contextlib import suppress
 
 import pytest
 
+from tests.harness.api import check_problem
 from tests.harness.service import Service
-from tests.http.test_protocol import (
+from tests.harness.wire import (
     CHUNKED,
+    CLOSE,
     CREATION,
+    EXPECT,
     HOST,
     JSON,
+    KEEP_ALIVE,
     LENGTH,
     UPGRADE,
     check,
     chunks,
-    no_error_logged,
     parse,
     post,
     read,
     receive,
     statuses,
     talk,
-    token,
 )
-from tests.http.test_sessions import check_problem
 
-__all__ = ["no_error_logged", "token"]  # fixtures
-
-EXPECT = b"Expect: 100-continue\r\n"
-CLOSE = b"Connection: close\r\n"
-KEEP_ALIVE = b"Connection: keep-alive\r\n"
+pytestmark = pytest.mark.usefixtures("no_error_logged")
 
 # A final response where "100 Continue" was expected
 
@@ -78,9 +75,13 @@ def test_response_to_a_withheld_body_closes(
         # Nothing behind it is taken for a request: it could be the body.
         for behind in b"", check(token), CREATION:
             for before, wanted in (b"", [status]), (check(token), [200, status]):
-                received = talk(service, before + make(token, framing + expect), behind)
-                assert statuses(received) == wanted
-                assert parse(received)[-1].headers["connection"] == "close"
+                with service.connect() as connection:
+                    connection.sendall(before + make(token, framing + expect))
+                    replies = receive(connection, len(wanted))
+                    assert [reply.status for reply in replies] == wanted
+                    assert replies[-1].headers["connection"] == "close"
+                    connection.sendall(behind)
+                    assert read(connection) == b""
 
 
 def test_413_to_a_withheld_body_closes(service: Service) -> None:

@@ -4,7 +4,6 @@ import os
 import re
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 
 from sesiones.http.server import FILES_MIN, STOP_SECONDS
 from sesiones.http.workers import HANG_SECONDS
+from tests.harness.processes import connects, is_running
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.service import Service, comes_true, environment, refused
 
@@ -25,13 +25,6 @@ pytestmark = pytest.mark.slow
 def workers(log: str) -> list[int]:
     """Every one that has started, in order."""
     return [int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", log)]
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @contextmanager
@@ -58,7 +51,7 @@ def stop(service: Service) -> float:
     return time.monotonic() - begun
 
 
-def test_workers_end_when_the_first_process_is_killed(redis_server: RedisServer) -> None:
+def test_workers_end_when_the_supervisor_is_killed(redis_server: RedisServer) -> None:
     with two_workers(redis_server) as service:
         assert service.process is not None
         pids = workers(service.log)
@@ -70,7 +63,7 @@ def test_workers_end_when_the_first_process_is_killed(redis_server: RedisServer)
             assert next_one.request("GET", "/livez").status == 200
 
 
-def test_workers_answer_what_is_in_flight_when_the_first_process_is_killed(
+def test_workers_answer_what_is_in_flight_when_the_supervisor_is_killed(
     redis_server: RedisServer,
 ) -> None:
     with two_workers(redis_server) as service, service.connect() as connection:
@@ -85,7 +78,7 @@ def test_workers_answer_what_is_in_flight_when_the_first_process_is_killed(
         assert b"connection: close" in answer
 
 
-def test_a_worker_that_cannot_be_started_is_tried_again(redis_server: RedisServer) -> None:
+def test_worker_that_cannot_be_started_is_tried_again(redis_server: RedisServer) -> None:
     with two_workers(redis_server) as service:
         assert service.process is not None
         parent = service.process.pid
@@ -103,7 +96,7 @@ def test_a_worker_that_cannot_be_started_is_tried_again(redis_server: RedisServe
         assert "Traceback" not in service.log
 
 
-def test_a_stop_while_no_worker_can_be_started_ends_the_service(redis_server: RedisServer) -> None:
+def test_stop_while_no_worker_can_be_started_ends_the_service(redis_server: RedisServer) -> None:
     with two_workers(redis_server) as service:
         assert service.process is not None
         resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (3, 3))
@@ -117,9 +110,7 @@ LIMITED = ("sh", "-c", 'ulimit -n "$0" && exec "$@"')
 
 @pytest.mark.parametrize("limit", ["22", "63"])
 @pytest.mark.parametrize("count", ["1", "2"])
-def test_a_start_with_too_few_file_descriptors_is_one_line_and_exit_1(
-    limit: str, count: str
-) -> None:
+def test_start_with_too_few_file_descriptors_is_one_line_and_exit_1(limit: str, count: str) -> None:
     serve = sys.executable, "-m", "sesiones", "serve", "--port", "0", "--workers", count
     code, line = refused([*LIMITED, limit, *serve])
     assert code == 1
@@ -127,7 +118,7 @@ def test_a_start_with_too_few_file_descriptors_is_one_line_and_exit_1(
 
 
 @pytest.mark.parametrize("count", ["1", "2"])
-def test_it_serves_and_stops_with_the_fewest_file_descriptors(
+def test_service_with_the_fewest_file_descriptors_serves_and_stops(
     redis_server: RedisServer, count: str
 ) -> None:
     class Limited(Service):
@@ -139,14 +130,14 @@ def test_it_serves_and_stops_with_the_fewest_file_descriptors(
         assert "Traceback" not in service.log
 
 
-def test_a_hung_worker_does_not_keep_a_stopping_service(redis_server: RedisServer) -> None:
+def test_hung_worker_does_not_delay_a_stop_beyond_its_bound(redis_server: RedisServer) -> None:
     with two_workers(redis_server) as service:
         os.kill(workers(service.log)[0], signal.SIGSTOP)
         assert stop(service) < STOP_SECONDS
         assert "does not end and is killed" in service.log
 
 
-def test_a_dead_worker_is_replaced_at_once_beside_a_hung_one(redis_server: RedisServer) -> None:
+def test_dead_worker_is_replaced_at_once_beside_a_hung_one(redis_server: RedisServer) -> None:
     with two_workers(redis_server) as service:
         hung, dead = workers(service.log)
         os.kill(hung, signal.SIGSTOP)
@@ -156,7 +147,7 @@ def test_a_dead_worker_is_replaced_at_once_beside_a_hung_one(redis_server: Redis
         assert is_running(hung)
 
 
-def test_a_hung_worker_is_killed_and_replaced(redis_server: RedisServer) -> None:
+def test_hung_worker_is_killed_and_replaced(redis_server: RedisServer) -> None:
     with two_workers(redis_server) as service:
         hung = workers(service.log)[0]
         os.kill(hung, signal.SIGSTOP)
@@ -165,7 +156,7 @@ def test_a_hung_worker_is_killed_and_replaced(redis_server: RedisServer) -> None
         assert stop(service) < 3
 
 
-def test_a_dead_worker_is_replaced_where_the_end_of_children_was_ignored(
+def test_dead_worker_is_replaced_where_sigchld_was_ignored(
     redis_server: RedisServer,
 ) -> None:
     with two_workers(redis_server, command=IGNORING_CHILDREN) as service:
@@ -187,7 +178,7 @@ os.execv(sys.executable, [sys.executable, "-m", "sesiones", *sys.argv[1:]])
 )
 
 
-def test_a_pause_of_the_first_process_kills_no_worker(redis_server: RedisServer) -> None:
+def test_pause_of_the_supervisor_kills_no_worker(redis_server: RedisServer) -> None:
     with two_workers(redis_server) as service:
         assert service.process is not None
         group = [*workers(service.log), service.process.pid]
@@ -205,7 +196,7 @@ STUCK = """
 import threading, time
 from sesiones.http import server
 from sesiones import signals
-start.begin()
+signals.begin()
 async def hang(*_): time.sleep(60)
 server._Server.{method} = hang
 from sesiones.__main__ import main
@@ -216,7 +207,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("count", ["1", "2"])
 @pytest.mark.parametrize("method", ["shutdown", "on_tick"])
-def test_an_event_loop_that_hangs_does_not_keep_a_stopping_service(
+def test_event_loop_that_hangs_does_not_delay_a_stop_beyond_its_bound(
     redis_server: RedisServer, tmp_path: Path, method: str, count: str
 ) -> None:
     program = tmp_path / "stuck.py"
@@ -235,11 +226,3 @@ def test_an_event_loop_that_hangs_does_not_keep_a_stopping_service(
         process.wait(timeout=20)
         assert time.monotonic() - begun < STOP_SECONDS + 0.5
         assert comes_true(lambda: not connects(port), 1)
-
-
-def connects(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True

@@ -2,7 +2,6 @@
 resets at any byte; each caller has its own reply or an exception, and none waits for ever."""
 
 import asyncio
-import contextlib
 import itertools
 import random
 import socket
@@ -16,7 +15,8 @@ import pytest
 from redis.exceptions import RedisError
 
 from sesiones.redis_client import Commands, connect
-from tests.redis_client.fakes import UNPACKABLE, packed
+from tests.harness.fake_redis import packed, serving
+from tests.redis_client.programs import UNPACKABLE
 
 pytestmark = pytest.mark.anyio
 
@@ -34,13 +34,6 @@ class EchoServer:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        with contextlib.suppress(OSError):
-            await self._echo(reader, writer)
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-
-    async def _echo(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         commands = hiredis.Reader()
         left = self._random.randrange(50, 5000)
         """The bytes that are said until something goes wrong."""
@@ -76,14 +69,9 @@ async def served(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> AsyncIterator[tuple[EchoServer, Commands]]:
     echo = EchoServer(seed=7)
-    if request.param == "tcp":
-        server: Any = await asyncio.start_server(echo.serve, "127.0.0.1", 0)
-        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    else:
-        server = await asyncio.start_unix_server(echo.serve, tmp_path / "redis.sock")
-        url = f"unix://{tmp_path}/redis.sock"
-    commands = connect(url, TIMEOUT_SECONDS)
-    async with server:
+    scheme, path = ("redis", None) if request.param == "tcp" else ("unix", tmp_path / "redis.sock")
+    async with serving(echo.serve, path) as address:
+        commands = connect(f"{scheme}://{address}", TIMEOUT_SECONDS)
         yield echo, commands
         await commands.aclose()
         await asyncio.sleep(1.5 * TIMEOUT_SECONDS)  # until the handlers have seen it
@@ -99,10 +87,10 @@ async def test_each_caller_has_its_own_reply_or_an_exception(
 
     async def call() -> None:
         number = b"%d" % next(numbers) * choose.randrange(1, 20)
-        heard: list[Any] = []
+        called_with: list[Any] = []
 
         def on_reply(reply: Any) -> Any:
-            heard.append(reply)
+            called_with.append(reply)
             if choose.random() < 0.2:
                 raise ValueError
             return reply
@@ -119,7 +107,7 @@ async def test_each_caller_has_its_own_reply_or_an_exception(
             task.cancel()
         done, _ = await asyncio.wait({task}, timeout=3 * TIMEOUT_SECONDS + 2)
         assert done, "a caller hangs"
-        assert heard in ([], [number])
+        assert called_with in ([], [number])
         if task.cancelled():
             outcomes["left"] += 1
         elif error := task.exception():

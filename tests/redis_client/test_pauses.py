@@ -2,24 +2,20 @@
 back: checks are answered all the same."""
 
 import asyncio
-import contextlib
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
-from typing import Any
 
 import orjson
 import pytest
 from redis import Redis
 
-from sesiones.redis_client import cluster as clusters
-from sesiones.redis_client import single
-from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
+from tests.harness.client import Client
+from tests.harness.redis_server import RedisCluster, RedisServer, free_port
 from tests.harness.service import Service
 from tests.harness.stores import open_store
-from tests.harness.traffic import Client
+from tests.redis_client.relays import relays_before
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio, pytest.mark.redis]
 
@@ -27,34 +23,15 @@ TIMEOUT_SECONDS = 0.25
 CALLERS = 32
 
 
-async def log_in(client: Client, user: int) -> str:
-    body = {"ID_Usuario": user, "Dispositivo": "laptop"}
-    reply = await client.ask("POST", "/sesiones", body=body)
-    assert reply.status == 201, reply
-    return str(orjson.loads(reply.body)["Token_Sesion"])
-
-
-@pytest.fixture(params=["server", "sentinel", "cluster"])
-def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    with ExitStack() as stack:
-        if request.param == "server":
-            server = stack.enter_context(RedisServer(port=str(free_port())))
-            yield f"redis://127.0.0.1:{server.port}"
-        elif request.param == "sentinel":
-            yield stack.enter_context(RedisSentinels(1, down_after_milliseconds=5000)).url
-        else:
-            yield stack.enter_context(RedisCluster(3)).url
-
-
 @pytest.mark.parametrize("seconds", [0.3, 1.0])
-async def test_a_paused_service_gives_up_no_check_whose_reply_has_arrived(
+async def test_paused_service_gives_up_no_check_whose_reply_has_arrived(
     url: str, seconds: float
 ) -> None:
     statuses: Counter[int] = Counter()
     with Service(SESIONES_REDIS_URL=url, SESIONES_REDIS_TIMEOUT=str(TIMEOUT_SECONDS)) as service:
         assert service.process is not None
         client = Client(service.port)
-        tokens = [await log_in(client, user) for user in range(CALLERS)]
+        tokens = [await client.create(user) for user in range(CALLERS)]
         checking = True
 
         async def check(token: str) -> None:
@@ -77,108 +54,22 @@ async def test_a_paused_service_gives_up_no_check_whose_reply_has_arrived(
     assert statuses[200] > 10 * CALLERS
 
 
-class Relay:
-    """A port before a server. After swallow() the connections that are open lose all that comes,
-    in both directions, and do not end: as behind a firewall that has forgotten them."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._generation = 0
-        self._pumps: set[asyncio.Task[None]] = set()
-
-    def swallow(self) -> None:
-        self._generation += 1
-
-    async def __aenter__(self) -> "Relay":
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port: int = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for pump in self._pumps:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
-        await asyncio.sleep(0)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._pumps.add(asyncio.create_task(self._serve(reader, writer)))
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        generation = self._generation
-        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._port)
-
-        async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(OSError):
-                while data := await source.read(65536):
-                    if generation == self._generation:
-                        target.write(data)
-            if generation == self._generation:
-                target.close()
-
-        try:
-            await asyncio.gather(pump(reader, server_writer), pump(server_reader, writer))
-        finally:
-            for end in writer, server_writer:
-                end.transport.abort()
-
-
-@contextlib.asynccontextmanager
-async def relays_before(url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
-    """The URL through relays before every data server, and a function that has all of them swallow
-    what the open connections carry."""
-    relays: dict[int, Relay] = {}
-    async with contextlib.AsyncExitStack() as stack:
-
-        async def relay(port: int) -> int:
-            if port not in relays:
-                relays[port] = await stack.enter_async_context(Relay(port))
-            return relays[port].port
-
-        scheme, _, rest = url.partition("://")
-        if scheme == "redis+sentinel":
-            really = single.Sentinel.master
-
-            async def master(self: single.Sentinel, name: str) -> tuple[str, int]:
-                host, port = await really(self, name)
-                return host, await relay(port)
-
-            monkeypatch.setattr(single.Sentinel, "master", master)
-        else:
-            ports = [await relay(int(each.rpartition(":")[2])) for each in rest.split(",")]
-            url = f"{scheme}://" + ",".join(f"127.0.0.1:{port}" for port in ports)
-            address = clusters._address
-
-            def relayed(node: Any, asked: str) -> tuple[str, int]:
-                host, port = address(node, asked)
-                return host, relays[port].port
-
-            monkeypatch.setattr(clusters, "_address", relayed)
-
-        def swallow() -> None:
-            for each in relays.values():
-                each.swallow()
-
-        yield url, swallow
-
-
-async def test_the_first_check_on_a_connection_lost_without_a_sign_is_answered(
+async def test_first_check_on_a_connection_lost_without_a_sign_is_answered(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with (
-        relays_before(url, monkeypatch) as (through, swallow),
-        open_store(through, timeout_seconds=TIMEOUT_SECONDS) as store,
-    ):
-        made = [await store.create(user, "laptop") for user in range(20)]
-        for round_ in range(6):
-            for sesion in made:  # every node of a Cluster is connected
-                assert await store.find(sesion.Token_Sesion) is not None
-            swallow()
-            begun = time.monotonic()
-            found = await store.find(made[round_].Token_Sesion)
-            assert found is not None
-            assert found.ID_Usuario == made[round_].ID_Usuario
-            assert time.monotonic() - begun < TIMEOUT_SECONDS + 0.1
+    with relays_before(url, monkeypatch) as (through, relays):
+        async with open_store(through, timeout_seconds=TIMEOUT_SECONDS) as store:
+            made = [await store.create(user, "laptop") for user in range(20)]
+            for round_ in range(6):
+                for sesion in made:  # every node of a Cluster is connected
+                    assert await store.find(sesion.Token_Sesion) is not None
+                for relay in relays.values():
+                    relay.swallow()
+                begun = time.monotonic()
+                found = await store.find(made[round_].Token_Sesion)
+                assert found is not None
+                assert found.ID_Usuario == made[round_].ID_Usuario
+                assert time.monotonic() - begun < TIMEOUT_SECONDS + 0.1
 
 
 @pytest.mark.parametrize("kind", ["server", "cluster"])
@@ -198,10 +89,9 @@ async def test_while_writes_are_paused_checks_go_on_and_writes_are_unavailable(k
             )
         )
         client = Client(service.port)
-        tokens = [await log_in(client, user) for user in range(30)]
-        ended = await log_in(client, 99)
-        logout = f"/sesiones/logout?Token_Sesion={ended}"
-        assert (await client.ask("DELETE", logout, ended)).status == 200
+        tokens = [await client.create(user) for user in range(30)]
+        ended = await client.create(99)
+        assert await client.log_out(ended) == 200
         clients = [stack.enter_context(Redis(port=port)) for port in ports]
         for each in clients:
             each.execute_command("CLIENT", "PAUSE", 2000, "WRITE")

@@ -2,6 +2,7 @@
 sesiones/redis_client/connection.py: a test of those rules must find each of them out."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 import hiredis
@@ -10,7 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from sesiones.redis_client.connection import Argument, OnReply, PipelinedConnection, _InFlight
 
 
-class QueuesBeforeItPacks(PipelinedConnection):
+class _WritesItsOwnWay(PipelinedConnection):
     def send(
         self,
         arguments: tuple[Argument, ...],
@@ -21,8 +22,16 @@ class QueuesBeforeItPacks(PipelinedConnection):
         if self.transport.is_closing():
             return super().send(arguments, on_reply, repeatable=repeatable)
         future: asyncio.Future[Any] = self._loop.create_future()
-        sent_at = self._loop.time()
-        self._in_flight.append(_InFlight(future, sent_at, repeatable, on_reply))
+        self.write(arguments, _InFlight(future, self._loop.time(), repeatable, on_reply))
+        return future
+
+    def write(self, arguments: tuple[Argument, ...], entry: _InFlight) -> None:
+        raise NotImplementedError
+
+
+class QueuesBeforeItPacks(_WritesItsOwnWay):
+    def write(self, arguments: tuple[Argument, ...], entry: _InFlight) -> None:
+        self._in_flight.append(entry)
         command = hiredis.pack_command(arguments)  # type: ignore[arg-type]
         try:
             self.transport.write(command)
@@ -30,25 +39,43 @@ class QueuesBeforeItPacks(PipelinedConnection):
             self.fail("not written")
             if not isinstance(error, Exception):
                 raise
-        return future
 
 
-class ForgetsWhoWasCancelled(PipelinedConnection):
-    def send(
-        self,
-        arguments: tuple[Argument, ...],
-        on_reply: OnReply | None = None,
-        *,
-        repeatable: bool = False,
-    ) -> "asyncio.Future[Any]":
-        future = super().send(arguments, on_reply, repeatable=repeatable)
-        future.add_done_callback(self._forget)
-        return future
+class IgnoresAFailedWrite(_WritesItsOwnWay):
+    def write(self, arguments: tuple[Argument, ...], entry: _InFlight) -> None:
+        command = hiredis.pack_command(arguments)  # type: ignore[arg-type]
+        self._in_flight.append(entry)
+        with contextlib.suppress(Exception):
+            self.transport.write(command)
 
-    def _forget(self, future: "asyncio.Future[Any]") -> None:
-        if future.cancelled():
-            for entry in [each for each in self._in_flight if each.future is future]:
-                self._in_flight.remove(entry)
+
+class TakesBackAFailedWrite(_WritesItsOwnWay):
+    """As if nothing were out of a command whose write has raised."""
+
+    def write(self, arguments: tuple[Argument, ...], entry: _InFlight) -> None:
+        command = hiredis.pack_command(arguments)  # type: ignore[arg-type]
+        try:
+            self.transport.write(command)
+        except Exception:
+            entry.future.set_exception(RedisConnectionError("not written"))
+        else:
+            self._in_flight.append(entry)
+
+
+class ForgetsCancelledCommands(PipelinedConnection):
+    """A cancelled caller loses its place in the queue."""
+
+    def _watch(self) -> None:
+        self._forget()
+        super()._watch()
+
+    def _deliver(self, reply: Any) -> None:
+        self._forget()
+        super()._deliver(reply)
+
+    def _forget(self) -> None:
+        for entry in [each for each in self._in_flight if each.future.cancelled()]:
+            self._in_flight.remove(entry)
 
 
 class CallsBackUnguarded(PipelinedConnection):
@@ -61,49 +88,6 @@ class CallsBackUnguarded(PipelinedConnection):
         super()._deliver(reply)
 
 
-class IgnoresAFailedWrite(PipelinedConnection):
-    def send(
-        self,
-        arguments: tuple[Argument, ...],
-        on_reply: OnReply | None = None,
-        *,
-        repeatable: bool = False,
-    ) -> "asyncio.Future[Any]":
-        command = hiredis.pack_command(arguments)  # type: ignore[arg-type]
-        if self.transport.is_closing():
-            return super().send(arguments, on_reply, repeatable=repeatable)
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._in_flight.append(_InFlight(future, self._loop.time(), repeatable, on_reply))
-        try:
-            self.transport.write(command)
-        except Exception:
-            return future
-        return future
-
-
-class TakesBackAFailedWrite(PipelinedConnection):
-    """As if nothing were out of a command whose write has raised."""
-
-    def send(
-        self,
-        arguments: tuple[Argument, ...],
-        on_reply: OnReply | None = None,
-        *,
-        repeatable: bool = False,
-    ) -> "asyncio.Future[Any]":
-        command = hiredis.pack_command(arguments)  # type: ignore[arg-type]
-        if self.transport.is_closing():
-            return super().send(arguments, on_reply, repeatable=repeatable)
-        future: asyncio.Future[Any] = self._loop.create_future()
-        try:
-            self.transport.write(command)
-        except Exception:
-            future.set_exception(RedisConnectionError("not written"))
-            return future
-        self._in_flight.append(_InFlight(future, self._loop.time(), repeatable, on_reply))
-        return future
-
-
 class KeepsStrayReplies(PipelinedConnection):
     """A reply that no command waits for is passed over, and the connection stays in use."""
 
@@ -112,7 +96,7 @@ class KeepsStrayReplies(PipelinedConnection):
             super()._deliver(reply)
 
 
-class ForgetsTheLate(PipelinedConnection):
+class ForgetsLateCommands(PipelinedConnection):
     """A late reply costs its caller alone."""
 
     def _late(self) -> None:
@@ -123,7 +107,7 @@ class ForgetsTheLate(PipelinedConnection):
         self._watch()
 
 
-class ForgetsTheRepeatable(PipelinedConnection):
+class ForgetsRepeatableCommands(PipelinedConnection):
     """What is tried elsewhere after silence loses its place here."""
 
     def _late(self) -> None:
@@ -143,12 +127,12 @@ class LeavesCallersWaiting(PipelinedConnection):
 
 VARIANTS = [
     QueuesBeforeItPacks,
-    ForgetsWhoWasCancelled,
+    ForgetsCancelledCommands,
     CallsBackUnguarded,
     IgnoresAFailedWrite,
     TakesBackAFailedWrite,
     KeepsStrayReplies,
-    ForgetsTheLate,
-    ForgetsTheRepeatable,
+    ForgetsLateCommands,
+    ForgetsRepeatableCommands,
     LeavesCallersWaiting,
 ]

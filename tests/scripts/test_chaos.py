@@ -7,12 +7,19 @@ from scripts.chaos.__main__ import SCENARIOS
 
 pytestmark = pytest.mark.slow
 
-ELSEWHERE = {"races"}
-"""The suite plays these as tests of their own."""
+
+MARKS = {
+    "cluster": [pytest.mark.cluster],
+    "sentinel": [pytest.mark.sentinel],
+    "order": [pytest.mark.cluster, pytest.mark.sentinel],
+    "silence": [pytest.mark.cluster, pytest.mark.sentinel],
+}
 
 
-@pytest.mark.parametrize("name", sorted(SCENARIOS.keys() - ELSEWHERE))
-def test_every_promise_is_kept(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=MARKS.get(name, ())) for name in SCENARIOS]
+)
+def test_scenario_meets_every_bar(name: str) -> None:
     try:
         bars = list(SCENARIOS[name](True))
     except NotInstalledError as error:

@@ -21,7 +21,8 @@ import zipfile
 
 def build_editable(folder, settings=None, metadata=None):
     with zipfile.ZipFile(f"{folder}/small-1-py3-none-any.whl", "w") as wheel:
-        extras = "".join(f"Provides-Extra: {name}\\n" for name in ("server", "load", "test"))
+        names = "server", "valkey", "load", "test"
+        extras = "".join(f"Provides-Extra: {name}\\n" for name in names)
         metadata = f"Metadata-Version: 2.1\\nName: small\\nVersion: 1\\n{extras}"
         wheel.writestr("small-1.dist-info/METADATA", metadata)
         wheel.writestr("small-1.dist-info/WHEEL", "Wheel-Version: 1.0\\nTag: py3-none-any\\n")

@@ -1,5 +1,5 @@
-"""Confirmed writes, on a master and its replica: no success that the replica does not have, and no
-check waits for it. tests/store/test_failover.py has what a failover does to them."""
+"""Confirmed writes, on a master and its replica: a write succeeds once the replica has it, and no
+check waits for that. After a failover: test_failover.py."""
 
 import asyncio
 import contextlib
@@ -20,11 +20,12 @@ from sesiones.redis_client import connect, connection
 from sesiones.redis_client.single import UnconfirmedError
 from sesiones.sesion import Sesion, StoreUnavailable
 from sesiones.store import SessionStore
-from tests.harness.records import record
+from tests.harness.faults import hung
+from tests.harness.metrics import counted
+from tests.harness.records import record, session_key
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.service import Service, comes_true
 from tests.harness.stores import available, open_store, replica_of
-from tests.test_metrics import counted
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
@@ -48,12 +49,10 @@ class Pair:
     @contextmanager
     def stalled(self) -> Iterator[None]:
         """The replica hangs, its connection is open."""
-        assert self.replica.process is not None
-        self.replica.process.send_signal(signal.SIGSTOP)
         try:
-            yield
+            with hung(self.replica):
+                yield
         finally:
-            self.replica.process.send_signal(signal.SIGCONT)
             self.redis.set("all of it", 1, px=1)
             assert comes_true(lambda: self.redis.wait(1, 100) == 1, 10)
 
@@ -66,7 +65,7 @@ def pair() -> Iterator[Pair]:
     with (
         RedisServer(port=str(free_port())) as master,
         replica_of(master) as replica,
-        Redis(unix_socket_path=str(master.socket)) as redis,
+        master.client() as redis,
     ):
         yield Pair(master, replica, redis)
 
@@ -77,11 +76,8 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "CONFIRMED_SECONDS", 1.0)
 
 
-until = partial(available, seconds=20)
-
-
 @asynccontextmanager
-async def store_on(
+async def store_with(
     pair: Pair, replicas: int = 1, timeout_seconds: float = 5
 ) -> AsyncIterator[SessionStore]:
     async with open_store(
@@ -101,13 +97,13 @@ async def unconfirmed(ask: Awaitable[Any], count: str = "0 of 1") -> None:
 
 
 @pytest.mark.usefixtures("patient")
-async def test_a_replica_has_what_is_acknowledged(pair: Pair) -> None:
+async def test_replica_has_what_is_acknowledged(pair: Pair) -> None:
     """At once, not some time later."""
-    with Redis(unix_socket_path=str(pair.replica.socket)) as replica:
-        async with store_on(pair) as store:
+    with pair.replica.client() as replica:
+        async with store_with(pair) as store:
             for number in range(50):
                 sesion = await store.create(7, "laptop")
-                key = f"sesiones:{{eQ}}:h:{tokens.digest(sesion.Token_Sesion)}"
+                key = session_key(sesion.Token_Sesion)
                 assert replica.exists(key)
                 assert await store.update(sesion._replace(Dispositivo=f"device {number}"))
                 assert record(replica, key)["dispositivo"] == f"device {number}"
@@ -115,9 +111,9 @@ async def test_a_replica_has_what_is_acknowledged(pair: Pair) -> None:
                 assert not replica.exists(key)
 
 
-async def test_a_stalled_replica(pair: Pair) -> None:
-    async with store_on(pair) as store, store_on(pair, 0) as other:
-        sessions = [await until(lambda: store.create(7, "laptop")) for _ in range(4)]
+async def test_writes_are_unavailable_and_seen_while_the_replica_stalls(pair: Pair) -> None:
+    async with store_with(pair) as store, store_with(pair, 0) as other:
+        sessions = [await available(lambda: store.create(7, "laptop")) for _ in range(4)]
         one, two, three, four = [sesion.Token_Sesion for sesion in sessions]
         with pair.stalled():
             await unconfirmed(store.create(7, "phone"))
@@ -131,18 +127,21 @@ async def test_a_stalled_replica(pair: Pair) -> None:
             assert await store.find(one) is None
             assert counted(store.metrics)["sesiones_redis_errors_total['unconfirmed']"] == 4
             assert (await other.create(7, "laptop")).ID_Usuario == 7
-        assert (await until(lambda: store.create(7, "laptop"))).ID_Usuario == 7
+        assert (await available(lambda: store.create(7, "laptop"))).ID_Usuario == 7
 
 
-async def test_no_success_without_a_write_of_its_own(pair: Pair) -> None:
+async def test_operation_that_changes_nothing_is_confirmed_by_a_write_of_its_own(
+    pair: Pair,
+) -> None:
     """WAIT answers for what its own connection wrote, and these find that another one, of which
     the replica knows nothing, has done their work. Each has a connection that wrote nothing
     since the replica stalled."""
     async with contextlib.AsyncExitStack() as stack:
         writer, *stores = [
-            await stack.enter_async_context(store_on(pair, replicas)) for replicas in [0] + [1] * 5
+            await stack.enter_async_context(store_with(pair, replicas))
+            for replicas in [0] + [1] * 5
         ]
-        sessions = [await until(partial(store.create, 7, "laptop")) for store in stores]
+        sessions = [await available(partial(store.create, 7, "laptop")) for store in stores]
         caller, gone = sessions[0], sessions[1]
         token = tokens.make(7)
         with pair.stalled():
@@ -165,24 +164,24 @@ async def test_no_success_without_a_write_of_its_own(pair: Pair) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-async def test_what_is_tried_again_changes_nothing(pair: Pair) -> None:
-    """Of the writes for WAIT alone."""
-    async with store_on(pair) as store:
+async def test_second_try_changes_nothing(pair: Pair) -> None:
+    """A write that is there for WAIT alone leaves the record as it is."""
+    async with store_with(pair) as store:
         token = tokens.make(8)
         made = await store._create(8, "laptop", token)
         gone = await store.create(8, "laptop")
         assert await store.end(token, gone.Token_Sesion) == 1
-        key = f"sesiones:{{{tokens.bucket(token)}}}:h:{tokens.digest(token)}"
+        key = session_key(token)
         before = pair.redis.hgetall(key), pair.redis.expiretime(key)
         assert await store._create(8, "phone", token) == made
         assert await store.end(token, gone.Token_Sesion) == 0
         assert (pair.redis.hgetall(key), pair.redis.expiretime(key)) == before
 
 
-async def test_checks_do_not_wait(pair: Pair) -> None:
+async def test_checks_do_not_wait_for_a_replica(pair: Pair) -> None:
     """For what waits for a replica."""
-    async with store_on(pair) as store:
-        token = (await until(lambda: store.create(7, "laptop"))).Token_Sesion
+    async with store_with(pair) as store:
+        token = (await available(lambda: store.create(7, "laptop"))).Token_Sesion
         took = []
         with pair.stalled():
 
@@ -202,8 +201,8 @@ async def test_checks_do_not_wait(pair: Pair) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-async def test_one_wait_serves_all(pair: Pair) -> None:
-    async with store_on(pair) as store:
+async def test_one_wait_serves_many_writes(pair: Pair) -> None:
+    async with store_with(pair) as store:
         await store.create(7, "laptop")
         before, creates = pair.calls("wait"), pair.calls("evalsha")
         made = await asyncio.gather(*(store.create(user, "laptop") for user in range(1000)))
@@ -213,8 +212,8 @@ async def test_one_wait_serves_all(pair: Pair) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-async def test_a_stall_that_ends_is_no_failure(pair: Pair) -> None:
-    async with store_on(pair) as store:
+async def test_stall_that_ends_in_time_is_no_failure(pair: Pair) -> None:
+    async with store_with(pair) as store:
         await store.create(7, "laptop")
         with pair.stalled():
             asked = asyncio.create_task(store.create(7, "laptop"))
@@ -223,16 +222,16 @@ async def test_a_stall_that_ends_is_no_failure(pair: Pair) -> None:
         assert (await asked).ID_Usuario == 7
 
 
-async def test_more_than_there_are(pair: Pair) -> None:
-    async with store_on(pair, 2) as store:
+async def test_more_replicas_than_there_are_confirm_nothing(pair: Pair) -> None:
+    async with store_with(pair, 2) as store:
         await unconfirmed(store.create(7, "laptop"), "1 of 2")
         await unconfirmed(store.create(7, "laptop"), "1 of 2")
 
 
 @pytest.mark.usefixtures("patient")
-async def test_callers_that_leave(pair: Pair) -> None:
+async def test_cancelled_callers_cost_no_other_its_answer(pair: Pair) -> None:
     """At any moment; the others have their answers, and only their own."""
-    async with store_on(pair) as store:
+    async with store_with(pair) as store:
 
         async def live(user: int) -> None:
             sesion = await store.create(user, f"device {user}")
@@ -258,16 +257,16 @@ async def test_callers_that_leave(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-async def test_the_master_goes_while_it_is_asked(number: signal.Signals) -> None:
+async def test_master_that_goes_before_its_wait_is_unavailable(number: signal.Signals) -> None:
     """After it has replied to the write, before it has to the WAIT."""
     with (
         RedisServer(port=str(free_port())) as master,
         replica_of(master) as replica,
-        Redis(unix_socket_path=str(master.socket)) as redis,
+        master.client() as redis,
     ):
         own = Pair(master, replica, redis)
-        async with store_on(own, timeout_seconds=TIMEOUT_SECONDS) as store:
-            await until(lambda: store.create(7, "laptop"))
+        async with store_with(own, timeout_seconds=TIMEOUT_SECONDS) as store:
+            await available(lambda: store.create(7, "laptop"))
             assert master.process is not None
             assert replica.process is not None
             replica.process.send_signal(signal.SIGSTOP)
@@ -281,7 +280,7 @@ async def test_the_master_goes_while_it_is_asked(number: signal.Signals) -> None
         replica.stop(signal.SIGKILL)  # else the master would wait for it
 
 
-async def test_each_waits_for_a_wait_that_is_sent_after_its_write(pair: Pair) -> None:
+async def test_write_is_confirmed_by_a_wait_that_is_sent_after_it(pair: Pair) -> None:
     """The one that is out says nothing of it: the replica stalls in between."""
     commands = connect(pair.url, 5)
     set_x = "SET", "x", 1, "EX", 1
@@ -303,7 +302,7 @@ async def test_each_waits_for_a_wait_that_is_sent_after_its_write(pair: Pair) ->
 
 
 @pytest.mark.usefixtures("patient")
-async def test_an_error_waits_for_nobody(pair: Pair) -> None:
+async def test_error_does_not_wait_for_a_replica(pair: Pair) -> None:
     commands = connect(pair.url, 5)
     try:
         await commands.execute("PING")
@@ -316,24 +315,7 @@ async def test_an_error_waits_for_nobody(pair: Pair) -> None:
         await commands.aclose()
 
 
-async def test_what_answers_is_not_redis() -> None:
-    async def agree(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while await reader.read(1000):
-                writer.write(b"+OK\r\n")
-        writer.close()
-
-    async with await asyncio.start_server(agree, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        commands = connect(f"redis://127.0.0.1:{port}", 5)
-        try:
-            with pytest.raises(UnconfirmedError):
-                await commands.execute("SET", "x", 1, replicas=1)
-        finally:
-            await commands.aclose()
-
-
-def test_the_api(pair: Pair) -> None:
+def test_unconfirmed_write_is_503_and_one_line_of_log(pair: Pair) -> None:
     """A 503 that asks for another try; one line in the log for all of them."""
     with Service(
         SESIONES_REDIS_URL=pair.url, SESIONES_WAIT_REPLICAS="1", SESIONES_REDIS_TIMEOUT="5"

@@ -1,5 +1,5 @@
-"""What a node has ended stays ended, whatever the Redis that takes over knows of it: the node
-refuses it at once, and ends it there again; what was made since then stays."""
+"""A session that a node has ended stays ended, whatever the Redis that takes over knows of it: the
+node refuses it at once, and ends it there again. What was made since then stays."""
 
 import asyncio
 import contextlib
@@ -18,20 +18,17 @@ from redis import Redis
 
 from sesiones import tokens
 from sesiones.sesion import Refusal, Sesion, StoreUnavailable
-from sesiones.store import SessionStore, tombstones
-from sesiones.store.tombstones import Tombstones
+from sesiones.store import SessionStore
+from tests.harness.metrics import counted
+from tests.harness.records import index_key, session_key, slot_of
 from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer
 from tests.harness.service import comes_true
 from tests.harness.stores import available, open_store
-from tests.redis_client.test_cluster import index_key, session_key, slot_of
-from tests.test_metrics import counted
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
 AGAIN_SECONDS = 2
 """In which what came back has to go, on a busy machine."""
-
-until = partial(available, seconds=40)
 
 
 @asynccontextmanager
@@ -52,7 +49,7 @@ async def goes(store: SessionStore, *sesiones: Sesion, seconds: float = AGAIN_SE
     """Another node does not accept them for long."""
     deadline = time.monotonic() + seconds
     for sesion in sesiones:
-        while await until(partial(store.find, sesion.Token_Sesion)) is not None:
+        while await available(partial(store.find, sesion.Token_Sesion)) is not None:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.02)
 
@@ -79,7 +76,7 @@ class Past:
 @pytest.fixture
 def own() -> Iterator["Redis"]:
     """A client of a server of the test's own."""
-    with RedisServer() as server, Redis(unix_socket_path=str(server.socket)) as redis:
+    with RedisServer() as server, server.client() as redis:
         yield redis
 
 
@@ -87,8 +84,10 @@ def url_of(redis: "Redis") -> str:
     return f"unix://{redis.connection_pool.connection_kwargs['path']}"
 
 
-async def test_every_way_to_end(own: "Redis", caplog: pytest.LogCaptureFixture) -> None:
-    """A logout, of all, for the limit, by an operator; and whether the caller waits or not."""
+async def test_sessions_ended_in_any_way_stay_ended_after_lost_writes(
+    own: "Redis", caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a logout, a logout of all, the limit or an operator; whether the caller waits or not."""
     caplog.set_level(logging.INFO)
     async with stores_at(url_of(own), max_per_user=4) as (node, other):
         caller, logged_out, left = [await node.create(7, name) for name in "abc"]
@@ -133,8 +132,8 @@ async def test_every_way_to_end(own: "Redis", caplog: pytest.LogCaptureFixture) 
         assert "7 sessions that had ended were back, and have been ended" in caplog.messages
 
 
-async def test_what_is_made_anew_lives(own: "Redis") -> None:
-    """By a create's second try, when the session of the first one has ended in between."""
+async def test_session_that_a_second_try_makes_again_lives(own: "Redis") -> None:
+    """A create's second try, when the session of the first one has ended in between."""
     async with stores_at(url_of(own)) as (node, other):
         token = tokens.make(7)
         await node._create(7, "laptop", token)
@@ -145,11 +144,12 @@ async def test_what_is_made_anew_lives(own: "Redis") -> None:
         Past(own).disconnect()
         await asyncio.sleep(0.3)
         for store in node, other:
-            assert await until(partial(store.find, token)) is not None
+            assert await available(partial(store.find, token)) is not None
 
 
-async def test_what_takes_over_is_told_each_time(own: "Redis") -> None:
-    """Of what ended meanwhile too; of hundreds, of many users. What else lies there costs none."""
+async def test_each_new_master_gets_every_tombstone(own: "Redis") -> None:
+    """Those of sessions that ended meanwhile too; hundreds, of many users. Keys of another type on
+    the server cost none of them."""
     async with stores_at(url_of(own), timeout_seconds=2) as (node, other):
         made = await asyncio.gather(*(node.create(user % 150, "laptop") for user in range(450)))
         past = Past(own)
@@ -167,7 +167,7 @@ async def test_what_takes_over_is_told_each_time(own: "Redis") -> None:
         assert len(own.keys("*:u:*")) == 3
 
 
-async def test_while_writes_are_refused(own: "Redis") -> None:
+async def test_replay_waits_while_writes_are_refused(own: "Redis") -> None:
     """Checks answer, without what has ended; it goes once writes are back."""
     async with stores_at(url_of(own), touch_seconds=0) as (node, other):
         ended, live = [await node.create(7, name) for name in "ab"]
@@ -177,7 +177,7 @@ async def test_while_writes_are_refused(own: "Redis") -> None:
         own.config_set("min-replicas-to-write", 1)
         past.disconnect()
         for _ in range(3):
-            assert await until(partial(node.find, live.Token_Sesion)) is not None
+            assert await available(partial(node.find, live.Token_Sesion)) is not None
             assert await node.find(ended.Token_Sesion) is None
             await asyncio.sleep(0.1)
         assert await other.find(ended.Token_Sesion) is not None
@@ -186,7 +186,7 @@ async def test_while_writes_are_refused(own: "Redis") -> None:
         assert await other.find(live.Token_Sesion) is not None
 
 
-async def test_no_task_is_left(own: "Redis") -> None:
+async def test_aclose_leaves_no_task(own: "Redis") -> None:
     tasks = asyncio.all_tasks()
     node = open_store(url_of(own), timeout_seconds=5)
     sesion = await node.create(7, "laptop")
@@ -199,8 +199,8 @@ async def test_no_task_is_left(own: "Redis") -> None:
     assert asyncio.all_tasks() == tasks
 
 
-async def test_a_restart_that_lost_the_last_writes(tmp_path: Path) -> None:
-    """Nobody asks the node anything meanwhile."""
+async def test_restart_that_lost_the_last_writes_gets_the_tombstones(tmp_path: Path) -> None:
+    """Without a request to the node meanwhile."""
     data, copy = tmp_path / "data", tmp_path / "copy"
     with RedisServer(data, appendfsync="always") as server:
         async with stores_at(server.url) as (node, other):
@@ -231,11 +231,11 @@ async def end_and_fail_over(
     """A logout of which the replica that takes over knows nothing."""
     node, other = stores
     with (
-        Redis(unix_socket_path=str(master.socket)) as redis,
-        Redis(unix_socket_path=str(replica.socket)) as successor,
+        master.client() as redis,
+        replica.client() as successor,
     ):
         ended, also, live = [
-            await until(partial(node.create, user, name)) for name in ("ended", "also", "live")
+            await available(partial(node.create, user, name)) for name in ("ended", "also", "live")
         ]
         mark = f"{{{tokens.user_bucket(user)}}}"
         await node.probe(1)  # it has the scripts: no call is made twice
@@ -253,29 +253,31 @@ async def end_and_fail_over(
         assert replica.process is not None
         replica.process.send_signal(signal.SIGCONT)
         assert await asyncio.to_thread(comes_true, partial(is_master, successor), 20)
-        assert await until(partial(node.find, token)) is None
+        assert await available(partial(node.find, token)) is None
         # Unconfirmed, for there is no replica any more, but there.
-        new = await until(partial(other.create, user, "since then"))
+        new = await available(partial(other.create, user, "since then"))
         await goes(other, ended, also)
         assert not successor.exists(session_key(token))
         for sesion in live, new:
-            assert await until(partial(node.find, sesion.Token_Sesion)) is not None
+            assert await available(partial(node.find, sesion.Token_Sesion)) is not None
 
 
 def is_master(redis: "Redis") -> bool:
     return bool(redis.info("replication")["role"] == "master")
 
 
+@pytest.mark.sentinel
 @pytest.mark.parametrize("replicas", [0, 1])
-async def test_sentinel(replicas: int) -> None:
+async def test_logout_survives_a_failover_by_sentinel(replicas: int) -> None:
     with RedisSentinels(replicas=1, sentinels=1) as redis:
         async with stores_at(redis.url, timeout_seconds=1, wait_replicas=replicas) as stores:
             master, replica = redis.servers.values()
             await end_and_fail_over(stores, 7, master, replica, replicas)
 
 
-async def test_a_sentinel_that_knows_no_better() -> None:
-    """It is asked first, and names a master that is up; the others name another one."""
+@pytest.mark.sentinel
+async def test_stale_sentinel_does_not_name_the_master() -> None:
+    """It is asked first, and the master that it names is up; the others name another one."""
     with (
         RedisSentinels(replicas=0, sentinels=1) as stale,
         RedisSentinels(replicas=0, sentinels=3) as redis,
@@ -287,13 +289,14 @@ async def test_a_sentinel_that_knows_no_better() -> None:
         assert master.exists(session_key(sesion.Token_Sesion))
 
 
-async def test_cluster() -> None:
-    """What ended in another shard stays as it is."""
+@pytest.mark.cluster
+async def test_logout_survives_a_failover_of_a_cluster() -> None:
+    """And a session that ended in another shard stays ended."""
     with RedisCluster(3, 3) as cluster:
         first, second, _, replica, *_ = cluster.servers
         async with stores_at(cluster.url) as stores:
             ours, theirs = [user_of(cluster, port) for port in (first, second)]
-            sesion = await until(partial(stores[0].create, theirs, "laptop"))
+            sesion = await available(partial(stores[0].create, theirs, "laptop"))
             assert await stores[0].end(sesion.Token_Sesion, sesion.Token_Sesion) == 1
             servers = cluster.servers[first], cluster.servers[replica]
             await end_and_fail_over(stores, ours, *servers, 0)
@@ -304,15 +307,16 @@ def user_of(cluster: RedisCluster, port: int) -> int:
     return next(user for user in range(999) if cluster.owner(slot_of(user)) == port)
 
 
-async def test_a_slot_that_is_being_moved() -> None:
-    """What is not all on one side waits until it is."""
+@pytest.mark.cluster
+async def test_replay_waits_for_a_slot_that_is_being_moved() -> None:
+    """Until all keys of the slot are on one side."""
     with RedisCluster(2) as cluster:
         source, target = cluster.servers
         user = user_of(cluster, source)
         slot = slot_of(user)
         with Redis(port=source) as redis:
             async with stores_at(cluster.url) as (node, other):
-                ended, live = [await until(partial(node.create, user, name)) for name in "ab"]
+                ended, live = [await available(partial(node.create, user, name)) for name in "ab"]
                 past = Past(redis)
                 assert await node.end(ended.Token_Sesion, ended.Token_Sesion) == 1
                 past.bring_back()
@@ -327,113 +331,3 @@ async def test_a_slot_that_is_being_moved() -> None:
                 await goes(other, ended)
                 assert await other.find(live.Token_Sesion) is not None
                 assert cluster.clients[target].zcard(index_key(user)) == 1
-
-
-# Tombstones.
-
-
-class Clock:
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(tombstones, "time", clock)
-    return clock
-
-
-@pytest.fixture
-def remembered(clock: Clock) -> Tombstones:
-    """Of a node whose Redis answers at every moment."""
-    return Tombstones(lambda _: clock.now)
-
-
-def key(number: int, tag: str = "eQ") -> str:
-    return f"sesiones:{{{tag}}}:h:{number}"
-
-
-def pending(remembered: Tombstones) -> set[str]:
-    return {key for keys in remembered.batches() for key in keys}
-
-
-def test_tombstones_last_a_minute(clock: Clock, remembered: Tombstones) -> None:
-    remembered.add([key(1)])
-    clock.now += 30
-    remembered.add([key(2)])
-    clock.now += 30
-    remembered.queue_replay(tokens.BUCKETS)
-    assert pending(remembered) == {key(1), key(2)}
-    remembered.acknowledge([key(1), key(2)], remembered.generation)
-    assert not remembered.pending
-    clock.now += 29
-    remembered.add([key(2)])  # it was back
-    assert key(1) not in remembered
-    clock.now += 59
-    remembered.queue_replay(tokens.BUCKETS)
-    assert pending(remembered) == {key(2)}
-    clock.now += 2
-    remembered.acknowledge([key(2)], remembered.generation)
-    remembered.queue_replay(tokens.BUCKETS)
-    assert not remembered.pending
-    assert not remembered.any_of([key(1), key(2)])
-
-
-def test_a_minute_counts_back_from_the_last_answer_of_the_owner(clock: Clock) -> None:
-    """However late the loss of the connection is noticed."""
-    answered = {"eQ": clock.now, "ab": clock.now}
-    remembered = Tombstones(answered.__getitem__)
-    remembered.add([key(1), key(2, "ab")])
-    clock.now += 3600
-    answered["ab"] = clock.now
-    remembered.add([key(3)])
-    remembered.queue_replay({"eQ"})
-    assert pending(remembered) == {key(1), key(3)}
-
-
-def test_pending_tombstones_do_not_expire(clock: Clock, remembered: Tombstones) -> None:
-    remembered.add([key(1)])
-    remembered.queue_replay(tokens.BUCKETS)
-    clock.now += 3600
-    remembered.add([key(2)])
-    assert key(1) in remembered
-    assert remembered.any_of([key(3), key(1)])
-    assert pending(remembered) == {key(1)}
-
-
-def test_a_second_owner_change_during_a_replay_keeps_tombstones_pending(
-    remembered: Tombstones,
-) -> None:
-    remembered.add([key(1)])
-    remembered.queue_replay(tokens.BUCKETS)
-    before = remembered.generation
-    remembered.queue_replay(tokens.BUCKETS)
-    remembered.acknowledge([key(1)], before)
-    assert pending(remembered) == {key(1)}
-    remembered.acknowledge([key(1)], remembered.generation)
-    assert pending(remembered) == set()
-
-
-def test_only_the_affected_slots_are_replayed(remembered: Tombstones) -> None:
-    remembered.add(key(number, "ab" if number % 3 else "cd") for number in range(300))
-    remembered.queue_replay({"ef"})
-    assert not remembered.pending
-    remembered.queue_replay({"ab"})
-    batches = remembered.batches()
-    assert sorted(map(len, batches)) == [8, 64, 64, 64]
-    assert all("{ab}" in key for keys in batches for key in keys)
-
-
-def test_the_number_of_tombstones_is_bounded(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, remembered: Tombstones
-) -> None:
-    monkeypatch.setattr(tombstones, "TOMBSTONES_MAX", 10)
-    for number in range(30):
-        remembered.add([key(number)])
-        remembered.queue_replay(tokens.BUCKETS)
-    assert pending(remembered) == {key(number) for number in range(20, 30)}
-    assert key(19) not in remembered
-    assert caplog.messages == ["more than 10 sessions ended: the oldest are forgotten"]

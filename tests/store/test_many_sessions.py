@@ -57,7 +57,7 @@ async def slowest_check(store: SessionStore, token: str, until: asyncio.Event) -
     ("sessions", "delay_seconds"),
     [(1000, 0.040), pytest.param(10_000, 0.150, marks=pytest.mark.slow)],
 )
-async def test_checks_beside_a_logout_all_are_hardly_delayed(
+async def test_large_logout_all_hardly_delays_checks(
     redis_server: RedisServer,
     real_log: None,
     caplog: pytest.LogCaptureFixture,
@@ -90,7 +90,7 @@ async def test_checks_beside_a_logout_all_are_hardly_delayed(
     assert len(lines) == len(set(lines)) == sessions
 
 
-async def test_the_lines_of_a_large_logout_all_survive_the_end_of_the_store(
+async def test_log_lines_of_a_large_logout_all_survive_the_end_of_the_store(
     redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

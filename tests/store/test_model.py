@@ -21,7 +21,8 @@ from hypothesis.stateful import (
 
 from sesiones import tokens
 from sesiones.sesion import BadDates, Immutable, Refusal, Sesion
-from tests.store.test_clock import Clock, Fake, fake_store
+from tests.harness.clocked_redis import Clock, ClockedRedis
+from tests.harness.stores import store_on
 
 T = TypeVar("T")
 
@@ -62,7 +63,7 @@ class Model(RuleBasedStateMachine):
         secret = (f"{number:043}" for number in itertools.count())
         self.patch.setattr(secrets, "token_urlsafe", lambda _: next(secret))
         self.runner = asyncio.Runner()
-        self.fake = Fake()
+        self.fake = ClockedRedis()
         self.known = [tokens.make(ID_Usuario) for ID_Usuario in USERS]
         """Every token that there was, and some that there were not."""
         self.held: dict[str, Held] = {}
@@ -107,7 +108,7 @@ class Model(RuleBasedStateMachine):
     @initialize(touch=st.sampled_from([0, 1, 3, 60]), idle=st.sampled_from([2, 5, MAX]))
     def begin(self, touch: int, idle: int) -> None:
         self.touch, self.idle = touch, idle
-        self.store = fake_store(
+        self.store = store_on(
             self.fake,
             idle_seconds=idle,
             max_seconds=MAX,

@@ -1,10 +1,10 @@
 #!lua flags=no-writes,allow-cross-slot-keys
--- What is wrong with keys: a session without an expiry or out of its user's index, an index that
--- names a session that is not there, a counter that expires.
+-- What is wrong with keys: a session without an expiry or missing in its user's index, an index
+-- that names a session that does not exist, a counter that expires.
 --
--- ARGV  keys of this node, of any slots
+-- ARGV[1..]  keys of this node, of any slots and types
 --
--- Return value: one entry a fault: the key, and what is wrong with it.
+-- Return value: an array with an array of two for each fault: the key, and what is wrong with it.
 
 local faults = {}
 local key

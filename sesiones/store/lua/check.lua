@@ -1,16 +1,20 @@
 #!lua flags=allow-oom,allow-cross-slot-keys
 -- Reads sessions and slides those that are due.
 --
--- ARGV[1]    touch: seconds of Ultima_Actividad's age below which a session is not slid
--- ARGV[2]    max: seconds from Fecha_Inicio that a session without a maximum life of its own lives
---            at the most
--- ARGV[3..]  session keys, of any slots of this node. They are arguments so that one call can
---            take many slots; a lone key comes as KEYS[1] too, so that a Cluster client routes it.
+-- KEYS[1]    key of a session: declared only when ARGV has one key alone, so that a node of a
+--            Cluster answers MOVED or ASK. Otherwise no key is declared, because one call takes the
+--            keys of many slots
+-- ARGV[1]    integer: touch, the age of Ultima_Actividad in seconds below which nothing is slid
+-- ARGV[2]    integer: max, how many seconds a session without a maximum life of its own lives at
+--            the most
+-- ARGV[3..]  keys of sessions, of any slots of this node
 --
--- Return value: two entries a key, as fetch() in session.lua gives them; how many were slid; and the
--- sessions that ended because their index had lost them, as delete() gives them. Only what decides
--- whether a slide is due is parsed: a bad record is for the caller to find, and its own affair.
--- Flags: a check works when memory is full (the few bytes that a slide writes replace as many).
+-- Return value: an array: two entries for each key of ARGV, as fetch() in session.lua returns them;
+-- an integer, how many sessions were slid; and an array of the sessions that ended because their
+-- index had lost them, each as delete() returns it. Only what decides whether a slide is due is
+-- parsed: the caller finds malformed records, and each costs no other session its check.
+--
+-- allow-oom: a check works when the memory is full, since a slide writes about as much as it frees.
 
 local touch, max = tonumber(ARGV[1]), tonumber(ARGV[2])
 local slides, ended = 0, {}

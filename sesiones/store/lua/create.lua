@@ -2,25 +2,26 @@
 -- Makes a session, and ends those that it replaces. Run again for the same key, it returns the
 -- session that is there, and ends nothing.
 --
--- KEYS[1]   the session
--- KEYS[2]   the user's index
--- KEYS[3]   the bucket's counter
--- ARGV[1]   bucket number
--- ARGV[2]   ID_Usuario
--- ARGV[3]   Dispositivo
--- ARGV[4]   ventana, in seconds
--- ARGV[5]   seconds until the session expires when it is not used
--- ARGV[6]   the session's own maximum life in seconds, or '' when it has none
--- ARGV[7]   how many sessions the user may have, this one included
--- ARGV[8]   what happens at that limit: 'end' ends the sessions that expire first; 'refuse' refuses;
---           'ask' writes nothing, and refuses where 'refuse' would
--- ARGV[9]   digest of a session of the bucket that this one replaces, whoever's it is, or ''
--- ARGV[10]  ID_Sesion of a session of the user that this one replaces, or ''
--- ARGV[11]  '1' to end every other session of the user
+-- KEYS[1]   hash: the session; absent at the first run
+-- KEYS[2]   sorted set: the user's index
+-- KEYS[3]   string: the bucket's counter
+-- ARGV[1]   integer: the number of the bucket
+-- ARGV[2]   integer: ID_Usuario
+-- ARGV[3]   text: Dispositivo
+-- ARGV[4]   integer: the session's window in seconds
+-- ARGV[5]   integer: how many seconds the session lives when it is not used
+-- ARGV[6]   integer: the session's own maximum life in seconds; or '' when it has none
+-- ARGV[7]   integer: how many sessions the user may have, this one included
+-- ARGV[8]   text: what happens at that limit: 'end' ends the sessions that expire first; 'refuse'
+--           refuses; 'ask' writes nothing, and refuses where 'refuse' would
+-- ARGV[9]   digest of a session of the bucket that this one replaces, whoever's it is; or ''
+-- ARGV[10]  integer: ID_Sesion of a session of the user that this one replaces; or ''
+-- ARGV[11]  '1' to end every other session of the user, else '0'
 --
--- Return value: {session as fetch() in session.lua gives it, reason, sessions, ...}: why sessions
--- ended ('replaced', 'others' or 'limit'), and which, as delete() gives them;
--- or {'refused', sessions}: those of the user, as list_index() gives them, none of which has ended.
+-- Return value: an array: the session's text and expiry, as fetch() in session.lua returns them, and
+-- then, for each reason for which sessions ended ('replaced', 'others', 'limit'), that text and an
+-- array of those sessions, each as delete() returns it. For 'ask', two nils. Or, when it refuses,
+-- the text 'refused' and the user's sessions, as list_index() returns them: none of them has ended.
 
 local EPOCH = 1767225600 -- 2026-01-01, in Redis's time
 
@@ -32,7 +33,7 @@ local index = KEYS[2]
 
 local existing, reason = read(KEYS[1])
 if existing then
-  -- WAIT confirms only what its own connection wrote: a success must write something.
+  -- WAIT confirms only what its own connection wrote, so a success must write something.
   redis.call('EXPIREAT', KEYS[1], int(existing.expiracion))
   return {existing.text, existing.expiracion}
 elseif reason then
@@ -108,7 +109,7 @@ end
 if foreign then
   wrong_type(redis.pcall('ZREM', foreign, previous))
   ended.replaced[#ended.replaced + 1] = delete(base, previous)
-  settle(foreign)
+  prune_and_expire(foreign)
 end
 
 local session = {

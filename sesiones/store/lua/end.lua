@@ -1,11 +1,13 @@
 #!lua flags=allow-oom
 -- Ends one session of the caller's user.
 --
--- KEYS[1]  the caller's session
--- KEYS[2]  the session to end, of the same slot; may be the same key
+-- KEYS[1]  hash: the caller's session
+-- KEYS[2]  hash: the session to end, of the same slot; may be the same key
 --
--- Return value: the sessions that ended, one or none, as delete() in session.lua gives them; or
--- what refusal() does.
+-- Return value: an array of the sessions that ended, one or none, each as delete() in session.lua
+-- returns it; or a negative integer, as refusal() returns it.
+--
+-- allow-oom: ending a session works when the memory is full.
 
 local caller, designated = read(KEYS[1]), (read(KEYS[2]))
 local refused = refusal(caller, designated)
@@ -22,5 +24,5 @@ local index = base .. 'u:' .. caller.usuario
 -- First the key that a Cluster may have moved away already: then nothing has been written.
 wrong_type(redis.pcall('ZREM', index, digest))
 local ended = delete(base, digest)
-settle(index)
+prune_and_expire(index)
 return {ended}

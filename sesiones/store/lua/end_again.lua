@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
--- Ends sessions that have ended before, should they be there again: a master that took over did
--- not know of it.
+-- Ends sessions that have ended before. A master that took over may still hold them, because it
+-- did not receive their deletion.
 --
--- KEYS  the sessions, of one bucket
+-- KEYS[1..]  hashes: the sessions, of one bucket
 --
--- Return value: the sessions that ended, as delete() in session.lua gives them.
+-- Return value: an array of the sessions that ended, each as delete() in session.lua returns it.
 
 local base = split(KEYS[1])
 local indexes = {}
@@ -22,9 +22,9 @@ local ended = {}
 for i, key in ipairs(KEYS) do
   local _, digest = split(key)
   if indexes[i] then
-    -- It may have gone with its last member.
+    -- The index may have been deleted with its last member.
     redis.pcall('ZREM', indexes[i], digest)
-    settle(indexes[i])
+    prune_and_expire(indexes[i])
   end
   ended[#ended + 1] = delete(base, digest)
 end

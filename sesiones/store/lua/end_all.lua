@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
 -- Ends every session of the caller's user, or every other one.
 --
--- KEYS[1]  the caller's session
--- KEYS[2]  the session that the request designates, of the same slot; may be the same key
+-- KEYS[1]  hash: the caller's session
+-- KEYS[2]  hash: the session that the request designates, of the same slot; may be the same key
 --
--- ARGV[1]  'all', or 'others' to keep the caller's
+-- ARGV[1]  text: 'all', or 'others' to keep the caller's
 --
--- Return value: the live sessions that ended, as delete() in session.lua gives them; or what
--- refusal() does.
+-- Return value: an array of the live sessions that ended, each as delete() in session.lua returns
+-- it; or a negative integer, as refusal() returns it.
 
 local caller, designated = read(KEYS[1]), (read(KEYS[2]))
 local refused = refusal(caller, designated)
@@ -32,14 +32,13 @@ for _, digest in ipairs(digests) do
     ended[#ended + 1] = delete(base, digest)
   end
 end
--- It may be gone with its last member.
+-- The index may have been deleted with its last member.
 redis.pcall('ZREMRANGEBYSCORE', index, '(' .. int(now), '+inf')
 if keeps_own then
   redis.call('ZADD', index, int(caller.expiracion), own)
   redis.call('EXPIREAT', index, int(caller.expiracion))
-  -- WAIT confirms only what its own connection wrote: a success must write something.
 elseif not indexed then
-  -- Were the index ever incomplete, the caller's own session still ends.
+  -- If the index was incomplete, the caller's own session still ends.
   ended[#ended + 1] = delete(base, own)
 end
 return ended

@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
 -- Ends one session of a user, or all: for an operator, who needs no token, or for the user.
 --
--- KEYS[1]  the user's index
--- KEYS[2]  the caller's session, which must be a live and active one of the user; none for an operator
--- ARGV[1]  the ID_Sesion, or '' for all
--- ARGV[2..]  digests of sessions of the bucket, which are the user's if their records say so: an
---            index that has lost members, or is gone, does not name them
+-- KEYS[1]    sorted set: the user's index
+-- KEYS[2]    hash: the caller's session, which must be a live and active one; none for an operator
+-- ARGV[1]    integer: the ID_Sesion; or '' for all sessions
+-- ARGV[2..]  digests of sessions of the bucket, which end too if their records name the user: an
+--            index that has lost members, or is absent, does not name them
 --
--- Return value: the sessions that ended, as delete() in session.lua gives them; or what refusal() does
--- of the caller's session.
+-- Return value: an array of the sessions that ended, each as delete() in session.lua returns it; or
+-- a negative integer, as refusal() returns it for the caller's session.
 
 local base, usuario = string.match(KEYS[1], '^([^}]*}:)u:(.*)$')
 local chosen, seen = {}, {}
@@ -41,9 +41,9 @@ for _, digest in ipairs(chosen) do
   wrong_type(redis.pcall('ZREM', KEYS[1], digest))
   ended[#ended + 1] = delete(base, digest)
 end
-settle(KEYS[1])
+prune_and_expire(KEYS[1])
 if caller and #chosen == 0 then
-  -- WAIT confirms only what its own connection wrote: a success must write something.
+  -- WAIT confirms only what its own connection wrote, so a success must write something.
   redis.call('EXPIREAT', KEYS[2], int(caller.expiracion))
 end
 return ended

@@ -1,12 +1,12 @@
 #!lua flags=no-writes
 -- The live sessions of a user.
 --
--- KEYS[1]  the user's index
--- ARGV     digests of sessions of the bucket, which are the user's if their records say so: an index
---          that has lost members, or is gone, does not name them
+-- KEYS[1]    sorted set: the user's index
+-- ARGV[1..]  digests of sessions of the bucket, which are listed too if their records name the
+--            user: an index that has lost members, or is absent, does not name them
 --
--- Return value: one entry a session: its digest; what fetch() in session.lua gives; and 1
--- when the index names it, else 0.
+-- Return value: an array with an array of four for each session: its digest; its text and expiry,
+-- as fetch() in session.lua returns them; and 1 when the index names it, else 0.
 
 local base, usuario = string.match(KEYS[1], '^([^}]*}:)u:(.*)$')
 local sessions, indexed = list_index(KEYS[1]), {}

@@ -1,6 +1,10 @@
 #!lua flags=no-writes,allow-cross-slot-keys
--- check.lua without the slide: for when Redis refuses writes, and for looking at a session
--- without using it. Same arguments, same return value.
+-- check.lua without the slide: for when Redis refuses writes, and for looking at a session without
+-- using it.
+--
+-- KEYS, ARGV  as in check.lua; ARGV[1] and ARGV[2] are not used
+--
+-- Return value: as check.lua; no session was slid, and none ended.
 
 local reply = {}
 for i = 3, #ARGV do

@@ -1,9 +1,11 @@
 #!lua
--- Does nothing. Its flags let it write, so Redis refuses to run it whenever it would refuse a
--- write (READONLY, MISCONF, NOREPLICAS, OOM); a Redis older than 7.0 cannot even read its first
--- line. And it asks whether the user may do to our keys what the other scripts do.
+-- Writes nothing. Its flags let it write, so Redis refuses to run it whenever it would refuse a
+-- write (READONLY, MISCONF, NOREPLICAS, OOM). A Redis older than 7.0 cannot read its first line. It
+-- also fails unless the ACL user may run the commands of the other scripts.
 --
--- ARGV[1]  a key of ours, which is not touched
+-- ARGV[1]  a key of the prefix, of which only the name is used
+--
+-- Return value: 1; or an error that names a command.
 
 local commands = {
   DEL = {}, EXPIREAT = {'1'}, EXPIRETIME = {}, HGET = {'f'}, HSET = {'f', 'v'}, INCRBY = {'1'},

@@ -1,15 +1,16 @@
 #!lua flags=allow-oom
 -- Ends a session, active or not, for a caller that needs no other token.
 --
--- KEYS[1]  the session
--- KEYS[2]  the bucket's counter
+-- KEYS[1]  hash: the session
+-- KEYS[2]  string: the bucket's counter
 --
--- Return value: the sessions that ended, one or none, as delete() in session.lua gives them.
+-- Return value: an array of the sessions that ended, one or none, each as delete() in session.lua
+-- returns it.
 
 local session = read(KEYS[1])
 if not session then
-  -- WAIT confirms only what its own connection wrote: a success must write something. Without a
-  -- counter there has been no session.
+  -- WAIT confirms only what its own connection wrote, so a success must write something. Without
+  -- a counter there has been no session.
   if redis.call('EXPIRETIME', KEYS[2]) == -1 then
     redis.call('INCRBY', KEYS[2], 0)
   end
@@ -21,5 +22,5 @@ local index = base .. 'u:' .. session.usuario
 -- First the key that a Cluster may have moved away already: then nothing has been written.
 wrong_type(redis.pcall('ZREM', index, digest))
 local ended = delete(base, digest)
-settle(index)
+prune_and_expire(index)
 return {ended}

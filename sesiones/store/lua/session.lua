@@ -1,4 +1,7 @@
--- Shared by every script: the store puts this text after the script's first line.
+-- Shared by every script: the store puts this text after the script's first line. Before it, the
+-- store takes the tag of the call, the last argument, out of ARGV.
+--
+-- An integer in ARGV is decimal text. Redis replies nil for a `false`, and drops a nil at the end.
 --
 -- <prefix>:{<bucket>}:h:<digest>   hash        one session, in the field 1; its expiry is the key's
 --                                              own. Field 2, where there is one: the session's own
@@ -28,10 +31,10 @@ local function split(key)
   return string.match(key, '^([^}]*}:)h:(.*)$')
 end
 
--- A key of another type is a bad record of its own; any other error that redis.pcall() returns
--- fails the script: the command is not allowed, or the key is on another node of a Cluster. Of
--- that the caller relies on nothing having been written, so scripts come first to the keys that
--- may be elsewhere, and never again to one that they have deleted.
+-- A key of another type is a malformed record, which fails nothing but itself. Any other error that
+-- redis.pcall() returns fails the script: the command is not allowed, or the key is on another node
+-- of a Cluster. The caller then relies on nothing having been written, so a script first touches
+-- the keys that may be on another node, and never touches a key again that it has deleted.
 -- Return value: the error of the reply, if it is one.
 local function wrong_type(reply)
   if type(reply) == 'table' and reply.err then
@@ -55,10 +58,10 @@ local function parse(text)
   end
 end
 
--- What lies at a session's key, as the scripts return it. Redis keeps a key for the whole
+-- The record at a session's key, as the scripts return it. Redis keeps a key for the whole
 -- millisecond of its expiry, so the clock decides whether the session lives.
--- Return value: its text and its expiry; or false twice, when no session lives there; or, for what
--- cannot be a session, what is wrong with it, and false.
+-- Return value: its text and its expiry, an integer; or false twice, when no session lives there;
+-- or, for a malformed record, what is wrong with it, and false.
 local function fetch(key)
   local expiracion = redis.call('EXPIRETIME', key)
   if expiracion == -1 then
@@ -91,9 +94,9 @@ local function life(key, max)
   return tonumber(redis.call('HGET', key, '2') or max) or max
 end
 
--- Whether the caller may end the designated session (nil when it is not live).
--- Return value: nil when it may; -1 when the caller's own session is not live and active; -2 when
--- the designated one is another user's.
+-- Why the caller may not end the designated session (nil when that is not live).
+-- Return value: nil when the caller may; -1 when the caller's own session is not live and active;
+-- -2 when the designated one is another user's.
 local function refusal(caller, designated)
   if not caller or caller.estado ~= '1' then
     return -1
@@ -102,8 +105,9 @@ local function refusal(caller, designated)
   end
 end
 
--- Deletes the session of a digest, which lies beside the others of its user.
--- Return value: its digest, ID and user ('' for what is no session), or nil when there was none.
+-- Deletes the session of a digest.
+-- Return value: an array of its digest, ID_Sesion and ID_Usuario, as text ('' twice for a malformed
+-- record); or nil when there was none.
 local function delete(base, digest)
   local key = base .. 'h:' .. digest
   local session = parse(redis.pcall('HGET', key, '1')) or {}
@@ -112,8 +116,8 @@ local function delete(base, digest)
   end
 end
 
--- Return value: the live sessions that an index names, each as its digest, what fetch() gives, and 1.
--- None for an index of another type.
+-- Return value: an array of the live sessions that an index names, each an array: its digest, what
+-- fetch() returns, and 1. It is empty for an index of another type.
 local function list_index(index)
   local base = string.match(index, '^[^}]*}:')
   local digests = redis.pcall('ZRANGEBYSCORE', index, '(' .. int(now), '+inf')
@@ -127,10 +131,10 @@ local function list_index(index)
   return sessions
 end
 
--- Drops the index's expired members, each with the session key that it names: were the key still
--- there, a clock that steps back would bring the session back to life outside its index. A member
--- stays when its key may be on another node of a Cluster: in a slot that is being moved, Redis
--- takes what is not there for being elsewhere. An index of another type stays as it is.
+-- Drops the index's expired members, each with the session key that it names: if the key remained,
+-- a clock that steps back would bring the session back to life outside its index. A member stays
+-- when its key may be on another node of a Cluster: in a slot that is being moved, Redis takes an
+-- absent key to be there. An index of another type stays as it is.
 local function prune(index)
   local base = string.match(index, '^[^}]*}:')
   local expired = redis.pcall('ZRANGEBYSCORE', index, '-inf', int(now))
@@ -141,9 +145,9 @@ local function prune(index)
   end
 end
 
--- Prunes the index and lets it expire with its latest member. Ending a session must fail neither
--- for an index of another type nor for one that is gone with its last member.
-local function settle(index)
+-- Prunes the index and makes it expire with its latest member. It must not fail for an index of
+-- another type, nor for one that is gone with its last member.
+local function prune_and_expire(index)
   prune(index)
   local latest = redis.pcall('ZRANGE', index, -1, -1, 'WITHSCORES')
   if latest[2] then
@@ -152,10 +156,10 @@ local function settle(index)
   end
 end
 
--- Writes an indexed session, and its expiry in the key and the index. The index goes first: it alone
--- can refuse (a key of another type), and then nothing has been written. The expiry goes last:
--- should its second end while the script runs, Redis 7.0 deletes the key at once, and a field
--- written after that would make a key that never expires.
+-- Writes an indexed session, and its expiry in the key and the index. The index is written first,
+-- because it alone can refuse (a key of another type), and then nothing has been written. The key's
+-- expiry is written last: if its second ends while the script runs, Redis 7.0 deletes the key at
+-- once, and a field written after that would make a key that never expires.
 -- A session that its index has lost (evicted, or expired while the clock was ahead) ends instead:
 -- a logoutAll that has been acknowledged meanwhile cannot have found it.
 -- Return value: nil; a string that says why nothing was written; or the session that ended, as
@@ -171,7 +175,7 @@ local function write(key, session, expiracion)
     redis.call('ZREM', index, digest)
     return delete(base, digest)
   end
-  settle(index)
+  prune_and_expire(index)
   session.expiracion = expiracion
   session.text = string.format('%.0f %.0f %.0f %s %s %s:%s', session.inicio,
     session.actividad - session.inicio, session.ventana, session.estado, session.id,

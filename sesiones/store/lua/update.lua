@@ -1,16 +1,25 @@
 #!lua
 -- Updates a live session, active or not, from its object.
 --
--- KEYS[1]  the session
--- ARGV     ID_Sesion, ID_Usuario, Fecha_Inicio, Fecha_Expiracion, Estado_Sesion,
---          Ultima_Actividad, Dispositivo, max seconds
+-- KEYS[1]  hash: the session
+-- ARGV[1]  integer: ID_Sesion
+-- ARGV[2]  integer: ID_Usuario
+-- ARGV[3]  integer: Fecha_Inicio
+-- ARGV[4]  integer: Fecha_Expiracion
+-- ARGV[5]  0 or 1: Estado_Sesion
+-- ARGV[6]  integer: Ultima_Actividad
+-- ARGV[7]  text: Dispositivo
+-- ARGV[8]  integer: max, how many seconds a session lives at the most
 --
--- Return value: {'ok', session as fetch() in session.lua gives it};
--- {'absent', what is wrong with it, if anything} when no session lives at the key;
--- {'unindexed', sessions as delete() gives them} when it ended because its index had lost it;
--- {'immutable', field, ...} when fields differ that never change;
--- {'dates', reason} with reason 'window' (Fecha_Expiracion is not after Ultima_Actividad),
--- 'lifetime' (beyond Fecha_Inicio + max) or 'past' (it would have expired already).
+-- Return value: an array that begins with one of these words:
+--   'ok', text, expiry        the session as it now stands, as fetch() in session.lua returns it
+--   'absent', text or false   no session lives at the key; what is wrong with its record, if it has
+--                             one
+--   'unindexed', array        an array with the session, as delete() returns it: it has ended,
+--                             because its index had lost it
+--   'immutable', text...      the names of fields that differ and never change
+--   'dates', text             'window': Fecha_Expiracion is not after Ultima_Actividad; 'lifetime':
+--                             it is beyond Fecha_Inicio + max; 'past': it would have passed already
 
 local expiracion, actividad = tonumber(ARGV[4]), tonumber(ARGV[6])
 

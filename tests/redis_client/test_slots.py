@@ -1,0 +1,275 @@
+"""Slots that move between the nodes of a Cluster: no live session is refused, no ended one
+accepted, and a write is done as a whole or not at all."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable
+from functools import partial
+from itertools import product
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from sesiones import tokens
+from sesiones.sesion import Sesion, StoreUnavailable
+from sesiones.store import SessionStore
+from tests.harness.records import index_key, session_key, slot_of
+from tests.harness.redis_server import RedisCluster
+from tests.harness.stores import available, open_store
+
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
+
+
+def users_with_own_slots(start: int, number: int) -> list[int]:
+    """Users of different slots, which are those of none before them."""
+    taken = {slot_of(user) for user in range(start)}
+    users: list[int] = []
+    while len(users) < number:
+        if slot_of(start) not in taken:
+            taken.add(slot_of(start))
+            users.append(start)
+        start += 1
+    return users
+
+
+def state_of(cluster: RedisCluster, user: int) -> dict[str, Any]:
+    """What lies in the user's slot, on whichever node."""
+    found: dict[str, Any] = {}
+    for port in cluster.servers:
+        for key in cluster.run(port, "CLUSTER", "GETKEYSINSLOT", slot_of(user), 1000):
+            assert key not in found
+            with Redis(port=port) as client, client.pipeline(transaction=False) as pipeline:
+                for command in "DUMP", "EXPIRETIME":
+                    pipeline.execute_command("ASKING")
+                    pipeline.execute_command(command, key)
+                found[key] = pipeline.execute()[1::2]
+    return found
+
+
+async def test_slots_that_move_under_load_cost_no_answer(cluster: RedisCluster) -> None:
+    """Users use their sessions while their slots move from node to node, key by key. Each knows
+    what it has done; nothing fails, and nothing is answered wrongly."""
+    choose = random.Random(7)
+    users = users_with_own_slots(1000, 25)
+    done: dict[str, int] = {}
+    moving = True
+
+    async def use(store: SessionStore, user: int) -> None:
+        live = {(s := await store.create(user, "laptop")).Token_Sesion: s for _ in range(3)}
+        ended: list[str] = []
+        while moving:
+            token = choose.choice(list(live))
+            action = choose.choice(["find"] * 6 + ["ended", "create", "update", "end", "end_all"])
+            if action == "find":
+                found = await store.find(token)
+                assert found is not None
+                assert found.Dispositivo == live[token].Dispositivo
+            elif action == "ended" and ended:
+                assert await store.find(choose.choice(ended)) is None
+            elif action == "create" or len(live) < 3:
+                made = await store.create(user, "laptop")
+                live[made.Token_Sesion] = made
+            elif action == "update":
+                given = live[token]._replace(Dispositivo=f"{choose.random()}")
+                updated = await store.update(given)
+                assert isinstance(updated, Sesion)
+                live[token] = updated
+            elif action == "end":
+                assert await store.end(token, token) == 1
+                del live[token]
+                ended.append(token)
+            elif action == "end_all" and choose.random() < 0.3:
+                assert await store.end_all(token, token) == len(live)
+                ended += live
+                live.clear()
+                made = await store.create(user, "laptop")
+                live[made.Token_Sesion] = made
+            done[action] = done.get(action, 0) + 1
+            await asyncio.sleep(0)
+        for token in ended:
+            assert await store.find(token) is None
+        for token in live:
+            assert await store.find(token) is not None
+
+    async def move(user: int, target: int) -> None:
+        slot, call = slot_of(user), asyncio.to_thread
+        source = cluster.owner(slot)
+        if source == target:
+            return
+        await call(cluster.begin_move, slot, source, target)
+        while keys := await call(cluster.run, source, "CLUSTER", "GETKEYSINSLOT", slot, 100):
+            await call(cluster.move_keys, source, target, choose.choice(keys))
+            await asyncio.sleep(0.002)
+        await call(cluster.end_move, slot, source, target)
+
+    # Every check slides, so that it is a write.
+    async with open_store(cluster.url, touch_seconds=0) as store, asyncio.TaskGroup() as tasks:
+        for user in users:
+            tasks.create_task(use(store, user))
+        for target in cluster.master_ports[:2]:
+            await asyncio.sleep(0.2)  # until the nodes agree on the moves before
+            for user in users:
+                await move(user, target)
+        moving = False
+    assert len(done) == 6
+    assert sum(done.values()) > 1000
+    for user in users:
+        keys = state_of(cluster, user)
+        sessions = [key for key in keys if ":h:" in key]
+        assert all(expires > 0 for key, (_, expires) in keys.items() if key[-2:] != ":n")
+        port = cluster.owner(slot_of(user))
+        members = cluster.clients[port].zrange(index_key(user), 0, -1)
+        assert sorted(members) == sorted(key.rsplit(":", 1)[1] for key in sessions)
+
+
+async def test_slot_of_which_some_keys_have_moved_answers_checks(cluster: RedisCluster) -> None:
+    """Every way in which a user's two sessions, index and counter may lie on the two sides. Checks
+    answer, without a slide where it cannot be; the others are done as a whole or not at all."""
+    splits = list(product([False, True], repeat=4))
+    outcomes: list[Any] = []
+    one_at_a_time = asyncio.Lock()
+    # Nodes that move slots to each other at once may lose some: all go to one.
+    target = cluster.master_ports[0]
+
+    async def half_moved(store: SessionStore, hasty: SessionStore, user: int, number: int) -> None:
+        call, slot = asyncio.to_thread, slot_of(user)
+        source = cluster.owner(slot)
+        one, two = [await store.create(user, device) for device in ("one", "two")]
+        index = index_key(user)
+        keys = [
+            session_key(one.Token_Sesion),
+            session_key(two.Token_Sesion),
+            index,
+            index.rpartition("u:")[0] + "n",
+        ]
+        await call(cluster.begin_move, slot, source, target)
+        for key, moved in zip(keys, splits[number % len(splits)], strict=True):
+            if moved:
+                async with one_at_a_time:
+                    await call(cluster.move_keys, source, target, key)
+        for sesion in (one, two) * 2:
+            found = await store.find(sesion.Token_Sesion)
+            assert found is not None
+            assert found.ID_Sesion == sesion.ID_Sesion
+        assert await store.find(tokens.make(user)) is None
+
+        operations: list[Callable[[], Awaitable[Any]]] = [
+            lambda: hasty.create(user, "three"),
+            lambda: hasty.update(one._replace(Dispositivo="uno")),
+            lambda: hasty.update(two._replace(Fecha_Expiracion=two.Fecha_Expiracion - 5)),
+            lambda: hasty.end(one.Token_Sesion, two.Token_Sesion),
+            lambda: hasty.end_all(one.Token_Sesion, one.Token_Sesion),
+        ]
+        if number >= len(splits):
+            operations = operations[-1:]
+        for operation in operations:
+            before = await call(state_of, cluster, user)
+            try:
+                outcome = await operation()
+            except StoreUnavailable:
+                outcome = StoreUnavailable
+                assert await call(state_of, cluster, user) == before
+            outcomes.append(outcome)
+        left = [key for key in await call(state_of, cluster, user) if ":h:" in key]
+        if isinstance(outcome, int):
+            assert not left
+        for sesion in one, two:
+            found = await store.find(sesion.Token_Sesion)
+            assert (found is not None) == (session_key(sesion.Token_Sesion) in left)
+
+        rest = await call(cluster.run, source, "CLUSTER", "GETKEYSINSLOT", slot, 100)
+        async with one_at_a_time:
+            if rest:
+                await call(cluster.move_keys, source, target, *rest)
+            await call(cluster.end_move, slot, source, target)
+        last = await store.create(user, "last")
+        assert await store.end_all(last.Token_Sesion, last.Token_Sesion) == len(left) + 1
+        assert list(await call(state_of, cluster, user)) == [keys[-1]]
+
+    async with (
+        open_store(cluster.url, touch_seconds=0) as store,
+        open_store(cluster.url, timeout_seconds=0.2, touch_seconds=0) as hasty,
+    ):
+        users = [
+            user
+            for user in users_with_own_slots(2000, 100)
+            if cluster.owner(slot_of(user)) != target
+        ][: 2 * len(splits)]
+        await asyncio.gather(
+            *(half_moved(store, hasty, user, number) for number, user in enumerate(users))
+        )
+    assert outcomes.count(StoreUnavailable) > 40
+    assert sum(isinstance(outcome, Sesion) for outcome in outcomes) > 5
+    assert outcomes.count(2) == 2
+
+
+@pytest.mark.parametrize("operation", ["find", "create", "end", "end_all"])
+async def test_expired_session_stays_indexed_while_its_key_may_be_on_another_node(
+    cluster: RedisCluster, operation: str
+) -> None:
+    """An index drops an expired session with its key. While that may have moved to another node,
+    where a clock that steps back would bring it to life, it stays in the index."""
+    user = 3100 + len(operation)
+    slot, index = slot_of(user), index_key(user)
+    source = cluster.owner(slot)
+    target = next(port for port in cluster.master_ports if port != source)
+    # Every check slides, so that it is a write.
+    async with open_store(cluster.url, touch_seconds=0) as store:
+        made = [await store.create(user, device) for device in ("one", "two", "three")]
+        mine, other, expired = made
+        key, member = session_key(expired.Token_Sesion), session_key(expired.Token_Sesion)[-22:]
+        cluster.run(source, "ZADD", index, expired.Fecha_Inicio - 1, member)
+        cluster.begin_move(slot, source, target)
+        cluster.move_keys(source, target, key)
+        match operation:
+            case "find":
+                assert await store.find(mine.Token_Sesion) is not None
+            case "end":
+                assert await store.end(mine.Token_Sesion, other.Token_Sesion) == 1
+            case "end_all":
+                assert await store.end_all(mine.Token_Sesion, mine.Token_Sesion) == 2
+            case "create":
+                with contextlib.suppress(StoreUnavailable):  # a new key may be elsewhere too
+                    await store.create(user, "four")
+        assert cluster.clients[source].zscore(index, member) is not None
+        rest = cluster.run(source, "CLUSTER", "GETKEYSINSLOT", slot, 100)
+        cluster.move_keys(source, target, *rest)
+        cluster.end_move(slot, source, target)
+        await available(partial(store.create, user, "five"))
+        assert not cluster.clients[target].exists(key)
+        assert cluster.clients[target].zscore(index, member) is None
+
+
+async def test_node_that_is_added_serves_the_slot_that_is_moved_to_it(
+    cluster: RedisCluster,
+) -> None:
+    """It has no slots, and the service does not know it, until one is moved to it."""
+    user = 3000
+    slot = slot_of(user)
+    source = cluster.owner(slot)
+    async with open_store(cluster.url) as store:
+        sesion = await store.create(user, "laptop")
+        added = await asyncio.to_thread(cluster.add)
+        await asyncio.to_thread(cluster.wait, lambda port: knows(cluster, port, added))
+        cluster.begin_move(slot, source, added)
+        keys = cluster.run(source, "CLUSTER", "GETKEYSINSLOT", slot, 100)
+        cluster.move_keys(source, added, *keys)
+        assert await store.find(sesion.Token_Sesion) is not None
+        cluster.end_move(slot, source, added)
+        assert await store.end(sesion.Token_Sesion, sesion.Token_Sesion) == 1
+        assert await store.find(sesion.Token_Sesion) is None
+        other = await store.create(user, "laptop")
+
+        cluster.begin_move(slot, added, source)
+        keys = cluster.run(added, "CLUSTER", "GETKEYSINSLOT", slot, 100)
+        cluster.move_keys(added, source, *keys)
+        cluster.end_move(slot, added, source)
+        cluster.remove(added)
+        assert await store.find(other.Token_Sesion) is not None
+
+
+def knows(cluster: RedisCluster, port: int, other: int) -> bool:
+    state_ok = "cluster_state:ok" in cluster.run(port, "CLUSTER", "INFO")
+    return state_ok and cluster.id(other) in cluster.run(port, "CLUSTER", "NODES")
