@@ -8,7 +8,9 @@ from typing import Any
 from starlette.applications import Starlette
 
 from sesiones.http import docs
+from sesiones.http.authentication import Authentication
 from sesiones.http.credentials import ServiceKeys
+from sesiones.http.management import Management
 from sesiones.http.operations import Exposition, Health
 from sesiones.http.problems import EXCEPTION_HANDLERS
 from sesiones.http.routes import Routes, Service
@@ -34,16 +36,33 @@ def create_app(
         settings = Settings.read(os.environ, {})
     store = open_store(settings, Metrics(slots))
     service_keys = ServiceKeys(settings.service_key, open_without=open_without_key)
-    endpoints = Endpoints(store, service_keys)
+    authentication = Authentication(store, service_keys)
+    endpoints = Endpoints(store, authentication, settings.policy)
+    management = Management(store, authentication)
     exposition = Exposition(store.metrics)
     health = Health(store)
 
     routes = Routes(
         {
-            "/sesiones": {"POST": endpoints.create, "PUT": endpoints.update},
+            "/sesiones": {
+                "GET": management.list_own,
+                "HEAD": management.list_own,
+                "POST": endpoints.create,
+                "PUT": endpoints.update,
+            },
             "/sesiones/self": {"GET": None, "HEAD": None},  # Service answers it
             "/sesiones/logout": {"DELETE": endpoints.logout},
             "/sesiones/logoutAll": {"DELETE": endpoints.logout_all},
+            "/sesiones/logoutOthers": {"DELETE": management.end_others},
+            "/sesiones/{ID_Sesion}": {"DELETE": management.end_own},
+            "/sesiones/usuarios/{ID_Usuario}": {
+                "GET": management.list_user,
+                "HEAD": management.list_user,
+                "DELETE": management.end_user,
+            },
+            "/sesiones/usuarios/{ID_Usuario}/{ID_Sesion}": {"DELETE": management.end_user},
+            "/sesiones/introspeccion": {"POST": management.introspect},
+            "/sesiones/revocacion": {"POST": management.revoke},
             "/openapi.json": {"GET": docs.document, "HEAD": docs.document},
             "/docs": {"GET": docs.page, "HEAD": docs.page},
             "/metrics": {"GET": exposition.metrics, "HEAD": exposition.metrics},

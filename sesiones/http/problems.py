@@ -7,7 +7,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sesiones.sesion import StoreUnavailable
+from sesiones.sesion import LimitReached, StoreUnavailable
 
 TITLES = {
     400: "Solicitud incorrecta",
@@ -28,7 +28,8 @@ TITLES = {
 
 
 class Problem(Exception):
-    """An error that a request is answered with. ``errores``: (campo, motivo) of each bad field."""
+    """An error that a request is answered with. ``errores``: (campo, motivo) of each bad field;
+    ``members``: further members of the body."""
 
     def __init__(
         self,
@@ -37,12 +38,14 @@ class Problem(Exception):
         *,
         errores: Sequence[tuple[str, str]] = (),
         headers: Mapping[str, str] | None = None,
+        members: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(status, detail)
         self.status = status
         self.detail = detail
         self.errores = errores
         self.headers = headers or {}
+        self.members = members or {}
 
     def response(self) -> Response:
         members: dict[str, object] = {
@@ -50,6 +53,7 @@ class Problem(Exception):
             "title": TITLES[self.status],
             "status": self.status,
             "detail": self.detail,
+            **self.members,
         }
         if self.errores:
             members["errores"] = [
@@ -83,6 +87,13 @@ async def _problem(_: Request, problem: Exception) -> Response:
     return problem.response()
 
 
+async def _limit_reached(_: Request, refusal: Exception) -> Response:
+    assert isinstance(refusal, LimitReached)
+    sessions = [session.to_dict() for session in refusal.sessions]
+    detail = f"El usuario ya tiene {len(sessions)} sesiones, tantas como se permiten."
+    return Problem(409, detail, members={"Sesiones": sessions}).response()
+
+
 async def _unavailable(_: Request, __: Exception) -> Response:
     return unavailable().response()
 
@@ -93,6 +104,7 @@ async def _internal_error(_: Request, __: Exception) -> Response:
 
 EXCEPTION_HANDLERS: Mapping[Any, Any] = {
     Problem: _problem,
+    LimitReached: _limit_reached,
     StoreUnavailable: _unavailable,
     Exception: _internal_error,
 }

@@ -1,8 +1,9 @@
 """From the bytes of a request to validated values, or a Problem. Nothing here asks Redis."""
 
+import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -10,10 +11,12 @@ from starlette.requests import Request
 
 from sesiones.http.credentials import Headers
 from sesiones.http.problems import Problem
+from sesiones.policy import SessionPolicy
 from sesiones.sesion import (
     BOUNDS,
     DEVICE_MAX_CHARACTERS,
     INT_MAX,
+    Login,
     Sesion,
     valid_device,
     valid_integer,
@@ -22,8 +25,11 @@ from sesiones.sesion import (
 
 BODY_MAX_BYTES = 16 * 1024
 
-_DECIMAL = re.compile(r"0|[1-9][0-9]{0,15}")
+DECIMAL = re.compile(r"0|[1-9][0-9]{0,15}")
 _MALFORMED_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+
+FIELDS = (*Sesion._fields, *(field.name for field in dataclasses.fields(Login)))
+"""The members that the API knows."""
 
 Members = Mapping[str, Any]
 
@@ -48,8 +54,9 @@ def parse_json(body: bytes) -> Members:
     return value
 
 
-def parse_form(text: bytes) -> Members:
+def parse_form(text: bytes, unique: Iterable[str] = FIELDS) -> Members:
     """The members of an application/x-www-form-urlencoded body or query (WHATWG URL, 5.1).
+    ``unique``: those that may be there once only.
 
     A percent sign must begin an escape; parse_qsl() would take any other one literally.
     """
@@ -59,17 +66,18 @@ def parse_form(text: bytes) -> Members:
         return _unique(
             parse_qsl(
                 text.decode("utf-8"), keep_blank_values=True, encoding="utf-8", errors="strict"
-            )
+            ),
+            unique,
         )
     except ValueError:
         raise Problem(400, "El formulario o la consulta no son válidos.") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]], fields: Iterable[str] = FIELDS) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
         names = [name for name, _ in pairs]
-        if any(names.count(field) > 1 for field in Sesion._fields):  # unknown members may be
+        if any(names.count(field) > 1 for field in fields):  # unknown members may be
             raise ValueError("a field is repeated")
     return members
 
@@ -87,15 +95,33 @@ PARSERS: dict[bytes, Callable[[bytes], Members]] = {
     b"application/json": parse_json,
     b"application/x-www-form-urlencoded": parse_form,
 }
+OAUTH_PARSERS: dict[bytes, Callable[[bytes], Members]] = {
+    b"application/x-www-form-urlencoded": lambda body: parse_form(body, ["token"]),
+}
 
 
-async def read_body(request: Request, *, optional: bool = False) -> tuple[Members, bool]:
+async def read_token(request: Request) -> str:
+    """The parameter ``token`` of an OAuth request (RFC 7662, 2.1; RFC 7009, 2.1), which is a form.
+    Raises Problem 415, 413 or 400."""
+    members, _ = await read_body(request, parsers=OAUTH_PARSERS)
+    token: str = members.get("token", "")
+    if not token:  # RFC 6749, 3.1: a parameter without a value is as good as omitted
+        raise Problem(400, "Falta el parámetro token.")
+    return token
+
+
+async def read_body(
+    request: Request,
+    *,
+    optional: bool = False,
+    parsers: Mapping[bytes, Callable[[bytes], Members]] = PARSERS,
+) -> tuple[Members, bool]:
     """The members of the body, and whether it is a form. Raises Problem 415, 413 or 400.
 
     ``optional``: an empty body has no members, whatever its type and coding.
     """
     try:
-        parse = _parser(request.scope["headers"])
+        parse = _parser(request.scope["headers"], parsers)
     except Problem:
         if optional and not await _has_body(request):
             return {}, False
@@ -106,7 +132,9 @@ async def read_body(request: Request, *, optional: bool = False) -> tuple[Member
     return parse(body), parse is parse_form
 
 
-def _parser(headers: Headers) -> Callable[[bytes], Members]:
+def _parser(
+    headers: Headers, parsers: Mapping[bytes, Callable[[bytes], Members]]
+) -> Callable[[bytes], Members]:
     """The parser for a body with these headers. Raises Problem 415."""
     codings = b",".join(_values(headers, b"content-encoding")).split(b",")
     if any(coding.strip().lower() not in (b"", b"identity") for coding in codings):
@@ -117,9 +145,9 @@ def _parser(headers: Headers) -> Callable[[bytes], Members]:
         )
     types = _values(headers, b"content-type")
     media_type = types[0].partition(b";")[0].strip().lower() if len(types) == 1 else b""
-    parse = PARSERS.get(media_type)
+    parse = parsers.get(media_type)
     if parse is None:
-        accepted = " o ".join(media.decode() for media in PARSERS)
+        accepted = " o ".join(media.decode() for media in parsers)
         missing = "" if any(types) else "Falta Content-Type. "
         raise Problem(415, f"{missing}El cuerpo debe ser {accepted}.")
     return parse
@@ -161,16 +189,19 @@ class _Reader:
             self._errores[campo] = "es obligatorio"
         return self._members.get(campo)
 
-    def integer(self, campo: str) -> int:
-        low, high = BOUNDS[campo]
+    def integer(self, campo: str, bounds: tuple[int, int] | None = None) -> int:
+        low, high = BOUNDS[campo] if bounds is None else bounds
         value = self._get(campo)
-        if self._form and isinstance(value, str) and _DECIMAL.fullmatch(value):
+        if self._form and isinstance(value, str) and DECIMAL.fullmatch(value):
             value = int(value)
         try:
-            return valid_integer(campo, value)
+            return valid_integer(campo, value, (low, high))
         except (TypeError, ValueError):
             self._errores.setdefault(campo, f"debe ser un entero entre {low} y {high}")
             return low
+
+    def optional_integer(self, campo: str, bounds: tuple[int, int]) -> int | None:
+        return self.integer(campo, bounds) if campo in self._members else None
 
     def string(self, campo: str) -> str:
         try:
@@ -206,12 +237,22 @@ def unprocessable(*errores: tuple[str, str]) -> Problem:
     return Problem(422, "Hay campos no válidos.", errores=errores)
 
 
-def creation(members: Members, *, form: bool) -> tuple[int, str]:
-    """ID_Usuario and Dispositivo of a POST. Raises Problem 422."""
+def creation(members: Members, policy: SessionPolicy, *, form: bool) -> tuple[int, str, Login]:
+    """ID_Usuario, Dispositivo and the rest of a POST. Raises Problem 422."""
     reader = _Reader(members, form=form)
-    values = reader.integer("ID_Usuario"), reader.device()
+    ID_Usuario, Dispositivo = reader.integer("ID_Usuario"), reader.device()
+    life = reader.optional_integer("Vida_Maxima", policy.login_bounds(None)["Vida_Maxima"])
+    bounds = policy.login_bounds(life)
+    login = Login(
+        Ventana=reader.optional_integer("Ventana", bounds["Ventana"]),
+        Vida_Maxima=life,
+        Token_Anterior=reader.string("Token_Anterior") if "Token_Anterior" in members else None,
+        Cerrar_Otras=reader.optional_integer("Cerrar_Otras", bounds["Cerrar_Otras"]) or 0,
+        Max_Sesiones=reader.optional_integer("Max_Sesiones", bounds["Max_Sesiones"]),
+        Sustituye=reader.optional_integer("Sustituye", bounds["Sustituye"]),
+    )
     reader.finish()
-    return values
+    return ID_Usuario, Dispositivo, login
 
 
 def update(members: Members, *, form: bool) -> Sesion:

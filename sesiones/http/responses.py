@@ -53,6 +53,11 @@ def asgi_messages(response: bytes) -> tuple[Message, Message]:
     )
 
 
+def json_response(body: bytes, *, status: int = 200) -> Response:
+    """A success with that JSON."""
+    return Response(body, status, {"Cache-Control": "no-store"}, "application/json")
+
+
 class _DefaultLines:
     """The lines that every response begins with, of the newest list of default headers: uvicorn
     makes that list anew each second."""

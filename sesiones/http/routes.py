@@ -4,6 +4,7 @@ Starlette's own routes are patterns, tried one after the other. They also match 
 an encoded line feed, and fail to match one that has a line feed inside.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,10 @@ from starlette.routing import BaseRoute, Match, NoMatchFound
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sesiones.http.problems import Problem
+from sesiones.http.requests import DECIMAL
+from sesiones.sesion import BOUNDS
+
+_FIELD = re.compile(r"{(\w+)}")
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -50,10 +55,18 @@ class Service(Starlette):
 
 class Routes(BaseRoute):
     """Every other path, with an endpoint for each of its methods. A method without an endpoint is
-    answered elsewhere, and is listed only for the 405 of the others."""
+    answered elsewhere, and is listed only for the 405 of the others.
+
+    A segment such as ``{ID_Sesion}`` stands for a value of that field in plain decimal, which the
+    endpoint finds in the request's path_params."""
 
     def __init__(self, endpoints: Mapping[str, Mapping[str, Endpoint | None]]) -> None:
         self.endpoints = endpoints
+        self._numbered = {
+            _FIELD.sub("{}", path): (_FIELD.findall(path), methods)
+            for path, methods in endpoints.items()
+            if "{" in path
+        }
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         return (Match.FULL if scope["type"] == "http" else Match.NONE), {}
@@ -62,19 +75,31 @@ class Routes(BaseRoute):
         raise NoMatchFound(name, path_params)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = self._find(raw_path(scope), scope["method"])
+        endpoint, scope["path_params"] = self._find(raw_path(scope), scope["method"])
         try:
             response = await endpoint(Request(scope, receive, send))
         except ClientDisconnect:
             return
         await response(scope, receive, send)
 
-    def _find(self, path: str, method: str) -> Endpoint:
-        methods = self.endpoints.get(path)
+    def _find(self, path: str, method: str) -> tuple[Endpoint, dict[str, int]]:
+        methods, numbers = self._match(path)
         if methods is None:
             raise Problem(404, "No hay ningún recurso en esta ruta; véase /docs.")
         endpoint = methods.get(method)
         if endpoint is None:
             allow = ", ".join(methods)
             raise Problem(405, f"Métodos admitidos: {allow}.", headers={"Allow": allow})
-        return endpoint
+        return endpoint, numbers
+
+    def _match(self, path: str) -> tuple[Mapping[str, Endpoint | None] | None, dict[str, int]]:
+        """The methods of a path, and the numbers in it."""
+        if path in self.endpoints and "{" not in path:
+            return self.endpoints[path], {}
+        numbers = [int(segment) for segment in path.split("/") if DECIMAL.fullmatch(segment)]
+        shape = "/".join("{}" if DECIMAL.fullmatch(each) else each for each in path.split("/"))
+        fields, methods = self._numbered.get(shape, ([], None))
+        values = dict(zip(fields, numbers, strict=False))
+        if all(BOUNDS[field][0] <= value <= BOUNDS[field][1] for field, value in values.items()):
+            return methods, values
+        return None, {}

@@ -8,11 +8,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sesiones.http import requests, responses
-from sesiones.http.credentials import ServiceKeys, caller_token
+from sesiones.http.authentication import Authentication
 from sesiones.http.problems import Problem, unauthorized, unavailable
 from sesiones.http.requests import Members
-from sesiones.metrics import CHECKS
-from sesiones.sesion import BadDates, Immutable, Refusal, Sesion, StoreUnavailable
+from sesiones.http.responses import json_response
+from sesiones.policy import SessionPolicy
+from sesiones.sesion import BadDates, Immutable, Refusal, StoreUnavailable
 from sesiones.store import SessionStore
 
 BAD_DATES = {
@@ -25,9 +26,12 @@ BAD_DATES = {
 class Endpoints:
     """One method for each route. The checks are plain ASGI: a Request would only cost time."""
 
-    def __init__(self, store: SessionStore, service_keys: ServiceKeys) -> None:
+    def __init__(
+        self, store: SessionStore, authentication: Authentication, policy: SessionPolicy
+    ) -> None:
         self._store = store
-        self._service_keys = service_keys
+        self._authentication = authentication
+        self._policy = policy
 
     async def whoami(self, scope: Scope, receive: Receive, send: Send) -> None:
         """GET, HEAD /sesiones/self: the caller's session."""
@@ -39,7 +43,7 @@ class Endpoints:
 
     async def _check(self, scope: Scope, receive: Receive, send: Send, *, verify: bool) -> None:
         try:
-            sesion = await self._authenticate(scope)
+            sesion = await self._authentication.caller(scope)
         except (Problem, StoreUnavailable) as error:
             problem = error if isinstance(error, Problem) else unavailable()
             await problem.response()(scope, receive, send)
@@ -48,11 +52,11 @@ class Endpoints:
             await send(message)
 
     async def create(self, request: Request) -> Response:
-        """POST /sesiones: a new session."""
+        """POST /sesiones: a new session, and what else its login asks for."""
         members, form = await self._service_body(request)
-        ID_Usuario, Dispositivo = requests.creation(members, form=form)
-        sesion = await self._store.create(ID_Usuario, Dispositivo)
-        return _json(sesion.to_json(), status=201)
+        ID_Usuario, Dispositivo, login = requests.creation(members, self._policy, form=form)
+        sesion = await self._store.create(ID_Usuario, Dispositivo, login)
+        return json_response(sesion.to_json(), status=201)
 
     async def update(self, request: Request) -> Response:
         """PUT /sesiones: change the live session that Token_Sesion designates."""
@@ -66,7 +70,7 @@ class Endpoints:
                 raise Problem(409, "Hay campos que no se pueden cambiar.", errores=errores)
             case BadDates(reason):
                 raise requests.unprocessable(("Fecha_Expiracion", BAD_DATES[reason]))
-        return _json(updated.to_json())
+        return json_response(updated.to_json())
 
     async def logout(self, request: Request) -> Response:
         """DELETE /sesiones/logout: end the session that Token_Sesion designates."""
@@ -82,7 +86,7 @@ class Endpoints:
         # The script authenticates the caller once more, in the same step that ends sessions. This
         # first check is still needed: the 401 comes before every error of the body and before the
         # body is asked for, and a logout is a use of the caller's session, which may live on.
-        caller = (await self._authenticate(request.scope)).Token_Sesion
+        caller = (await self._authentication.caller(request.scope)).Token_Sesion
         body, _ = await requests.read_body(request, optional=True)
         query = requests.parse_form(request.scope["query_string"])
         ended = await end(caller, requests.designation(body, query))
@@ -90,24 +94,8 @@ class Endpoints:
             raise unauthorized(presented=True)
         if ended is Refusal.FORBIDDEN:
             raise Problem(403, "Token_Sesion es la sesión de otro usuario.")
-        return _json(orjson.dumps({"Sesiones_Eliminadas": ended}))
-
-    async def _authenticate(self, scope: Scope) -> Sesion:
-        token, presented = caller_token(scope["headers"])
-        if token is None:
-            self._store.metrics.add(CHECKS, "missing")
-            raise unauthorized(presented=presented)
-        sesion = await self._store.find(token)
-        if sesion is None:
-            raise unauthorized(presented=presented)
-        return sesion
+        return json_response(orjson.dumps({"Sesiones_Eliminadas": ended}))
 
     async def _service_body(self, request: Request) -> tuple[Members, bool]:
-        admitted, presented = self._service_keys.admit(request.scope["headers"])
-        if not admitted:
-            raise unauthorized(presented=presented)
+        self._authentication.backend(request.scope)
         return await requests.read_body(request)
-
-
-def _json(body: bytes, *, status: int = 200) -> Response:
-    return Response(body, status, {"Cache-Control": "no-store"}, "application/json")

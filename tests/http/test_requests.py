@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from sesiones.http import requests
 from sesiones.http.problems import Problem
+from sesiones.policy import SessionPolicy
 from sesiones.sesion import INT_MAX
 
 TOKEN = "ses_" + "A" * 45
@@ -68,12 +69,15 @@ def bad_fields(call: Callable[[], object]) -> list[str]:
     return [campo for campo, _ in problem.errores]
 
 
+POLICY = SessionPolicy()
+
+
 def create(body: bytes) -> tuple[int, str]:
-    return requests.creation(requests.parse_json(body), form=False)
+    return requests.creation(requests.parse_json(body), POLICY, form=False)[:2]
 
 
 def create_form(body: bytes) -> tuple[int, str]:
-    return requests.creation(requests.parse_form(body), form=True)
+    return requests.creation(requests.parse_form(body), POLICY, form=True)[:2]
 
 
 # JSON
@@ -248,7 +252,9 @@ def test_json_integer_is_good_within_its_bounds_alone(value: int) -> None:
 def test_form_integer_is_good_in_plain_decimal_alone(text: str) -> None:
     canonical = re.fullmatch(r"0|[1-9][0-9]*", text, re.ASCII) and int(text) <= INT_MAX
     members = {"ID_Usuario": text, "Dispositivo": "d"}
-    assert status(lambda: requests.creation(members, form=True)) == (200 if canonical else 422)
+    assert status(lambda: requests.creation(members, POLICY, form=True)) == (
+        200 if canonical else 422
+    )
 
 
 def test_each_integer_has_its_bounds() -> None:
@@ -332,7 +338,10 @@ def test_device_is_good_by_its_characters_alone(device: str) -> None:
 @pytest.mark.parametrize("form", [False, True])
 def test_every_missing_field_is_named(form: bool) -> None:
     assert bad_fields(lambda: requests.update({}, form=form)) == list(OBJECT)
-    assert bad_fields(lambda: requests.creation({}, form=form)) == ["ID_Usuario", "Dispositivo"]
+    assert bad_fields(lambda: requests.creation({}, POLICY, form=form)) == [
+        "ID_Usuario",
+        "Dispositivo",
+    ]
 
 
 @given(st.data())

@@ -1,0 +1,38 @@
+"""Whether a request may go on: a caller by its token, a backend by a service key. Else a 401."""
+
+from starlette.types import Scope
+
+from sesiones.http.credentials import ServiceKeys, caller_token
+from sesiones.http.problems import unauthorized
+from sesiones.metrics import CHECKS
+from sesiones.sesion import Sesion
+from sesiones.store import SessionStore
+
+
+class Authentication:
+    """Each method raises Problem 401."""
+
+    def __init__(self, store: SessionStore, service_keys: ServiceKeys) -> None:
+        self._store = store
+        self._service_keys = service_keys
+
+    def token(self, scope: Scope) -> str:
+        """The caller's token, which is well formed. Redis is not asked."""
+        token, presented = caller_token(scope["headers"])
+        if token is None:
+            self._store.metrics.add(CHECKS, "missing")
+            raise unauthorized(presented=presented)
+        return token
+
+    async def caller(self, scope: Scope) -> Sesion:
+        """The caller's live and active session, which this is a use of."""
+        sesion = await self._store.find(self.token(scope))
+        if sesion is None:
+            raise unauthorized(presented=True)
+        return sesion
+
+    def backend(self, scope: Scope) -> None:
+        """The request has a service key."""
+        admitted, presented = self._service_keys.admit(scope["headers"])
+        if not admitted:
+            raise unauthorized(presented=presented)
