@@ -1,6 +1,6 @@
-"""`make openapi`: schemathesis runs the OpenAPI document against the service, every check on.
+"""`make openapi`: schemathesis tries the OpenAPI document on the service, with every check on.
 
-Also its hooks: what the document cannot say. Arguments go to `schemathesis run`.
+The hooks are here too: they check what the document cannot say. Arguments go to `schemathesis run`.
 """
 
 import itertools
@@ -14,14 +14,13 @@ import requests
 import schemathesis
 
 from sesiones import tokens
-from sesiones.http.sessions import BAD_DATES
-from sesiones.sesion import INT_MAX, Sesion
+from tests.harness import contract
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service
+from tests.harness.stores import KEY
 
-KEY = "k" * 32
 SERVICE_KEY = {"Authorization": f"Bearer {KEY}"}
-USERS = itertools.count(INT_MAX // 2)
+USERS = itertools.count(contract.INT_MAX // 2)
 
 
 @schemathesis.auth(refresh_interval=None)
@@ -52,13 +51,13 @@ class Credentials:
 
 @schemathesis.hook
 def map_body(_: schemathesis.HookContext, body: Any) -> Any:
-    """Since draft 6 no JSON Schema can tell 1.0 from the integer 1, as the API does; the suite
-    has its own tests of that."""
+    """Turn 1.0 into 1: no JSON Schema since draft 6 tells them apart. The API does, and the suite
+    tests that."""
     if not isinstance(body, dict):
         return body
     whole = {
         campo: int(body[campo])
-        for campo in Sesion._fields
+        for campo in contract.FIELDS
         if isinstance(value := body.get(campo), float) and value.is_integer()
     }
     return body | whole
@@ -68,13 +67,13 @@ def map_body(_: schemathesis.HookContext, body: Any) -> Any:
 def modification_is_refused_for_its_reasons(
     _: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case
 ) -> None:
-    """What schemathesis.toml lets a well-formed PUT be answered with."""
+    """A well-formed PUT has only the 422 and the 404 for which schemathesis.toml makes room."""
     if case.operation.label != "PUT /sesiones" or case.meta.generation.mode.is_negative:
         return
     if response.status_code == 422:
         errores = response.json()["errores"]
         assert [error["campo"] for error in errores] == ["Fecha_Expiracion"], errores
-        assert errores[0]["motivo"] in BAD_DATES.values()
+        assert errores[0]["motivo"] in contract.BAD_DATES
     elif response.status_code == 404:
         token = case.body["Token_Sesion"]
         if tokens.is_well_formed(token):

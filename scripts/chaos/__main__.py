@@ -30,7 +30,7 @@ NAMES = (
     "churn",
     "million",
     "inputs",
-    "lanes",
+    "fast_check",
     "h1spec",
     "slow",
 )

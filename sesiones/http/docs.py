@@ -1,4 +1,4 @@
-"""GET and HEAD of what is fixed: the OpenAPI document, and the page that shows it."""
+"""The two fixed resources: the OpenAPI document and the page that shows it."""
 
 import base64
 import hashlib
@@ -8,13 +8,13 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sesiones.http import openapi
+import sesiones
 
 _WEB = files("sesiones.http") / "web"
 
 
 def _source(text: str) -> str:
-    """What a Content-Security-Policy calls an inline element of this text."""
+    """The expression by which a Content-Security-Policy allows an inline element of this text."""
     digest = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
@@ -41,7 +41,9 @@ _POLICY = "; ".join(
         "trusted-types 'none'",
     ]
 )
-_DOCUMENT = orjson.dumps(openapi.document())
+_OPENAPI = orjson.loads((_WEB / "openapi.json").read_bytes())
+_OPENAPI["info"]["version"] = sesiones.__version__  # empty in the file
+DOCUMENT = orjson.dumps(_OPENAPI)
 _NO_STORE = {"Cache-Control": "no-store"}
 _PAGE_HEADERS = {
     **_NO_STORE,
@@ -52,10 +54,10 @@ _PAGE_HEADERS = {
 
 
 async def document(_: Request) -> Response:
-    """/openapi.json."""
-    return Response(_DOCUMENT, headers=_NO_STORE, media_type="application/json")
+    """GET, HEAD /openapi.json."""
+    return Response(DOCUMENT, headers=_NO_STORE, media_type="application/json")
 
 
 async def page(_: Request) -> Response:
-    """/docs: one file, which loads nothing but the document."""
+    """GET, HEAD /docs: one file, which loads nothing but the OpenAPI document."""
     return Response(_PAGE, headers=_PAGE_HEADERS, media_type="text/html")

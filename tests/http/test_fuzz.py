@@ -1,284 +1,287 @@
-"""Whatever comes in, only documented answers go out. SESIONES_TEST_EXAMPLES sets for how long."""
+"""Whatever comes in, only answers of the contract go out; and the fuzzer sees every flaw.
+
+SESIONES_TEST_EXAMPLES sets for how long.
+"""
 
 import json
+import re
 import socket
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
+import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from redis import Redis
-from starlette.applications import Starlette
+import uvloop
 
-from sesiones import logs, tokens
-from tests.harness import asgi
+from sesiones.http.fast_check import FastCheckProtocol
+from sesiones.http.problems import Problem, unauthorized
+from sesiones.http.routes import Routes
+from sesiones.sesion import Sesion
+from tests.harness.fuzzer import fuzz_in_process, fuzz_over_sockets
+from tests.harness.in_process import FixedStore
+from tests.harness.mutations import Mutations
+from tests.harness.oracle import Oracle, Violation
+from tests.harness.redis_server import RedisServer
 from tests.harness.service import Reply, Service
 from tests.harness.stores import EXAMPLES, KEY
-from tests.http.test_protocol import check, chunks, no_error_logged, parse, post
-from tests.http.test_sessions import FIELDS, Client, app, check_problem
-
-__all__ = ["app", "no_error_logged"]  # fixtures
-
-pytestmark = pytest.mark.anyio
-
-# The application, its Redis and the service outlive an example, and may: examples end sessions,
-# and every one makes its own.
-many = settings(
-    max_examples=16 * EXAMPLES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-
-SELF, VERIFY = ("GET", "/sesiones/self"), ("GET", "/sesiones/verificar")
-POST, PUT = ("POST", "/sesiones"), ("PUT", "/sesiones")
-LOGOUT, LOGOUT_ALL = ("DELETE", "/sesiones/logout"), ("DELETE", "/sesiones/logoutAll")
-BODY = {400, 401, 413, 415, 422}
-DOCUMENTED: dict[tuple[str, str], set[int]] = {
-    SELF: {200, 401},
-    VERIFY: {200, 401},
-    POST: {201} | BODY,
-    PUT: {200, 404, 409} | BODY,
-    LOGOUT: {200, 403} | BODY,
-    LOGOUT_ALL: {200, 403} | BODY,
-}
-OTHERS = {*logs.PROBE_PATHS, "/metrics", "/openapi.json", "/docs"}
-
-TYPES = ["application/json", "application/x-www-form-urlencoded"]
-TOKEN = tokens.make(7)
-BOUNDARIES = [-1, -0, 0, 1, 2, 2**31, 2**53 - 1, 2**53, 2**63, 2**64, 10**30]
-
-SCALARS = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.sampled_from(BOUNDARIES)
-    | st.floats()
-    | st.text(st.characters(exclude_categories=[]), max_size=20)
-)
-VALUES = st.recursive(
-    SCALARS,
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(st.text(max_size=8) | st.sampled_from(FIELDS), inner, max_size=4)
-    ),
-    max_leaves=12,
-)
 
 
-def check_answer(reply: Reply, method: str, path: str, documented: set[int]) -> None:
-    """A documented status, and all that comes with it."""
-    assert reply.status in documented, reply
-    assert reply.headers["cache-control"] == "no-store"
-    identity = {"x-id-usuario", "x-id-sesion", "x-fecha-expiracion"} & set(reply.headers)
-    checked = reply.status == 200 and path.startswith(("/sesiones/self", "/sesiones/verificar"))
-    assert len(identity) == (3 if checked else 0)
-    assert "dispositivo" not in repr(reply.headers).lower()
-    if reply.status >= 400:
-        check_problem(reply, reply.status)
-    elif path.startswith("/sesiones/verificar"):
-        assert (reply.body, reply.headers["content-length"]) == (b"", "0")
-    else:
-        assert reply.headers["content-type"] == "application/json"
-        members = ["Sesiones_Eliminadas"] if method == "DELETE" else FIELDS
-        assert list(reply.json()) == members
+def test_answers_in_process_are_those_of_the_contract(redis_server: RedisServer) -> None:
+    found = uvloop.run(fuzz_in_process("suite", 160 * EXAMPLES, redis_url=redis_server.url))
+    assert found.violations == []
 
 
-async def send(
-    app: Starlette,
-    endpoint: tuple[str, str],
-    headers: list[tuple[str | bytes, str | bytes]],
-    body: bytes = b"",
-    query: bytes = b"",
-) -> Reply:
-    method, path = endpoint
-    reply = await asgi.request(app, method, path, headers, body, query)
-    check_answer(reply, method, path, DOCUMENTED[endpoint])
-    return reply
+def test_answers_over_sockets_are_those_of_the_contract(service: Service) -> None:
+    found = fuzz_over_sockets(service, "suite", 16 * EXAMPLES)
+    assert found.violations == []
 
 
-# What a caller could send instead of, or beside, a good credential.
-CREDENTIALS = st.lists(
-    st.tuples(
-        st.sampled_from(["x-auth-token", "authorization"]),
-        st.binary(max_size=60)
-        | st.sampled_from([TOKEN, f"Bearer {TOKEN}", f"bearer  {KEY}", "Bearer", "Basic dTpw"])
-        | st.binary(max_size=3).map(lambda tail: TOKEN.encode() + tail)
-        | st.binary(max_size=3).map(lambda tail: b"Bearer " + KEY.encode() + tail),
-    ),
-    max_size=3,
-)
-
-
-@given(endpoint=st.sampled_from(list(DOCUMENTED)), headers=CREDENTIALS, body=st.binary())
-@many
-async def test_any_credentials(
-    app: Starlette,
-    endpoint: tuple[str, str],
-    headers: list[tuple[str | bytes, str | bytes]],
-    body: bytes,
-) -> None:
-    await send(app, endpoint, [*headers, ("content-type", TYPES[0])], body)
-
-
-@given(
-    endpoint=st.sampled_from(list(DOCUMENTED)),
-    content_types=st.lists(
-        st.sampled_from(TYPES) | st.text(st.characters(max_codepoint=255), max_size=40), max_size=2
+def test_same_seed_makes_the_same_inputs() -> None:
+    store = FixedStore()
+    one, same, other = (
+        Mutations(seed, store.tokens, store.objects, KEY.encode()) for seed in ("1", "1", "2")
     )
-    | st.sampled_from(TYPES).map(lambda media_type: [media_type]),
-    body=st.binary()
-    | st.text().map(str.encode)
-    | VALUES.map(lambda value: json.dumps(value).encode())
-    | st.binary(min_size=1).map(lambda piece: piece * (20_000 // len(piece))),
-    query=st.binary() | st.sampled_from([b"Token_Sesion=x", b"Token_Sesion=%FF", b"a&a"]),
+    made = [one.make() for _ in range(100)]
+    assert made == [same.make() for _ in range(100)]
+    assert made != [other.make() for _ in range(100)]
+
+
+# The oracle
+
+TOKEN, OTHER = (b"ses_eQ" + letter * 43 for letter in (b"A", b"B"))
+SESION = Sesion(1, 7, TOKEN.decode(), 1, 2, 1, 1, "d")
+DATE = b"date: x\r\ncache-control: no-store\r\n"
+IDENTITY = b"x-id-usuario: 7\r\nx-id-sesion: 1\r\nx-fecha-expiracion: 2\r\n"
+EMPTY = b"content-length: 0\r\n"
+CLOSE = b"connection: close\r\n"
+
+
+def judge(data: bytes, received: bytes, *, closed: bool = False) -> list[int]:
+    return Oracle({1: (TOKEN, 7)}, KEY.encode()).check(data, received, closed=closed)
+
+
+def ask(*fields: bytes, line: bytes = b"GET /sesiones/verificar HTTP/1.1") -> bytes:
+    return b"%b\r\nHost: h\r\n%b\r\n" % (line, b"".join(fields))
+
+
+def answer(line: bytes, *fields: bytes, body: bytes = b"") -> bytes:
+    return b"HTTP/1.1 %b\r\n%b%b\r\n%b" % (line, DATE, b"".join(fields), body)
+
+
+def problem(problem: Problem, phrase: bytes, *fields: bytes) -> bytes:
+    response = problem.response()
+    body = bytes(response.body)
+    own = [b"%b: %b\r\n" % pair for pair in response.raw_headers if pair[0] != b"cache-control"]
+    return answer(b"%d %b" % (problem.status, phrase), *own, *fields, body=body)
+
+
+CREDENTIAL = b"x-auth-token: %b\r\n" % TOKEN
+SERVICE_KEY = b"Authorization: Bearer %b\r\n" % KEY.encode()
+LET_IN = answer(b"200 OK", IDENTITY, EMPTY)
+REFUSED = problem(unauthorized(presented=False), b"Unauthorized")
+BODY = SESION.to_json()
+JSON = b"content-length: %d\r\ncontent-type: application/json\r\n" % len(BODY)
+OBJECT = answer(b"200 OK", IDENTITY, JSON, body=BODY)
+SELF = b"GET /sesiones/self HTTP/1.1"
+PUT = ask(SERVICE_KEY, b"Content-Length: %d\r\n" % len(BODY), line=b"PUT /sesiones HTTP/1.1") + BODY
+MALFORMED = problem(Problem(400, "x"), b"Bad Request", CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("data", "received", "statuses"),
+    [
+        (ask(CREDENTIAL), LET_IN, [200]),
+        (ask(), REFUSED, [401]),
+        (ask() + ask(CREDENTIAL), REFUSED + LET_IN, [401, 200]),
+        (ask(CREDENTIAL, line=SELF), OBJECT, [200]),
+        (ask(CREDENTIAL, line=SELF.replace(b"GET", b"HEAD")), OBJECT.removesuffix(BODY), [200]),
+        (
+            ask(b"Connection: keep-alive\r\n", CREDENTIAL, line=SELF.replace(b"1.1", b"1.0")) * 2,
+            answer(b"200 OK", IDENTITY, JSON, b"connection: keep-alive\r\n", body=BODY) * 2,
+            [200, 200],
+        ),
+        (
+            ask(b"Transfer-Encoding: gzip, chunked\r\n"),
+            problem(Problem(501, "x"), b"Not Implemented", CLOSE),
+            [501],
+        ),
+        (b"\x00", MALFORMED, [400]),
+        (b"\r\n", b"", []),
+        (PUT, answer(b"200 OK", JSON, body=BODY), [200]),
+    ],
 )
-@many
-async def test_any_bytes(
-    app: Starlette,
-    endpoint: tuple[str, str],
-    content_types: list[str],
-    body: bytes,
-    query: bytes,
+def test_oracle_accepts_what_the_contract_allows(
+    data: bytes, received: bytes, statuses: list[int]
 ) -> None:
-    token = (await Client(app, None).create())["Token_Sesion"]
-    service = endpoint in (POST, PUT)
-    headers: list[tuple[str | bytes, str | bytes]] = [
-        ("authorization", f"Bearer {KEY if service else token}"),
-        *(("content-type", value) for value in content_types),
-    ]
-    await send(app, endpoint, headers, body, query)
+    assert judge(data, received, closed=CLOSE in received) == statuses
 
 
-@given(
-    endpoint=st.sampled_from([POST, PUT, LOGOUT, LOGOUT_ALL]),
-    spoiled=st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=2),
-    missing=st.sets(st.sampled_from(FIELDS), max_size=1),
-    extra=st.dictionaries(st.text(max_size=8), VALUES, max_size=2),
-    shift=st.sampled_from([None, "Fecha_Inicio", "Fecha_Expiracion", "Ultima_Actividad"]),
-    by=st.integers(-50_000, 50_000),
-    ascii_only=st.booleans(),
+@pytest.mark.parametrize(
+    ("data", "received"),
+    [
+        (ask(), LET_IN),
+        (ask(b"x-auth-token: %b\r\n" % OTHER), LET_IN),
+        (ask(CREDENTIAL, CREDENTIAL), LET_IN),
+        (ask(b"Cookie: %b\r\n" % TOKEN), LET_IN),
+        (ask(line=b"GET /sesiones/verificar?x-auth-token:%b HTTP/1.1" % TOKEN), LET_IN),
+        (ask() + CREDENTIAL, LET_IN),
+        (ask(CREDENTIAL), LET_IN.replace(b"usuario: 7", b"usuario: 8")),
+        (ask(CREDENTIAL), LET_IN.replace(b"x-id-sesion: 1\r\n", b"")),
+        (ask(CREDENTIAL), LET_IN.replace(b"no-store", b"private")),
+        (ask(CREDENTIAL), LET_IN.replace(b"200 OK", b"204 No Content")),
+        (ask(CREDENTIAL), LET_IN + LET_IN + LET_IN),
+        (ask(CREDENTIAL), LET_IN[:-1]),
+        (ask(CREDENTIAL), LET_IN.replace(EMPTY, b"content-length: 2\r\n") + b"{}"),
+        (ask(CREDENTIAL), OBJECT),
+        (ask(CREDENTIAL, line=SELF), LET_IN),
+        (ask(CREDENTIAL, line=b"GET /nada HTTP/1.1"), LET_IN),
+        (ask(CREDENTIAL, line=b"GET /sesiones/self HTTP/1.0"), OBJECT),
+        (ask(CREDENTIAL, line=b"GET /sesiones/verificar RTSP/1.1"), LET_IN),
+        (
+            ask(CREDENTIAL, line=b"GET /sesiones/verificar HTTP/1.0"),
+            LET_IN.replace(EMPTY, EMPTY + b"connection: keep-alive\r\n"),
+        ),
+        (ask(CREDENTIAL), LET_IN.replace(EMPTY, EMPTY + b"connection: keep-alive\r\n")),
+        (ask(CREDENTIAL), LET_IN.replace(EMPTY, EMPTY + b"accept-encoding: identity\r\n")),
+        (ask(), problem(Problem(501, "x"), b"Not Implemented", CLOSE)),
+        (ask(CREDENTIAL, line=SELF), answer(b"200 OK", IDENTITY, JSON)),
+        (ask(CREDENTIAL, line=SELF), OBJECT[:-1]),
+        (ask(CREDENTIAL, line=SELF), OBJECT.replace(TOKEN, OTHER)),
+        (ask(CREDENTIAL, line=SELF), OBJECT.replace(b'"ID_Usuario":7', b'"ID_Usuario":8')),
+        (ask(), REFUSED.replace(b"www-authenticate", b"x-authenticate")),
+        (ask(), problem(unauthorized(presented=True), b"Unauthorized")),
+        (ask(), problem(Problem(500, "x"), b"Internal Server Error")),
+        (ask(), problem(Problem(503, "x"), b"Service Unavailable")),
+        (ask(), problem(Problem(401, TOKEN.decode()), b"Unauthorized")),
+        (ask(), problem(Problem(405, "x"), b"Method Not Allowed")),
+        (ask(), problem(unauthorized(presented=False), b"Unauthorized", CLOSE)),
+        (ask(), b"HTTP/1.1 100 Continue\r\n\r\n" + REFUSED),
+        (ask(), b"Invalid HTTP request received."),
+        (ask(), MALFORMED),  # the request is well-formed
+        (ask(), b""),
+        (ask(line=b"POST /sesiones HTTP/1.1"), answer(b"201 Created", JSON, body=BODY)),
+        (PUT, answer(b"200 OK", IDENTITY, JSON, body=BODY)),
+        (PUT.replace(KEY.encode(), b""), answer(b"200 OK", JSON, body=BODY)),
+        (PUT, answer(b"200 OK", JSON, body=BODY.replace(TOKEN, OTHER))),
+        (PUT, answer(b"200 OK", JSON, body=BODY[:-1] + b" ")),
+    ],
 )
-@many
-async def test_nearly_valid_objects(
-    app: Starlette,
-    endpoint: tuple[str, str],
-    spoiled: dict[str, Any],
-    missing: set[str],
-    extra: dict[str, Any],
-    shift: str | None,
-    by: int,
-    ascii_only: bool,
-) -> None:
-    sesion = await Client(app, None).create()
-    token = sesion["Token_Sesion"]
-    if shift is not None:
-        sesion[shift] += by
-    members = {**extra, **sesion, **spoiled}
-    for campo in missing:
-        del members[campo]
-    body = json.dumps(members, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
-    service = endpoint in (POST, PUT)
-    await send(
-        app,
-        endpoint,
-        [
-            ("authorization", f"Bearer {KEY if service else token}"),
-            ("content-type", TYPES[0]),
-        ],
-        body,
-    )
-    # Whatever became of the request, the session is alive, was deactivated or has ended.
-    await send(app, SELF, [("x-auth-token", token)])
+def test_oracle_refuses_what_the_contract_does_not_allow(data: bytes, received: bytes) -> None:
+    with pytest.raises(Violation):
+        judge(data, received, closed=received == MALFORMED)
 
 
-@given(
-    method=st.sampled_from(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "MKCOL"]),
-    # Hypothesis also tries what it finds in our source: the paths that are no sessions'.
-    path=st.text(st.characters(exclude_categories=["Cs"])).filter(lambda path: path not in OTHERS)
-    | st.tuples(
-        st.sampled_from([path for _, path in DOCUMENTED]),
-        st.text("/.\n\x00 %aA?#;", max_size=3),
-    ).map("".join),
+# Flaws of the service
+
+
+def last_token(headers: Any) -> tuple[str | None, bool]:
+    """The naive way to read a credential: the last one wins."""
+    found = re.findall(r"ses_[A-Za-z0-9_-]{45}", str(headers))
+    return (found[-1] if found else None), bool(found)
+
+
+def ascii_token(headers: Any) -> tuple[str | None, bool]:
+    for name, value in headers:
+        if name == b"x-auth-token":
+            value.decode("ascii")
+    return None, False
+
+
+async def session_of_any_token(*arguments: Any, keys: Any = (), **_: Any) -> Any:
+    record = [b"1800000000 0 1800 1 9 9:d", 2_000_000_000]
+    return [arguments[-1], [*(record * len(keys)), 0, []]]
+
+
+def broken(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("broken")
+
+
+def not_found_for_a_method(routes: Routes, path: str, method: str) -> Any:
+    if found := routes.endpoints.get(path, {}).get(method):
+        return found
+    raise Problem(404, "x")
+
+
+HEAD = (
+    b"HTTP/1.1 200 OK\r\n%bcache-control: no-store\r\n"
+    b"x-id-usuario: %d\r\nx-id-sesion: %d\r\nx-fecha-expiracion: %d\r\n"
 )
-@many
-async def test_any_path(app: Starlette, method: str, path: str) -> None:
-    reply = await asgi.request(app, method, path)
-    known = {known for known in DOCUMENTED if known[1] == path}
-    if path == VERIFY[1] or path.startswith(f"{VERIFY[1]}/"):
-        expected = 401
-    elif not known:
-        expected = 404
-    elif method not in {known_method for known_method, _ in known} | (
-        {"HEAD"} if path == SELF[1] else set()
+
+
+@pytest.mark.parametrize(
+    ("target", "flaw"),
+    [
+        pytest.param(target, flaw, id=name)
+        for name, target, flaw in [
+            ("last token wins", "sesiones.http.sessions.caller_token", last_token),
+            ("token must be ASCII", "sesiones.http.sessions.caller_token", ascii_token),
+            (
+                "any token is a session's",
+                "tests.harness.in_process.FixedStore.execute",
+                staticmethod(session_of_any_token),
+            ),
+            ("creation fails", "sesiones.http.requests.creation", broken),
+            ("heads are not checked", "sesiones.http.heads.problem", lambda *_: None),
+            (
+                "members in another order",
+                "sesiones.sesion.Sesion.to_json",
+                lambda sesion: orjson.dumps(dict(reversed(sesion._asdict().items()))),
+            ),
+            (
+                "verificar has a body",
+                "sesiones.http.fast_check._VERIFIED",
+                HEAD + b"content-length: 2\r\n%b\r\n{}",
+            ),
+            (
+                "surrogates in a device",
+                "sesiones.sesion._FORBIDDEN_IN_DEVICE",
+                re.compile(r"[\x00-\x1f\x7f-\x9f]"),
+            ),
+            (
+                "JSON that fails",
+                "sesiones.http.requests.PARSERS",
+                {b"application/json": json.loads},
+            ),
+            (
+                "a query that fails",
+                "sesiones.http.requests.parse_form",
+                lambda text: dict(pair.split("=") for pair in text.decode().split("&") if pair),
+            ),
+            ("paths are decoded", "sesiones.http.routes.raw_path", lambda scope: scope["path"]),
+            (
+                "a slash at the end",
+                "sesiones.http.routes.raw_path",
+                lambda scope: scope["path"].rstrip("/"),
+            ),
+            ("404 for a 405", "sesiones.http.routes.Routes._find", not_found_for_a_method),
+            ("no reasons of dates", "sesiones.http.sessions.BAD_DATES", {}),
+        ]
+    ],
+)
+def test_fuzzer_finds_a_flaw_of_the_service(target: str, flaw: Any) -> None:
+    with patch(target, flaw), patch("tests.harness.fuzzer.VIOLATIONS_MAX", 1):
+        assert uvloop.run(fuzz_in_process("flaw", 50_000)).violations
+
+
+def test_fuzzer_finds_a_hang() -> None:
+    with (
+        patch("tests.harness.fuzzer.HANG_SECONDS", 0.05),
+        patch.object(FastCheckProtocol, "_answer", lambda *_: None),
     ):
-        expected = 405
-    else:
-        expected = 401
-    check_answer(reply, method, path, {expected})
+        violations = uvloop.run(fuzz_in_process("flaw", 2000)).violations
+    assert any("no answer" in violation for violation in violations)
 
 
-# Over a socket
-
-SEEDS = [
-    check(TOKEN.encode()),
-    check(TOKEN.encode(), line=b"GET /sesiones/self HTTP/1.1"),
-    check(TOKEN.encode(), b"Connection: Upgrade\r\nUpgrade: h2c\r\n"),
-    post(b"Content-Length: 2\r\n", body=b"{}"),
-    post(b"Content-Length: 35\r\n", body=b'{"ID_Usuario":7, "Dispositivo":"d"}'),
-    post(b"Transfer-Encoding: chunked\r\n", body=chunks(b'{"ID_Usuario": 1}', 5)),
-    post(b"Content-Length: 2\r\nExpect: 100-continue\r\n", body=b"{}"),
-    check(TOKEN.encode(), line=b"DELETE /sesiones/logout?Token_Sesion=x HTTP/1.0"),
-]
-PIECES = st.binary(max_size=3) | st.sampled_from(
-    [b"\r\n", b"\r\n\r\n", b": ", b" ", b"0", b"\x00", b"Content-Length: 5\r\n", b"chunked"]
-)
-
-
-@st.composite
-def mangled(draw: st.DrawFn) -> bytes:
-    """Requests one behind the other, with a few bytes cut out, put in or replaced."""
-    data = b"".join(draw(st.lists(st.sampled_from(SEEDS), min_size=1, max_size=3)))
-    for _ in range(draw(st.integers(0, 3))):
-        at = draw(st.integers(0, len(data)))
-        data = data[:at] + draw(PIECES) + data[at + draw(st.integers(0, 5)) :]
-    return data
-
-
-@given(data=st.binary(max_size=300) | mangled(), cuts=st.lists(st.integers(1, 400), max_size=2))
-@many
-def test_any_bytes_over_a_socket(
-    service: Service, redis: "Redis", data: bytes, cuts: list[int]
-) -> None:
-    creation = b'{"ID_Usuario": 7, "Dispositivo": "d"}'
-    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": TYPES[0]}
-    token = service.request("POST", "/sesiones", headers, creation).json()["Token_Sesion"]
-    data = data.replace(TOKEN.encode(), token.encode())
-    received = bytearray()
-    with service.connect() as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.settimeout(6)
-        try:
-            start = 0
-            for end in [*sorted(cuts), len(data)]:
-                connection.sendall(data[start:end])
-                start = end
-            connection.shutdown(socket.SHUT_WR)
-            while chunk := connection.recv(65536):
-                received += chunk
-        except TimeoutError:
-            pytest.fail("the service hangs")
-        except OSError:
-            # What comes behind a request that closes the connection may meet a closed socket.
-            return
-        # No answer is to a HEAD, which these seeds never become: each has its body.
-    for reply in parse(bytes(received)):
-        if reply.status != 100:
-            assert reply.status in {200, 201, 400, 401, 404, 405, 413, 415, 422, 431}, reply
-            if reply.status >= 400:
-                check_problem(reply, reply.status)
-
-
-def test_the_service_goes_on(service: Service) -> None:
-    # After all of that: this is the last test of the file.
-    reply = service.request("GET", "/sesiones/self", {"x-auth-token": TOKEN})
-    check_problem(reply, 401)
+def test_fuzzer_finds_a_hang_over_a_socket() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        created = Reply(201, {}, orjson.dumps(SESION._asdict()))
+        silent: Any = SimpleNamespace(
+            log="",
+            request=lambda *_: created,
+            connect=lambda: socket.create_connection(listener.getsockname()),
+        )
+        with patch("tests.harness.fuzzer.HANG_SECONDS", 0.1):
+            violations = fuzz_over_sockets(silent, "silent", 40).violations
+    assert violations
+    assert all("hangs" in violation for violation in violations)

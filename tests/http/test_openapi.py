@@ -1,9 +1,13 @@
-"""The OpenAPI document says what the service does: no more, no less."""
+"""The OpenAPI document says what the contract says, and what the service does: no more, no less.
+
+Every example in sesiones/http/web/openapi.json is a reply that the service gave. These tests ask
+the service for each of them again, and for every status and header that the document names.
+"""
 
 import http.client
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
@@ -16,32 +20,37 @@ from starlette.types import Receive, Scope, Send
 
 import sesiones
 from sesiones import tokens
-from sesiones.http import openapi
+from sesiones.http import docs
 from sesiones.http.app import create_app
-from sesiones.http.routes import Routes
+from sesiones.sesion import DEVICE_MAX_CHARACTERS
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
-from tests.harness import asgi
+from tests.harness import asgi, contract
+from tests.harness.contract import FIELDS
 from tests.harness.service import Reply, Service
 from tests.harness.stores import KEY
 
 pytestmark = pytest.mark.anyio
 
-DOCUMENT = orjson.loads(orjson.dumps(openapi.document()))
+DOCUMENT = orjson.loads(docs.DOCUMENT)
+PATHS, COMPONENTS = DOCUMENT["paths"], DOCUMENT["components"]
+SCHEMAS = COMPONENTS["schemas"]
+METHODS = ["get", "head", "post", "put", "patch", "delete", "options", "trace"]
+"""All methods that OpenAPI 3.1 can name."""
+OPERATIONS = {
+    (path, method.lower()): operation
+    for path, methods in contract.OPERATIONS.items()
+    for method, operation in methods.items()
+} | {
+    (contract.VERIFY_PATH + rest, method): contract.VERIFY
+    for rest in ("", "/{ruta}")
+    for method in METHODS
+}
+every_operation = pytest.mark.parametrize(("path", "method"), OPERATIONS)
 SERVICE_KEY = {"Authorization": f"Bearer {KEY}"}
-JSON = {"Content-Type": "application/json"}
-FORM = {"Content-Type": "application/x-www-form-urlencoded"}
-METHODS = {"get", "head", "post", "put", "patch", "delete", "options", "trace"}
-OPERATIONS = [
-    (path, method)
-    for path, item in DOCUMENT["paths"].items()
-    for method in item
-    if method in METHODS
-]
-ENDS = ["/sesiones/logout", "/sesiones/logoutAll"]
-OPERATORS = ["/livez", "/readyz", "/healthz", "/metrics"]
-"""Not the API's: a probe or a scraper asks, and knows what."""
-OF_THE_TRANSFER = {"date", "content-length", "content-type", "connection"}
+JSON, FORM = {"Content-Type": contract.JSON}, {"Content-Type": contract.FORM}
+FRAMING = {"date", "content-length", "content-type", "connection"}
+"""Headers that the document does not name: HTTP says what they mean."""
 
 
 def resolve(value: dict[str, Any]) -> dict[str, Any]:
@@ -53,82 +62,121 @@ def resolve(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def documented() -> dict[tuple[str, str, str], dict[str, Any]]:
-    """The responses by path, method and status."""
-    return {
-        (path, method, status): resolve(response)
-        for path, method in OPERATIONS
-        for status, response in DOCUMENT["paths"][path][method]["responses"].items()
-    }
-
-
-def request_example(path: str, method: str) -> dict[str, Any]:
-    content = DOCUMENT["paths"][path][method]["requestBody"]["content"]
-    example: dict[str, Any] = content["application/json"]["examples"]["portatil"]["value"]
-    assert content[FORM["Content-Type"]]["examples"]["portatil"]["value"] == example
-    return example
-
-
-CREATION = request_example("/sesiones", "post")
+RESPONSES = {
+    (path, method, int(status)): resolve(response)
+    for path, method in OPERATIONS
+    for status, response in PATHS[path][method]["responses"].items()
+}
 
 
 def check(value: Any, schema: dict[str, Any]) -> None:
     # With the components beside it, its references resolve.
-    Draft202012Validator(schema | {"components": DOCUMENT["components"]}).validate(value)
+    Draft202012Validator(schema | {"components": COMPONENTS}).validate(value)
 
 
-def test_the_document_is_valid_openapi() -> None:
+def example(path: str, method: str) -> dict[str, Any]:
+    """The example of a request body, the same in both media types."""
+    content = PATHS[path][method]["requestBody"]["content"]
+    one, same = (media["examples"]["portatil"]["value"] for media in content.values())
+    assert one == same
+    found: dict[str, Any] = one
+    return found
+
+
+# The document and the contract
+
+
+def test_document_is_valid_openapi_of_this_version(service: Service) -> None:
     validate(DOCUMENT)
     assert DOCUMENT["openapi"].startswith("3.1.")
     assert DOCUMENT["info"]["version"] == sesiones.__version__
+    assert service.request("GET", "/openapi.json").json() == DOCUMENT
 
 
-def test_nothing_is_unused() -> None:
-    text = orjson.dumps(DOCUMENT).decode()
-    for kind, components in DOCUMENT["components"].items():
+def test_document_uses_every_component_and_tag() -> None:
+    text = docs.DOCUMENT.decode()
+    for kind, components in COMPONENTS.items():
+        form = '"%s":[]' if kind == "securitySchemes" else f'"#/components/{kind}/%s"'
         for name in components:
-            wanted = (
-                f'"{name}":[]' if kind == "securitySchemes" else f'"#/components/{kind}/{name}"'
-            )
-            assert wanted in text, name
-    identifiers = [DOCUMENT["paths"][path][method]["operationId"] for path, method in OPERATIONS]
-    assert len(set(identifiers)) == len(identifiers)
-    tags = {DOCUMENT["paths"][path][method]["tags"][0] for path, method in OPERATIONS}
-    assert tags == {tag["name"] for tag in DOCUMENT["tags"]}
+            assert form % name in text
+    operations = [PATHS[path][method] for path, method in OPERATIONS]
+    assert len({one["operationId"] for one in operations}) == len(operations)
+    assert {one["tags"][0] for one in operations} == {tag["name"] for tag in DOCUMENT["tags"]}
 
 
-def test_it_documents_every_route(service: Service) -> None:
-    """And only those: a 405 names the methods of a path."""
-    app = create_app(Settings())
-    verify = "/sesiones/verificar"
-    (table,) = app.routes
-    assert isinstance(table, Routes)
-    routes = {
-        path: {method.lower() for method in methods} for path, methods in table.endpoints.items()
-    }
-    any_method = dict.fromkeys((verify, f"{verify}/{{ruta}}"), METHODS)
-    operators = {"/livez", "/readyz", "/healthz", "/metrics"}  # docs/operate.md
-    documented = {path: methods for path, methods in routes.items() if path not in operators}
-    assert documented | any_method == {
-        path: {method for one, method in OPERATIONS if one == path} for path in DOCUMENT["paths"]
-    }
-    for path, methods in routes.items():
-        refused = service.request("PROPFIND", path)
-        assert refused.status == 405
-        assert set(refused.headers["allow"].lower().split(", ")) == methods
+def test_document_has_the_operations_of_the_contract() -> None:
+    documented = {(path, one) for path, item in PATHS.items() for one in item if one in METHODS}
+    assert documented == set(OPERATIONS)
 
 
-@pytest.mark.parametrize("method", ["QUERY", "PROPFIND", "MKCOL"])
-def test_verify_answers_what_openapi_cannot_name(service: Service, method: str) -> None:
-    created = service.request("POST", "/sesiones", SERVICE_KEY | JSON, orjson.dumps(CREATION))
-    caller = {"x-auth-token": created.json()["Token_Sesion"]}
-    for path in "/sesiones/verificar", "/sesiones/verificar/a/b/c?d#e":
-        assert service.request(method, path, caller).status == 200
-        assert service.request(method, path).status == 401
+@every_operation
+def test_operation_is_that_of_the_contract(path: str, method: str) -> None:
+    operation, documented = OPERATIONS[path, method], PATHS[path][method]
+    schemes = {"token": ["token", "portador"], "service key": ["clave"], "": []}
+    assert documented["security"] == [{one: []} for one in schemes[operation.credential]]
+    statuses = {operation.success, *operation.errors, *contract.BEFORE_ROUTING}
+    statuses |= {contract.UNEXPECTED} if operation.body else set()
+    assert [*map(int, documented["responses"])] == sorted(statuses)
+    # Operations of one path that are of one kind differ in their operationId alone.
+    first = next(key for key in OPERATIONS if key[0] == path and OPERATIONS[key] == operation)
+    same = {"operationId": ""}
+    assert documented | same == PATHS[path][first[1]] | same
+
+
+@every_operation
+def test_responses_are_those_of_the_contract(path: str, method: str) -> None:
+    operation = OPERATIONS[path, method]
+    success = RESPONSES[path, method, operation.success]
+    identity = {*map(str.lower, success["headers"])} & {*contract.IDENTITY}
+    checks = operation in (contract.VERIFY, contract.WHOAMI)
+    assert identity == ({*contract.IDENTITY} if checks else set())
+    name = {contract.COUNT: "Cierre", contract.IDENTITY_ONLY: ""}.get(operation.shows, "Sesion")
+    if operation.shows != contract.OTHER:
+        schema = success.get("content", {}).get(contract.JSON, {}).get("schema")
+        assert schema == ({"$ref": f"#/components/schemas/{name}"} if name else None)
+    for status in set(contract.TITLES):
+        if response := RESPONSES.get((path, method, status)):
+            headers = {*map(str.lower, response["headers"])} & set(contract.ERROR_HEADERS)
+            assert headers == contract.error_headers(status)
+
+
+@every_operation
+def test_body_requires_the_fields_of_the_contract(path: str, method: str) -> None:
+    required = list(OPERATIONS[path, method].body)
+    body = PATHS[path][method].get("requestBody")
+    assert (body is not None) == bool(required)
+    if body is None:
+        return
+    json, form = (body["content"][kind]["schema"] for kind in (contract.JSON, contract.FORM))
+    schema = resolve(json)
+    assert schema["required"] == list(schema["properties"]) == required
+    # A field of the session that is repeated in a form is a 400, even one that is not needed.
+    others = [field for field in FIELDS if field not in required]
+    assert list(form.get("properties", {})) == others
+    assert form.get("allOf", [form]) == [json]
+    for media in body["content"].values():
+        check(example(path, method), media["schema"])
+
+
+def test_schemas_have_the_bounds_of_the_contract() -> None:
+    properties = SCHEMAS["Sesion"]["properties"]
+    assert list(properties) == FIELDS
+    created = SCHEMAS["Creacion"]["properties"]["ID_Usuario"]
+    schemas = [(name, properties[name]) for name in contract.INTEGERS] + [("ID_Usuario", created)]
+    for name, schema in schemas:
+        values = schema.get("enum", [schema.get("minimum"), schema.get("maximum")])
+        assert (schema["type"], values) == ("integer", [*contract.INTEGERS[name]])
+    assert properties["Token_Sesion"]["pattern"] == f"^{contract.TOKEN_PATTERN}$"
+    assert SCHEMAS["Dispositivo"]["maxLength"] == DEVICE_MAX_CHARACTERS
+    errores = SCHEMAS["Problema"]["properties"]["errores"]["items"]["properties"]
+    assert errores["campo"]["enum"] == FIELDS
+
+
+# What is served
 
 
 @pytest.mark.parametrize("path", ["/openapi.json", "/docs"])
-def test_get_and_head(service: Service, path: str) -> None:
+def test_document_and_page_answer_get_and_head(service: Service, path: str) -> None:
     got, head = service.request("GET", path), service.request("HEAD", path)
     assert got.status == head.status == 200
     assert int(head.headers["content-length"]) == len(got.body)
@@ -138,198 +186,161 @@ def test_get_and_head(service: Service, path: str) -> None:
     assert service.request("GET", f"{path}?x=1", {"x-auth-token": "x"}).status == 200
 
 
-def test_the_document_is_served(service: Service) -> None:
-    assert service.request("GET", "/openapi.json").json() == DOCUMENT
+@pytest.mark.parametrize("method", ["QUERY", "PROPFIND", "MKCOL"])
+def test_verify_answers_what_openapi_cannot_name(service: Service, method: str) -> None:
+    creation = orjson.dumps(example("/sesiones", "post"))
+    created = service.request("POST", "/sesiones", SERVICE_KEY | JSON, creation)
+    caller = {"x-auth-token": created.json()["Token_Sesion"]}
+    for path in "/sesiones/verificar", "/sesiones/verificar/a/b/c?d#e":
+        assert service.request(method, path, caller).status == 200
+        assert service.request(method, path).status == 401
 
 
-@dataclass
-class Asked:
-    """What was asked of an operation, and the answer."""
-
-    path: str
-    method: str
-    reply: Reply
+# The document and the replies
 
 
 class Asker:
-    """Asks the operations of the document and keeps the answers."""
+    """Asks for every answer of every operation, and keeps the path, method and reply of each."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self.asked: list[Asked] = []
+        self.asked: list[tuple[str, str, Reply]] = []
 
     def ask(
         self,
         path: str,
         method: str,
-        headers: dict[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
         body: bytes | dict[str, Any] | None = None,
         query: str = "",
     ) -> Reply:
         content = orjson.dumps(body) if isinstance(body, dict) else body
         target = path.replace("{ruta}", "pedidos") + query
-        reply = self._service.request(method.upper(), target, headers, content)
-        self.keep(path, method, reply)
+        reply = self._service.request(method.upper(), target, dict(headers or {}), content)
+        self.asked.append((path, method, reply))
         return reply
 
-    def keep(self, path: str, method: str, reply: Reply) -> None:
-        self.asked.append(Asked(path, method, reply))
-
     def new_session(self, **changes: Any) -> dict[str, Any]:
-        created = self.ask("/sesiones", "post", SERVICE_KEY | JSON, CREATION | changes)
-        sesion: dict[str, Any] = created.json()
+        body = example("/sesiones", "post") | changes
+        sesion: dict[str, Any] = self.ask("/sesiones", "post", SERVICE_KEY | JSON, body).json()
         return sesion
 
-    def malformed(self, path: str, method: str) -> None:
-        with self._begin(path, method) as connection:
-            connection.sendall(b"\r\n")  # no Host
-            self.finish(path, method, connection)
-
-    def begin_slowly(self, path: str, method: str) -> socket.socket:
-        connection = self._begin(path, method)
-        connection.sendall(b"Host: sesiones\r\n")
-        return connection
-
-    def _begin(self, path: str, method: str) -> socket.socket:
+    def _begin(self, path: str, method: str, rest: bytes) -> socket.socket:
+        """A connection with a request line and these bytes behind it."""
         connection = self._service.connect()
         target = path.replace("{ruta}", "pedidos")
-        connection.sendall(f"{method.upper()} {target} HTTP/1.1\r\n".encode())
+        connection.sendall(f"{method.upper()} {target} HTTP/1.1\r\n".encode() + rest)
         return connection
 
-    def finish(self, path: str, method: str, connection: socket.socket) -> None:
-        response = http.client.HTTPResponse(connection, method=method.upper())
-        response.begin()
-        fields = {name.lower(): value for name, value in response.getheaders()}
-        self.keep(path, method, Reply(response.status, fields, response.read()))
-        response.close()
+    def _finish(self, path: str, method: str, connection: socket.socket) -> None:
+        with connection, http.client.HTTPResponse(connection, method=method.upper()) as response:
+            response.begin()
+            fields = {name.lower(): value for name, value in response.getheaders()}
+            self.asked.append((path, method, Reply(response.status, fields, response.read())))
 
+    def http_errors(self) -> None:
+        slow = {key: self._begin(*key, b"Host: sesiones\r\n") for key in OPERATIONS}
+        for key in OPERATIONS:
+            self._finish(*key, self._begin(*key, b"\r\n"))  # no Host
+            self.ask(*key, {f"x-{number}": "" for number in range(101)})
+            self.ask(*key, {"Transfer-Encoding": "gzip, chunked"})
+        for key, connection in slow.items():
+            self._finish(*key, connection)
 
-def ask_for_http_errors(asker: Asker) -> None:
-    slow = [(*operation, asker.begin_slowly(*operation)) for operation in OPERATIONS]
-    for path, method in OPERATIONS:
-        asker.malformed(path, method)
-        asker.ask(path, method, {f"x-{number}": "" for number in range(101)})
-        asker.ask(path, method, {"Transfer-Encoding": "gzip, chunked"})
-    for path, method, connection in slow:
-        with connection:
-            asker.finish(path, method, connection)
+    def checks_and_documents(self) -> None:
+        caller = {"x-auth-token": self.new_session()["Token_Sesion"]}
+        for (path, method), operation in OPERATIONS.items():
+            if operation in (contract.VERIFY, contract.WHOAMI):
+                self.ask(path, method, caller)
+                self.ask(path, method, {"x-auth-token": "ses_"})
+            if not operation.body:
+                self.ask(path, method)
 
+    def body_errors(
+        self, path: str, method: str, credential: dict[str, str], body: dict[str, Any]
+    ) -> None:
+        for headers in (
+            JSON,
+            {"Authorization": "Bearer x"} | JSON,
+            credential | {"Content-Type": "text/plain"},
+            credential,
+            credential | JSON | {"Content-Encoding": "gzip"},
+        ):
+            self.ask(path, method, headers, body)
+        for bad in (b" " * 16385, b"{", b"[]"):
+            self.ask(path, method, credential | JSON, bad)
+        self.ask(path, method, credential | FORM, b"ID_Usuario=1&ID_Usuario=1")
 
-def ask_for_checks(asker: Asker) -> None:
-    caller = {"x-auth-token": asker.new_session()["Token_Sesion"]}
-    for path, method in OPERATIONS:
-        if path.startswith(("/sesiones/self", "/sesiones/verificar")):
-            asker.ask(path, method, caller)
-            asker.ask(path, method)
-            asker.ask(path, method, {"x-auth-token": "ses_"})
-        elif path in ("/openapi.json", "/docs"):
-            asker.ask(path, method)
+    def creations(self) -> None:
+        key, body = ("/sesiones", "post"), example("/sesiones", "post")
+        self.body_errors(*key, SERVICE_KEY, body)
+        self.ask(*key, SERVICE_KEY | JSON, {"ID_Usuario": str(body["ID_Usuario"])})
+        self.ask(*key, SERVICE_KEY | FORM, urlencode(body).encode())
 
+    def updates(self) -> None:
+        key = "/sesiones", "put"
+        sesion, body = self.new_session(), example(*key)
+        window = body["Fecha_Expiracion"] - body["Ultima_Actividad"]
+        sent = sesion | {
+            "Dispositivo": body["Dispositivo"],
+            "Fecha_Expiracion": sesion["Ultima_Actividad"] + window,
+        }
+        self.body_errors(*key, SERVICE_KEY, sent)
+        for changes in (
+            {},
+            {"Estado_Sesion": 2},
+            {"Fecha_Expiracion": sesion["Fecha_Inicio"] + 43201},
+            {"Fecha_Expiracion": sesion["Ultima_Actividad"]},
+            {"ID_Usuario": 51002, "Fecha_Inicio": sesion["Fecha_Inicio"] - 1},
+            {"Token_Sesion": tokens.make(7)},
+        ):
+            self.ask(*key, SERVICE_KEY | JSON, sent | changes)
+        self.ask(*key, SERVICE_KEY | FORM, urlencode(sent).encode())
 
-def ask_for_body_errors(
-    asker: Asker, path: str, method: str, credential: dict[str, str], body: dict[str, Any]
-) -> None:
-    asker.ask(path, method, JSON, body)
-    asker.ask(path, method, {"Authorization": "Bearer x"} | JSON, body)
-    asker.ask(path, method, credential | {"Content-Type": "text/plain"}, body)
-    asker.ask(path, method, credential, body)
-    asker.ask(path, method, credential | JSON | {"Content-Encoding": "gzip"}, body)
-    asker.ask(path, method, credential | JSON, b" " * 16385)
-    for bad in (b"{", b"[]"):
-        asker.ask(path, method, credential | JSON, bad)
-    asker.ask(path, method, credential | FORM, b"ID_Usuario=1&ID_Usuario=1")
+    def ends(self) -> None:
+        other_users = self.new_session(ID_Usuario=51002)["Token_Sesion"]
+        for path in "/sesiones/logout", "/sesiones/logoutAll":
+            caller, other = (self.new_session()["Token_Sesion"] for _ in range(2))
+            credential, key = {"x-auth-token": caller}, (path, "delete")
+            self.body_errors(*key, credential, {"Token_Sesion": caller})
+            self.ask(*key, credential | JSON, {})
+            designation = {"Token_Sesion": other}
+            self.ask(*key, credential | JSON, designation, f"?Token_Sesion={caller}")
+            self.ask(*key, credential | JSON, {"Token_Sesion": other_users})
+            if path == "/sesiones/logout":
+                for _ in range(2):
+                    self.ask(*key, credential | JSON, designation)
+            else:
+                self.ask("/sesiones/logout", "delete", credential, b"", f"?Token_Sesion={other}")
+                self.ask(*key, credential | FORM, f"Token_Sesion={caller}".encode())
+                caller, _ = (self.new_session()["Token_Sesion"] for _ in range(2))
+                self.ask(*key, {"x-auth-token": caller}, b"", f"?Token_Sesion={caller}")
 
+    async def failures(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """503 of a service without Redis, and 500 of one with a bug."""
+        app = create_app(Settings(redis_url="unix:///nonexistent/redis.sock", service_key=(KEY,)))
 
-def ask_for_creations(asker: Asker) -> None:
-    path, method = "/sesiones", "post"
-    ask_for_body_errors(asker, path, method, SERVICE_KEY, CREATION)
-    asker.ask(path, method, SERVICE_KEY | JSON, {"ID_Usuario": str(CREATION["ID_Usuario"])})
-    asker.ask(path, method, SERVICE_KEY | FORM, urlencode(CREATION).encode())
+        async def quiet(scope: Scope, receive: Receive, send: Send) -> None:
+            with suppress(RuntimeError):  # Starlette raises it again once it has answered
+                await app(scope, receive, send)
 
+        async def fail(*_: object) -> None:
+            raise RuntimeError("a bug")
 
-def ask_for_modifications(asker: Asker) -> None:
-    path, method = "/sesiones", "put"
-    sesion = asker.new_session()
-    example = request_example(path, method)
-    sent = sesion | {
-        "Dispositivo": example["Dispositivo"],
-        "Fecha_Expiracion": sesion["Ultima_Actividad"]
-        + example["Fecha_Expiracion"]
-        - example["Ultima_Actividad"],
-    }
-    ask_for_body_errors(asker, path, method, SERVICE_KEY, sent)
-    for changes in (
-        {},
-        {"Estado_Sesion": 2},
-        {"Fecha_Expiracion": sesion["Fecha_Inicio"] + 43201},
-        {"Fecha_Expiracion": sesion["Ultima_Actividad"]},
-        {"ID_Usuario": 51002, "Fecha_Inicio": sesion["Fecha_Inicio"] - 1},
-        {"Token_Sesion": tokens.make(7)},
-    ):
-        asker.ask(path, method, SERVICE_KEY | JSON, sent | changes)
-    asker.ask(path, method, SERVICE_KEY | FORM, urlencode(sent).encode())
+        async def ask_all(status: int) -> None:
+            for path, method, one in RESPONSES:
+                if one == status:
+                    key = OPERATIONS[path, method].credential == "service key"
+                    credential = SERVICE_KEY if key else {"x-auth-token": tokens.make(7)}
+                    body = orjson.dumps(example(path, method) if key else {})
+                    headers = (credential | JSON).items()
+                    reply = await asgi.request(quiet, method.upper(), path, headers, body)
+                    self.asked.append((path, method, reply))
 
-
-def ask_for_ends(asker: Asker) -> None:
-    stranger = asker.new_session(ID_Usuario=51002)["Token_Sesion"]
-    for path in ENDS:
-        caller, other = (asker.new_session()["Token_Sesion"] for _ in range(2))
-        credential = {"x-auth-token": caller}
-        ask_for_body_errors(asker, path, "delete", credential, {"Token_Sesion": caller})
-        asker.ask(path, "delete", credential | JSON, {})
-        asker.ask(
-            path, "delete", credential | JSON, {"Token_Sesion": other}, f"?Token_Sesion={caller}"
-        )
-        asker.ask(path, "delete", credential | JSON, {"Token_Sesion": stranger})
-        if path == "/sesiones/logout":
-            for _ in range(2):
-                asker.ask(path, "delete", credential | JSON, {"Token_Sesion": other})
-        else:
-            asker.ask("/sesiones/logout", "delete", credential, b"", f"?Token_Sesion={other}")
-            asker.ask(path, "delete", credential | FORM, f"Token_Sesion={caller}".encode())
-            caller, _ = (asker.new_session()["Token_Sesion"] for _ in range(2))
-            asker.ask(path, "delete", {"x-auth-token": caller}, b"", f"?Token_Sesion={caller}")
-
-
-async def ask_for_failures(asker: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """503 of a service without Redis, and 500 of one with a bug."""
-    app = create_app(Settings(redis_url="unix:///nonexistent/redis.sock", service_key=(KEY,)))
-
-    async def answer(path: str, method: str) -> None:
-        credential = SERVICE_KEY if path == "/sesiones" else {"x-auth-token": tokens.make(7)}
-        body = request_example(path, method) if path == "/sesiones" else {}
-        reply = await asgi.request(
-            quiet, method.upper(), path, (credential | JSON).items(), orjson.dumps(body)
-        )
-        asker.keep(path, method, reply)
-
-    async def quiet(scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(RuntimeError):  # Starlette raises it again once it has answered
-            await app(scope, receive, send)
-
-    async def fail(*_: object) -> None:
-        raise RuntimeError("a bug")
-
-    for path, method in OPERATIONS:
-        if path.startswith("/sesiones"):
-            await answer(path, method)
-    for name in "create", "update", "find":
-        monkeypatch.setattr(SessionStore, name, fail)
-    for path, method in ("/sesiones", "post"), ("/sesiones", "put"), *((p, "delete") for p in ENDS):
-        await answer(path, method)
-
-
-@pytest.fixture
-async def asked(service: Service, redis: "Redis", monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
-    """Every operation, asked for every answer that it has."""
-    asker = Asker(service)
-    ask_for_http_errors(asker)
-    ask_for_checks(asker)
-    ask_for_creations(asker)
-    ask_for_modifications(asker)
-    ask_for_ends(asker)
-    await ask_for_failures(asker, monkeypatch)
-    return asker.asked
+        await ask_all(503)
+        for name in "create", "update", "find":
+            monkeypatch.setattr(SessionStore, name, fail)
+        await ask_all(contract.UNEXPECTED)
 
 
 def masked(value: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -338,42 +349,43 @@ def masked(value: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(name, type(one) if name in differs else one) for name, one in value.items()]
 
 
-async def test_the_document_is_what_the_service_answers(asked: list[Asked]) -> None:
-    responses = documented()
+async def test_document_is_what_the_service_answers(
+    service: Service, redis: "Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asker = Asker(service)
+    asker.http_errors()
+    asker.checks_and_documents()
+    asker.creations()
+    asker.updates()
+    asker.ends()
+    await asker.failures(monkeypatch)
+
     seen: dict[int, set[str]] = {}
-    for one in asked:
-        reply = one.reply
-        response = responses.get((one.path, one.method, str(reply.status)))
+    for path, method, reply in asker.asked:
+        one = path, method, reply
+        response = RESPONSES.get((path, method, reply.status))
         assert response is not None, one
         headers = {name.lower(): resolve(header) for name, header in response["headers"].items()}
-        assert set(reply.headers) - OF_THE_TRANSFER <= set(headers), one
+        assert set(reply.headers) - FRAMING <= set(headers), one
         for name, header in headers.items():
-            if not header["required"] and name not in reply.headers:
-                continue
-            value = reply.headers[name]
-            check(int(value) if value.isdigit() else value, header["schema"])
+            if header["required"] or name in reply.headers:
+                value = reply.headers[name]
+                check(int(value) if value.isdigit() else value, header["schema"])
         content = response.get("content", {})
         media_type = reply.headers.get("content-type", "").partition(";")[0]
         assert [media_type] == (list(content) or [""]), one
-        if media_type.endswith("json") and one.method != "head":
+        if media_type.endswith("json") and method != "head":
             check(reply.json(), content[media_type]["schema"])
-            for name, example in content[media_type].get("examples", {}).items():
-                if masked(example["value"]) == masked(reply.json()):
+            for name, shown in content[media_type].get("examples", {}).items():
+                if masked(shown["value"]) == masked(reply.json()):
                     seen.setdefault(id(response), set()).add(name)
 
-    answered = {(one.path, one.method, str(one.reply.status)) for one in asked}
-    assert answered == set(responses)
-    for key, response in responses.items():
-        for content in response.get("content", {}).values():
+    assert {(path, method, reply.status) for path, method, reply in asker.asked} == set(RESPONSES)
+    for key, response in RESPONSES.items():
+        for media in response.get("content", {}).values():
+            examples = media.get("examples", {})
             if key[1] != "head":  # the example is the body that a GET has
-                unseen = set(content.get("examples", {})) - seen.get(id(response), set())
+                unseen = set(examples) - seen.get(id(response), set())
                 assert not unseen, f"{key}: no reply is as the examples {unseen}"
-            for example in content.get("examples", {}).values():
-                check(example["value"], content["schema"])
-
-
-def test_the_bodies_of_the_examples_are_valid() -> None:
-    for path, method in OPERATIONS:
-        content = DOCUMENT["paths"][path][method].get("requestBody", {}).get("content", {})
-        for media in content.values():
-            check(request_example(path, method), media["schema"])
+            for shown in examples.values():
+                check(shown["value"], media["schema"])

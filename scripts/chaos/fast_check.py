@@ -1,0 +1,188 @@
+"""Whether the fast check answers what Starlette answers, byte for byte: two connections in process,
+one with the fast check and one without, get the same bytes at the same time.
+
+The inputs are made to confuse the fast check: pipelines, splits at any byte, clients that leave or
+shut their side, and near-copies of messages that it remembers, so that a message is taken for
+another one wherever that is possible. The oracle judges the answers too.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import uvloop
+
+from scripts.chaos import Bar, resident
+from scripts.chaos.inputs import CHUNKS, Chunk, chaos_seed, in_processes, statuses
+from sesiones.http.fast_check import FastCheckProtocol
+from sesiones.http.protocol import BODY, HttpProtocol
+from sesiones.http.templates import Kind
+from tests.harness.fuzzer import Findings, fuzz_in_process
+from tests.harness.in_process import NEW_ID, Application, Wire
+from tests.harness.mutations import Mutations
+from tests.harness.oracle import Violation
+
+INPUTS, SHORT_INPUTS = 1_000_000, 4_000
+NEW_MESSAGE = 1 / 64
+"""The share of inputs at which another message becomes the one that the fast check remembers."""
+HEADS = [
+    b"GET /sesiones/self HTTP/1.1\r\nHost: h\r\n%b\r\n",
+    b"HEAD /sesiones/self HTTP/1.1\r\nHost: h\r\n%b\r\n",
+    b"GET /sesiones/verificar HTTP/1.1\r\nHost: h\r\n%b\r\n",
+    b"HEAD /sesiones/verificar HTTP/1.1\r\nHost: h\r\nAccept: */*\r\n%b\r\n",
+    b"POST /sesiones/verificar/a/b?c=d HTTP/1.1\r\n%bHost: h\r\nContent-Length: 0\r\n\r\n",
+    b"GET /sesiones/verificar/RTSP/1.1 HTTP/1.1\r\nhost: h\r\n%bConnection: keep-alive\r\n\r\n",
+    b"GET /sesiones/self HTTP/1.1\r\nHost: h\r\nUser-Agent: x RTSP/1.1\r\n%bCookie: a=b\r\n\r\n",
+]
+CREDENTIALS = [b"X-Auth-Token: %b\r\n", b"x-auth-token:%b\r\n", b"Authorization: Bearer %b\r\n"]
+PIECES = [b"", b"ses_", b"A", b" ", b"\r\n", b"\n", b"\r\n\r\n", b"\x00", b"X: ", b":", b"\xff"]
+PIECES += [b"GET ", b"Host: h\r\n", b"x-auth-token: ", b"Connection: close\r\n", b"#", b"?"]
+LINES = [b" RTSP/1.1\r\n", b" RTSP/1.0\r\n", b" HTTP/1.0\r\n", b" HTTP/1.2\r\n", b"  HTTP/1.1\r\n"]
+
+
+class NearCopies(Mutations):
+    """One check again and again, near-copies of it, and other requests between them."""
+
+    _head = b""
+
+    def make(self) -> list[bytes]:
+        r = self.random
+        if not self._head or r.random() < NEW_MESSAGE:
+            self._head = r.choice(HEADS) % r.choice(CREDENTIALS)
+        if r.random() < 0.4:
+            return [self._remembered()]
+        data = b"".join([self._any_message() for _ in range(r.choice((1, 1, 1, 2, 3, 5)))])
+        if r.random() < 0.05:
+            data = self.damage(data)
+        return (self.pieces(data) if r.random() < 0.4 else [data]) or [b"\r\n"]
+
+    def _any_message(self) -> bytes:
+        roll = self.random.random()
+        if roll < 0.4:
+            return self._remembered()
+        return self._near_copy() if roll < 0.8 else self.message()
+
+    def _remembered(self) -> bytes:
+        return self._head % self._any_token()
+
+    def _any_token(self) -> bytes:
+        return self.random.choice([*self.tokens, *self.tokens[4:]])
+
+    def _near_copy(self) -> bytes:
+        r = self.random
+        head, token = self._head.replace(b"%b", b"@"), self._any_token()
+        at = r.randrange(len(head) + 1)
+        match r.randrange(5):
+            case 0:  # the token, or a second one, in another place
+                moved = head if r.random() < 0.5 else head.replace(b"@", b"")
+                return (moved[:at] + token + moved[at:]).replace(b"@", self._any_token())
+            case 1:  # a token that is one byte more, less or other
+                cut = r.randrange(len(token) + 1)
+                other = token[:cut] + r.choice(PIECES) + token[cut + r.randrange(2) :]
+                return head.replace(b"@", other)
+            case 2:
+                return head.replace(b"@", token).replace(b" HTTP/1.1\r\n", r.choice(LINES), 1)
+            case 3:  # as many bytes, one of them other
+                data = head.replace(b"@", token)
+                at = r.randrange(len(data))
+                return data[:at] + bytes([data[at] ^ 1 << r.randrange(8)]) + data[at + 1 :]
+        data = head.replace(b"@", token)
+        return data[:at] + r.choice(PIECES) + data[at + r.choice((0, 0, 1, 2, 49)) :]
+
+
+class CountedFastCheck(FastCheckProtocol):
+    """Counts the checks that the fast check answers, with and without the parser."""
+
+    taken: ClassVar[Counter[str]] = Counter()
+
+    def _ask(self, check: Any, token: bytes, kind: Kind) -> None:
+        self.taken["parsed" if self._input is BODY else "unparsed"] += 1
+        super()._ask(check, token, kind)
+
+
+class Pair(Wire):
+    """Two connections that get the same bytes. Without the fast check, the second is the
+    reference."""
+
+    _new_token = re.compile(rb'("ID_Sesion":%d,"ID_Usuario":\d+,"Token_Sesion":)"[^"]*"' % NEW_ID)
+
+    def __init__(self, application: Application) -> None:
+        super().__init__(application, CountedFastCheck)
+        self.reference = Wire(application, HttpProtocol)
+
+    def send(self, piece: bytes) -> None:
+        super().send(piece)
+        self.reference.send(piece)
+
+    def take(self, *, whole: bool = True) -> bytes:
+        taken = super().take()
+        found, expected = (
+            self._new_token.sub(rb"\1", answers) for answers in (taken, self.reference.take())
+        )
+        # A client that left may have got more answers on one of the connections.
+        begins = not whole and (found.startswith(expected) or expected.startswith(found))
+        if found != expected and not begins:
+            raise Violation(f"{found!r} is not {expected!r}")
+        if whole and self.transport.ended != self.reference.ended:
+            raise Violation("only one has closed")
+        return taken
+
+    @property
+    def within(self) -> bool:
+        return super().within or self.reference.within
+
+    @property
+    def owed(self) -> bool:
+        return super().owed or self.reference.owed
+
+    @property
+    def ended(self) -> bool:
+        return super().ended or self.reference.ended
+
+    def end(self) -> None:
+        super().end()
+        self.reference.end()
+
+    def lose(self) -> None:
+        super().lose()
+        self.reference.lose()
+
+
+def play(short: bool) -> Iterator[Bar]:
+    inputs, chunks = (SHORT_INPUTS, 1) if short else (INPUTS, CHUNKS)
+    found, _ = in_processes(_chunk, chaos_seed(short), inputs, chunks)
+    taken = found.counted
+    parts = f"{taken['parsed']:,} by the fast check, {taken['unparsed']:,} unparsed"
+    yield Bar(
+        f"the fast check answers {found.inputs:,} inputs, with pipelines, pieces and near-copies "
+        "of one another, as Starlette does to the byte",
+        found.violations[0] if found.violations else f"0 differ; {parts}; {statuses(found)}",
+        not found.violations,
+    )
+    answers = found.statuses.total()
+    yield Bar(
+        "of the answers at least a tenth is the fast check's, and half of that without the parser",
+        parts,
+        taken.total() > answers / 10 and taken["unparsed"] > answers / 20,
+    )
+
+
+def _chunk(seed: str, inputs: int) -> Chunk:
+    return compare(seed, inputs), os.getpid(), resident(os.getpid())
+
+
+def compare(seed: str, inputs: int) -> Findings:
+    """What came of the inputs, and how many checks the fast check answered."""
+    CountedFastCheck.taken = Counter()
+    _clear_templates()
+    found = uvloop.run(fuzz_in_process(seed, inputs, connect=Pair, make=NearCopies))
+    _clear_templates()
+    found.counted = CountedFastCheck.taken
+    return found
+
+
+def _clear_templates() -> None:
+    if FastCheckProtocol.templates is not None:
+        FastCheckProtocol.templates.clear()

@@ -1,0 +1,98 @@
+"""The table of the contract agrees with the service and its reference, docs/api.es.md.
+
+test_openapi.py compares it with the OpenAPI document.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sesiones import sesion
+from sesiones.http import problems, sessions
+from sesiones.http.app import create_app
+from sesiones.http.routes import Routes
+from sesiones.settings import Settings
+from tests.harness import contract
+from tests.harness.contract import FIELDS, Operation
+from tests.harness.service import Service
+
+REFERENCE = (Path(__file__).parents[2] / "docs" / "api.es.md").read_text("utf-8")
+
+
+# The service
+
+
+def test_routes_are_those_of_the_contract(service: Service) -> None:
+    (table,) = create_app(Settings()).routes
+    assert isinstance(table, Routes)
+    methods = {path: list(operations) for path, operations in contract.OPERATIONS.items()}
+    methods |= {path: ["GET", "HEAD"] for path in contract.OPERATORS_PATHS}
+    assert {path: list(found) for path, found in table.endpoints.items()} == methods
+    for path, allowed in methods.items():
+        refused = service.request("PROPFIND", path)
+        assert (refused.status, refused.headers["allow"]) == (405, ", ".join(allowed))
+
+
+def test_constants_of_the_service_are_those_of_the_contract() -> None:
+    assert list(sesion.Sesion._fields) == FIELDS
+    assert sesion.BOUNDS == contract.INTEGERS
+    assert problems.TITLES == contract.TITLES
+    assert list(sessions.BAD_DATES.values()) == contract.BAD_DATES
+
+
+# The reference, docs/api.es.md
+
+SECTIONS = {
+    "GET y HEAD /sesiones/self": contract.WHOAMI,
+    "/sesiones/verificar": contract.VERIFY,
+    "POST /sesiones": contract.CREATE,
+    "PUT /sesiones": contract.UPDATE,
+    "DELETE /sesiones/logout": contract.END,
+    "DELETE /sesiones/logoutAll": contract.END,
+}
+
+
+def section(title: str) -> str:
+    return REFERENCE.partition(f"# {title}\n")[2].partition("\n## ")[0].partition("\n### ")[0]
+
+
+def statuses(text: str) -> list[int]:
+    """The first column of a table of errors."""
+    return [int(status) for status in re.findall(r"^\| (\d{3}) \|", text, re.MULTILINE)]
+
+
+@pytest.mark.parametrize(("title", "operation"), SECTIONS.items())
+def test_reference_describes_the_operation_of_the_contract(
+    title: str, operation: Operation
+) -> None:
+    assert statuses(section(title)) == list(operation.errors)
+    rows = re.findall(r"^\| `([^`]+)` \| (cabecera|cuerpo)", section(title), re.MULTILINE)
+    headers = ["x-auth-token"] if operation.credential == "token" else []
+    headers += ["Authorization", *(["Content-Type"] if operation.body else [])]
+    expected = [(name, "cabecera") for name in headers]
+    assert rows == expected + [(name, "cuerpo") for name in operation.body]
+
+
+def test_reference_has_a_section_of_every_operation() -> None:
+    found = re.findall(r"^## (.*/sesiones.*|/.*)$", REFERENCE, re.MULTILINE)
+    assert found == list(SECTIONS)
+    paths = {path for path in contract.OPERATIONS if path.startswith("/sesiones")}
+    assert {title.split()[-1] for title in found} == paths | {contract.VERIFY_PATH}
+
+
+def test_reference_lists_the_errors_of_the_contract() -> None:
+    assert statuses(section("Orden")) == [*contract.BEFORE_ROUTING, 404, 405]
+    rows = re.findall(r"^\| (\d{3}) \| `([^`]+)` \| .* \|(.*)\|$", REFERENCE, re.MULTILINE)
+    assert {int(status): title for status, title, _ in rows} == contract.TITLES
+    for status, _, headers in rows:
+        named = {name.lower() for name in re.findall(r"`([\w-]+)[`:]", headers)}
+        assert named - {"connection"} == contract.error_headers(int(status))
+
+
+def test_reference_lists_the_fields_of_the_contract() -> None:
+    fields = re.findall(r"^\| `(\w+)` \|", section("El objeto sesión"), re.MULTILINE)
+    assert fields == FIELDS
+    text = section("422 y 409: la lista `errores`")
+    reasons = re.findall(r"^\| 422 \| (.*) \| la `Fecha_Expiracion`", text, re.MULTILINE)
+    assert reasons == contract.BAD_DATES
