@@ -31,7 +31,6 @@ NAMES = (
     "million",
     "inputs",
     "fast_check",
-    "h1spec",
     "slow",
 )
 """In the order of the table. Each is a module of this package."""

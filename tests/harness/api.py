@@ -30,6 +30,18 @@ IDENTITY = ["x-id-usuario", "x-id-sesion", "x-fecha-expiracion"]
 SERVICE = {"Authorization": f"Bearer {KEY}"}
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+LOGOUTS = ["/sesiones/logout", "/sesiones/logoutAll"]
+CALLER_ROUTES = [
+    ("GET", "/sesiones/self"),
+    ("HEAD", "/sesiones/self"),
+    ("GET", "/sesiones/verificar"),
+    ("POST", "/sesiones/verificar/a/b"),
+    *(("DELETE", path) for path in LOGOUTS),
+]
+"""The routes that a token authenticates for."""
+UNKNOWN = "ses_eQz07k5PgmNH6t8HHwcCd5EjWpENcRm0S9HRDtcfiSpz0"
+"""The token of no session."""
+MALFORMED = UNKNOWN[:-1]
 DEVICE = "portátil de pruebas"
 
 
@@ -39,6 +51,9 @@ def users_of_one_bucket() -> tuple[int, int]:
 
 
 USER, NEIGHBOUR = users_of_one_bucket()
+"""They share a bucket."""
+STRANGER = 8
+assert tokens.user_bucket(STRANGER) != tokens.user_bucket(USER)
 
 
 class Client:
