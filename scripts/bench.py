@@ -14,13 +14,11 @@ comparing servers, not for sizing one.
 """
 
 import argparse
-import asyncio
 import dataclasses
 import hashlib
 import http.client
 import json
 import os
-import platform
 import random
 import shutil
 import signal
@@ -37,15 +35,15 @@ from typing import Any
 
 from redis import Redis
 
-from scripts import wrk
+from scripts import seed, wrk
 from scripts.command_line import positive, run, show
+from scripts.seed import Session
+from scripts.throughput import machine
 from sesiones.settings import Settings
-from sesiones.store.from_settings import open_store
 from tests.harness.redis_server import RedisCluster, RedisServer, free_port
 
 SERVER_CORE, LOAD_CORE = 0, 1
 IDLE_SECONDS = 40_000
-DEVICE = "Mozilla/5.0 (X11; Linux x86_64) Firefox/".ljust(40, "1")
 
 Parameters = dict[str, str]
 
@@ -260,30 +258,13 @@ def used_memory(redis_port: int) -> int:
         return int(client.info("memory")["used_memory"])
 
 
-async def seed(redis_url: str, sessions: int) -> list[tuple[int, str]]:
+def make_sessions(redis_url: str, number: int, folder: Path) -> list[Session]:
     """Sessions of as many users, through the store: their users and tokens."""
-    settings = dataclasses.replace(
-        Settings(),
-        redis_url=redis_url,
-        redis_timeout=10,
-        idle_seconds=IDLE_SECONDS,
-    )
-    store = open_store(settings)
-    made: list[tuple[int, str]] = []
-
-    async def some(start: int) -> None:
-        for usuario in range(start, sessions, 64):
-            sesion = await store.create(usuario, DEVICE)
-            made.append((usuario, sesion.Token_Sesion))
-            if len(made) % 1000 == 0:
-                show(f"seeding: {len(made):,} of {sessions:,} sessions")
-
-    await asyncio.gather(*(some(start) for start in range(64)))
-    await store.aclose()
-    return made
+    settings = dataclasses.replace(Settings(), redis_url=redis_url, idle_seconds=IDLE_SECONDS)
+    return seed.seed(settings, folder / hashlib.sha256(redis_url.encode()).hexdigest(), number, 1)
 
 
-def store_plainly(redis_port: int, sessions: list[tuple[int, str]]) -> None:
+def store_plainly(redis_port: int, sessions: list[Session]) -> None:
     """The same sessions for the other servers, as a team would store them by itself."""
     now = int(time.time())
     with Redis(port=redis_port) as client:
@@ -292,7 +273,7 @@ def store_plainly(redis_port: int, sessions: list[tuple[int, str]]) -> None:
             for usuario, token in sessions[first : first + 1000]:
                 fields = {"id": usuario + 1, "usuario": usuario, "inicio": now, "estado": 1}
                 fields |= {"actividad": now, "ventana": IDLE_SECONDS}
-                pipeline.hset(plain_key_of(token), mapping=fields | {"dispositivo": DEVICE})
+                pipeline.hset(plain_key_of(token), mapping=fields | {"dispositivo": seed.DEVICE})
                 pipeline.expireat(plain_key_of(token), now + IDLE_SECONDS)
             pipeline.execute()
 
@@ -330,7 +311,7 @@ def running(server: Server, redis_port: int) -> Iterator[tuple[subprocess.Popen[
             process.wait()
 
 
-def check_sample(server: Server, port: int, sessions: list[tuple[int, str]]) -> None:
+def check_sample(server: Server, port: int, sessions: list[Session]) -> None:
     """Each reply is a 200, and where the server shows whose session it is, of the right user."""
     for usuario, token in random.sample(sessions, min(50, len(sessions))):
         with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
@@ -353,12 +334,12 @@ class Target:
     load: Path
     """The script for wrk."""
     redis_pids: list[int]
-    sessions: list[tuple[int, str]]
+    sessions: list[Session]
 
 
 @contextmanager
 def target(
-    server: Server, redis: list[RedisServer], sessions: list[tuple[int, str]], folder: Path
+    server: Server, redis: list[RedisServer], sessions: list[Session], folder: Path
 ) -> Iterator[Target]:
     requests = folder / f"{server.name}.txt"
     requests.write_text(
@@ -500,7 +481,7 @@ def targets(servers: list[Server], number: int) -> Iterator[list[Target]]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sesiones-bench-")))
         redis = stack.enter_context(RedisServer(port=str(free_port()), appendonly="no"))
         before = used_memory(redis.port)
-        sessions = asyncio.run(seed(redis.url, number))
+        sessions = make_sessions(redis.url, number, folder)
         memory = (used_memory(redis.port) - before) / number
         store_plainly(redis.port, sessions)
         show("")
@@ -508,7 +489,7 @@ def targets(servers: list[Server], number: int) -> Iterator[list[Target]]:
         single = on_cluster = [redis], sessions
         if any(server.cluster for server in servers):
             cluster = stack.enter_context(RedisCluster(3, appendonly="no"))
-            on_cluster = list(cluster.servers.values()), asyncio.run(seed(cluster.url, number))
+            on_cluster = list(cluster.servers.values()), make_sessions(cluster.url, number, folder)
         yield [
             stack.enter_context(target(server, *(on_cluster if server.cluster else single), folder))
             for server in servers
@@ -534,7 +515,7 @@ def rounds(
 def write(everything: dict[int, dict[str, list[Round]]], sessions: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     report = {
-        "machine": {"python": platform.python_version(), "system": platform.platform()},
+        "machine": machine(),
         "sessions": sessions,
         "rounds": {
             connections: {

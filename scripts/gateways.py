@@ -124,7 +124,7 @@ class RunningGateway:
         ports |= zip(NODES, nodes, strict=True)
         ports |= {port: free_port() for port in gateway.internal}
         self._folder = Path(tempfile.mkdtemp(prefix="sesiones-gateway-"))
-        self._folder.chmod(0o755)  # nginx's workers are nobody
+        self._folder.chmod(0o755)  # nginx's workers run as another user
         texts = {name: (DOCS / name).read_text("utf-8") for name in gateway.files}
         if not checked:
             name = next(name for name in texts if gateway.unchecked[0] in texts[name])

@@ -205,7 +205,7 @@ class DailyMix(Client):
 
 
 class LoginStorm(Client):
-    """Everybody logs in: a session of a new user, used once."""
+    """Many logins at once: each makes a session of a new user, and uses it once."""
 
     weight = 1
 
@@ -218,7 +218,7 @@ class LoginStorm(Client):
 
 
 class LogoutAllStorm(Client):
-    """Everybody ends all sessions: a few of one user, all of them ended by one, all then tried."""
+    """Many logoutAlls at once: each ends a few sessions of one user, which are then tried."""
 
     weight = 1
 

@@ -75,7 +75,7 @@ def _wants_redis(variables: Set[str], settings: Settings) -> bool:
 @contextlib.contextmanager
 def _lock() -> Iterator[int]:
     """Two Redis servers on one append-only file would ruin it. Ours inherits the lock's file, so
-    that it is held until that server has ended, whatever became of us.
+    that it is held until that server has ended, also when this process was killed.
 
     The other lock ends with this process. Where it is free, a Redis server that holds the first one
     is left from a run that was killed, and is told to end. Raises OSError.

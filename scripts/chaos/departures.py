@@ -23,9 +23,9 @@ from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service, comes_true
 from tests.harness.traffic import words
 
-LEAVERS, WARM_LEAVERS = 10_000, 2_000
-SHORT_LEAVERS, SHORT_WARM_LEAVERS = 300, 60
-LEAVERS_PER_SECOND = 400
+DEPARTURES, WARM_DEPARTURES = 10_000, 2_000
+SHORT_DEPARTURES, SHORT_WARM_DEPARTURES = 300, 60
+DEPARTURES_PER_SECOND = 400
 OTHERS_PER_SECOND = 300
 SETTLE_SECONDS = 5.0
 CLOSED_SECONDS = 0.2
@@ -56,7 +56,9 @@ def play(short: bool) -> Iterator[Bar]:
 
 
 async def _play(short: bool) -> list[Bar]:
-    number, warm = (SHORT_LEAVERS, SHORT_WARM_LEAVERS) if short else (LEAVERS, WARM_LEAVERS)
+    number, warm = (
+        (SHORT_DEPARTURES, SHORT_WARM_DEPARTURES) if short else (DEPARTURES, WARM_DEPARTURES)
+    )
     node = Service(SESIONES_REDIS_TIMEOUT="4")
     async with trial(RedisServer(), node, spare=16) as departures:
         traffic, redis = departures.traffic, departures.redis
@@ -64,7 +66,7 @@ async def _play(short: bool) -> list[Bar]:
             sessions = [await store.create(10_000 + n, "laptop") for n in range(number + warm)]
 
         async def depart(some: Sequence[Sesion]) -> Counter[str]:
-            seconds = len(some) / LEAVERS_PER_SECOND
+            seconds = len(some) / DEPARTURES_PER_SECOND
             _, (answers,) = await departures.run(
                 "departures, those that stay",
                 OTHERS_PER_SECOND,
@@ -119,7 +121,7 @@ def _leave(port: int, sessions: Sequence[Sesion]) -> Counter[str]:
     answers: Counter[str] = Counter()
     begun = time.monotonic()
     for number, session in enumerate(sessions):
-        time.sleep(max(0.0, begun + number / LEAVERS_PER_SECOND - time.monotonic()))
+        time.sleep(max(0.0, begun + number / DEPARTURES_PER_SECOND - time.monotonic()))
         method = ("POST", "PUT", "DELETE")[number % 3]
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
             connection.sendall(_request(method, session))

@@ -1,4 +1,4 @@
-"""What the scenarios share in which a master is lost: what they allow, and how they judge it."""
+"""What the scenarios share in which a master is lost: their bars, and how these are measured."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -12,7 +12,7 @@ MAY_TAKE_SECONDS = 2 * TIMEOUT_SECONDS
 MAY_STOP_SECONDS = 3.0
 """Acknowledged writes, from the kill on."""
 MAY_LOSE_SECONDS = 1.0
-"""Of what was acknowledged before a kill, where nobody waits for a replica."""
+"""Of what was acknowledged before a kill, where the service waits for no replica."""
 
 
 def settings(replicas: int, short: bool) -> dict[str, str]:

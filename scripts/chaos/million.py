@@ -149,8 +149,8 @@ async def _load_scripts(*servers: Stored) -> None:
 async def _in_turn(
     one: Stored, other: Stored, of_one: list[list[str]], of_other: list[list[str]]
 ) -> tuple[float, float]:
-    """The median costs of the users' logoutAlls on two servers, in turn: whatever else the machine
-    does befalls both."""
+    """The median costs of the users' logoutAlls on two servers, in turn: what else the machine
+    does slows both down."""
     costs = []
     async with one.store() as in_one, other.store() as in_other:
         for users in zip(of_one, of_other, strict=True):

@@ -1,5 +1,6 @@
 """Workers are told to stop or are killed, and whole nodes are told to stop, while requests come in
-over connections that are kept alive. Nobody asks twice: what gets no answer, or a 5xx, has failed.
+over connections that are kept alive. No request is sent twice: one that gets no answer, or a 5xx,
+has failed.
 """
 
 import asyncio

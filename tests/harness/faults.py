@@ -1,4 +1,4 @@
-"""What befalls a Redis server. Each is a context: at its beginning it is so, at its end the server
+"""Faults of a Redis server. Each is a context: it begins with the fault, and at its end the server
 answers as before."""
 
 import signal
@@ -48,7 +48,7 @@ def _with_one(server: RedisServer, setting: str) -> Iterator[None]:
 
 
 def full(server: RedisServer) -> AbstractContextManager[None]:
-    """Of memory: OOM. A logout makes no room, however many there are."""
+    """OOM: there is less memory than the data need already, so that a logout makes no room."""
     return _with_one(server, "maxmemory")
 
 
@@ -76,8 +76,8 @@ def misconf(server: RedisServer) -> Iterator[None]:
 
 @contextmanager
 def cut_off(server: RedisServer) -> Iterator[None]:
-    """READONLY: it has the sessions, but somebody else is the master now. (Of a master that is out
-    of reach it does not take over the data.)"""
+    """READONLY: it has the sessions, but is the replica of another server now. (That server cannot
+    be reached, so its data do not replace these.)"""
     with client(server) as redis, socket.create_server(("127.0.0.1", 0)) as master:
         redis.replicaof("127.0.0.1", str(master.getsockname()[1]))
         try:
@@ -88,8 +88,8 @@ def cut_off(server: RedisServer) -> Iterator[None]:
 
 @contextmanager
 def demoted(server: RedisServer) -> Iterator[None]:
-    """READONLY: a replica takes over with all of the data, and gives it back. The server has to
-    have a port."""
+    """READONLY: a replica takes over with all of the data, and gives it back at the end. The server
+    must have a port."""
     port = free_port()
     with (
         RedisServer(port=str(port), repl_diskless_sync_delay="0") as other,

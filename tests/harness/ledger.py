@@ -2,8 +2,8 @@
 
 Answers to requests that overlap may come in any order, so an answer is judged by what was certain
 while its request was out: a 200 is wrong when the session's end had been acknowledged before the
-request was sent, or it had expired by then; a 401 is wrong when nobody had begun to end the session
-by the time the answer came, and it had not been due to expire.
+request was sent, or it had expired by then; a 401 is wrong when no request to end the session had
+been sent by the time the answer came, and it had not been due to expire.
 """
 
 import json

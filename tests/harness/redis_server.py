@@ -61,7 +61,7 @@ class RedisServer:
         self._release()
         self._data.mkdir(parents=True, exist_ok=True)
         log = self._directory / "redis.log"
-        log.unlink(missing_ok=True)  # an earlier run's last words are not this one's
+        log.unlink(missing_ok=True)  # errors of an earlier run must not be reported as this one's
         options = {
             "port": "0",
             "unixsocket": str(self.socket),
@@ -82,7 +82,7 @@ class RedisServer:
         )
         while not self._answers():
             if self.process.poll() is not None:
-                raise RuntimeError(f"the Redis server did not start: {_last_words(log)}")
+                raise RuntimeError(f"the Redis server did not start: {_reason(log)}")
             time.sleep(0.02)
 
     def _answers(self) -> bool:
@@ -101,7 +101,7 @@ class RedisServer:
         return Redis(unix_socket_path=str(self.socket), **options)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End the process; SIGTERM saves first. The data stays, and nobody gets its port."""
+        """End the process; SIGTERM saves first. The data stays, and the port stays taken."""
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(number)
@@ -112,7 +112,7 @@ class RedisServer:
                 self.process.wait()
             self.process = None
             if self.port:
-                # Another server there, of another test, would answer for this one: no session.
+                # Another test's server at this port would answer that there is no such session.
                 self._reserved = socket.socket()
                 self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 self._reserved.bind(("127.0.0.1", self.port))
@@ -140,7 +140,7 @@ class RedisServer:
         self.close()
 
 
-def _last_words(log: Path) -> str:
+def _reason(log: Path) -> str:
     """Why a server ended. Without its advice to "fix" a file: that cuts off what it cannot read."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     texts = [re.sub(r"^\d+:\w [\w :.]+ [.*#-] ", "", line) for line in lines]
@@ -358,11 +358,11 @@ def _accepts(port: int) -> bool:
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
-    """Until it holds of ``what``. Raises RuntimeError."""
+    """Wait until the condition holds. ``what``: named in the RuntimeError when it does not."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise RuntimeError(f"waited {seconds:g} s in vain for {what}")
+            raise RuntimeError(f"gave up after {seconds:g} s of waiting for {what}")
         time.sleep(0.02)
 
 

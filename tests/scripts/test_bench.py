@@ -30,7 +30,7 @@ def run(folder: Path, *arguments: str, code: str = "") -> subprocess.CompletedPr
     )
 
 
-def test_the_short_form(tmp_path: Path) -> None:
+def test_bench_writes_the_rounds_it_prints_and_a_chart(tmp_path: Path) -> None:
     done = run(tmp_path, "--only", "fast", "uvicorn")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "bench.json").read_text())
@@ -45,7 +45,7 @@ def test_the_short_form(tmp_path: Path) -> None:
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_wrong_reply_is_no_figure(tmp_path: Path) -> None:
+def test_bench_stops_at_a_wrong_reply(tmp_path: Path) -> None:
     wrong = "bench.SERVERS[:] = [bench.Server('fast', 'x', bench.bare_uvicorn)]"
     done = run(tmp_path, "--only", "fast", code=wrong)
     assert done.returncode != 0

@@ -13,8 +13,8 @@ from sesiones.store.events import SessionEvents
 pytestmark = pytest.mark.slow
 
 
-def test_every_promise_can_be_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By sessions that never expire, numbers that repeat and ends that nobody counts."""
+def test_each_flaw_of_a_service_misses_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By sessions that never expire, numbers that repeat and ends that are not counted."""
     create = scripts.Script("create")
     for text, other in (
         ("redis.call('EXPIREAT', key,", "redis.call('EXISTS', key,"),
@@ -32,7 +32,7 @@ def test_every_promise_can_be_broken(monkeypatch: pytest.MonkeyPatch) -> None:
         assert any(found in measured for measured in bars.values())
 
 
-def test_memory_is_flat_when_its_trend_is() -> None:
+def test_rise_is_that_of_the_trend_and_not_of_the_noise() -> None:
     noise = random.Random(7)
     moments = [second / 2 for second in range(600)]
     flat = [(moment, 2e6 + noise.gauss(0, 2e4) + 2e4 * math.sin(moment)) for moment in moments]

@@ -27,14 +27,16 @@ def met() -> list[bool]:
     return [bar.met for bar in million.play(True)]
 
 
-def test_a_logout_all_that_looks_through_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_logout_all_that_scans_all_keys_and_large_sessions_miss_their_bars(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """And sessions that take more than they should."""
     monkeypatch.setattr(seed, "DEVICE", "d" * 512)
     break_end_all(monkeypatch, "redis.call('KEYS', '*')\n")
     assert met()[:2] == [False, False]
 
 
-def test_a_logout_all_that_is_quadratic(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quadratic_logout_all_misses_its_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     again = "for _, other in ipairs(digests) do redis.call('EXISTS', base .. other) end"
     break_end_all(monkeypatch, f"for _ in ipairs(digests) do for _ = 1, 20 do {again} end end\n")
     assert met()[2] is False

@@ -11,7 +11,7 @@ from scripts.chaos.slow import held
 pytestmark = pytest.mark.slow
 
 
-def test_held() -> None:
+def test_held_has_the_connections_of_a_process_until_they_are_closed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         assert held(port) == set()

@@ -34,19 +34,19 @@ def ledger(clock: Clock) -> Ledger:
     return ledger
 
 
-def test_a_live_session_is_let_in(ledger: Ledger) -> None:
+def test_200_for_a_live_session_is_right(ledger: Ledger) -> None:
     later = SESSION | {"Ultima_Actividad": NOW + 9, "Fecha_Expiracion": NOW + 1809}
     for answer in SESSION, later, later, {"ID_Usuario": 7}:
         assert ledger.judge(ledger.sent("a"), 200, answer) is None
 
 
-def test_a_401_for_a_live_session(ledger: Ledger) -> None:
+def test_401_for_a_live_session_is_wrong(ledger: Ledger) -> None:
     assert ledger.judge(ledger.sent("a"), 401, {}) == "401 for a live session"
     for status in 503, 500, 0:
         assert ledger.judge(ledger.sent("a"), status, {}) is None
 
 
-def test_a_401_near_or_after_the_expiry_is_none_to_speak_of(ledger: Ledger, clock: Clock) -> None:
+def test_401_is_right_near_and_after_the_expiry(ledger: Ledger, clock: Clock) -> None:
     sent = ledger.sent("a")
     clock.now = NOW + 1800 - CLOCK_SECONDS
     assert ledger.judge(sent, 401, {}) == "401 for a live session"
@@ -56,7 +56,7 @@ def test_a_401_near_or_after_the_expiry_is_none_to_speak_of(ledger: Ledger, cloc
     assert ledger.judge(ledger.sent("a"), 401, {}) == "401 for a live session"
 
 
-def test_a_200_for_a_session_that_had_expired(ledger: Ledger, clock: Clock) -> None:
+def test_200_for_an_expired_session_is_wrong(ledger: Ledger, clock: Clock) -> None:
     before = ledger.sent("a")
     clock.now = NOW + 1800 + CLOCK_SECONDS
     assert ledger.judge(ledger.sent("a"), 200, SESSION) is None
@@ -67,7 +67,7 @@ def test_a_200_for_a_session_that_had_expired(ledger: Ledger, clock: Clock) -> N
     assert ledger.judge(after, 200, SESSION | {"Fecha_Expiracion": NOW + 3600}) is None
 
 
-def test_a_200_after_an_acknowledged_logout(ledger: Ledger) -> None:
+def test_200_after_an_acknowledged_logout_is_wrong(ledger: Ledger) -> None:
     logout = ledger.sent("a", ends=["a"])
     assert ledger.judge(logout, 200, {}) is None
     after = ledger.sent("a")
@@ -76,7 +76,7 @@ def test_a_200_after_an_acknowledged_logout(ledger: Ledger) -> None:
     assert ledger.judge(ledger.sent("b"), 200, SESSION | {"ID_Sesion": 8193}) is None
 
 
-def test_a_check_in_flight_while_a_logout_is_may_have_either_answer(ledger: Ledger) -> None:
+def test_check_in_flight_beside_a_logout_may_have_either_answer(ledger: Ledger) -> None:
     before = ledger.sent("a")
     logout = ledger.sent("b", ends=["a", "b"])
     during = ledger.sent("a")
@@ -88,14 +88,14 @@ def test_a_check_in_flight_while_a_logout_is_may_have_either_answer(ledger: Ledg
     assert ledger.judge(ledger.sent("a"), 200, SESSION) is not None
 
 
-def test_after_a_logout_without_acknowledgement_either_is_right(ledger: Ledger) -> None:
+def test_after_an_unacknowledged_logout_either_answer_is_right(ledger: Ledger) -> None:
     assert ledger.judge(ledger.sent("a", ends=["a"]), 503, {}) is None
     assert ledger.judge(ledger.sent("a"), 200, SESSION) is None
     assert ledger.judge(ledger.sent("a"), 401, {}) is None
     assert ledger.judge(ledger.sent("a", ends=["a"]), 401, {}) is None
 
 
-def test_a_logout_itself_is_not_refused(ledger: Ledger) -> None:
+def test_401_for_a_first_logout_is_wrong(ledger: Ledger) -> None:
     for ends in ["a"], ["b"], ["a", "b"]:
         fresh = Ledger(Clock())
         fresh.add("a", SESSION)
@@ -113,7 +113,9 @@ def test_a_logout_itself_is_not_refused(ledger: Ledger) -> None:
         ({"Fecha_Expiracion": NOW + 1799}, "Fecha_Expiracion ran backwards"),
     ],
 )
-def test_answers_that_contradict(ledger: Ledger, changed: dict[str, int], wrong: str) -> None:
+def test_answer_that_contradicts_an_earlier_one_is_named(
+    ledger: Ledger, changed: dict[str, int], wrong: str
+) -> None:
     assert ledger.judge(ledger.sent("a"), 200, SESSION | changed) == wrong
     assert ledger.judge(ledger.sent("a"), 200, SESSION) is None
     assert ledger.judge(ledger.sent("a"), 200, {}) == "200 without ID_Usuario"
@@ -127,7 +129,7 @@ def test_dates_of_requests_that_overlap_may_come_in_any_order(ledger: Ledger) ->
     assert ledger.judge(ledger.sent("a"), 200, SESSION) is not None
 
 
-def test_what_only_a_token_is_known_of(ledger: Ledger) -> None:
+def test_session_of_which_only_the_token_is_known(ledger: Ledger) -> None:
     ledger.add("seeded", {"ID_Usuario": 7})
     assert ledger.judge(ledger.sent("seeded"), 401, {}) == "401 for a seeded session: seed again?"
     assert ledger.judge(ledger.sent("seeded"), 200, SESSION | {"ID_Usuario": 8}) is not None
@@ -136,7 +138,7 @@ def test_what_only_a_token_is_known_of(ledger: Ledger) -> None:
     assert ledger.judge(ledger.sent("seeded"), 200, SESSION | {"ID_Sesion": 2}) is not None
 
 
-def test_the_numbers_of_an_answer() -> None:
+def test_numbers_are_read_from_the_headers_or_the_body() -> None:
     headers = {"x-id-usuario": "7", "x-id-sesion": "4097", "x-fecha-expiracion": "1800001800"}
     of_headers = {"ID_Usuario": 7, "ID_Sesion": 4097, "Fecha_Expiracion": 1800001800}
     assert numbers(headers, b"") == of_headers

@@ -77,7 +77,7 @@ def test_each_kind_of_request_was_made_and_none_was_wrong(made: Made) -> None:
     assert all(text.endswith(", 0 not answered with 200") for text in made.report["wrk"].values())
 
 
-def test_the_steps_are_those_of_the_rates(made: Made) -> None:
+def test_report_has_a_step_for_each_rate(made: Made) -> None:
     steps = made.report["steps"]
     assert [step["offered"] for step in steps] == list(RATES)
     for step in steps:
@@ -88,7 +88,7 @@ def test_the_steps_are_those_of_the_rates(made: Made) -> None:
         assert step["latency_ms"]["50"] >= step["service_time_ms"]["50"] > 0
 
 
-def test_the_page_holds_what_the_json_does_and_needs_nothing_else(made: Made) -> None:
+def test_page_holds_what_the_json_does_and_needs_no_other_file(made: Made) -> None:
     for step in made.report["steps"]:
         cells = report.row(step)
         assert cells[4] == report.number(step["latency_ms"]["99"])
@@ -103,14 +103,14 @@ def test_the_page_holds_what_the_json_does_and_needs_nothing_else(made: Made) ->
     assert not re.search(r"ses_[A-Za-z0-9_-]{45}", made.page + made.run.stdout + made.run.stderr)
 
 
-def test_the_charts_are_drawn(made: Made) -> None:
+def test_charts_have_lines(made: Made) -> None:
     latency, rate, percentiles = map(lines_drawn, charts(made.page))
     assert latency >= len(report.PERCENTILES)
     assert rate >= 1
     assert percentiles >= 2
 
 
-def test_two_runs_compared(made: Made, tmp_path: Path) -> None:
+def test_compare_shows_the_ratio_at_each_common_rate(made: Made, tmp_path: Path) -> None:
     """The second is twice as slow at the first rate, and was not made at the other."""
     other = json.loads(made.json.read_text())
     step = other["steps"][0]
@@ -129,7 +129,7 @@ def test_two_runs_compared(made: Made, tmp_path: Path) -> None:
     assert all(lines_drawn(chart) for chart in charts(page))
 
 
-def test_two_runs_without_a_rate_in_common(made: Made) -> None:
+def test_compare_draws_runs_without_a_common_rate(made: Made) -> None:
     other = json.loads(made.json.read_text())
     for step in other["steps"]:
         step["offered"] += 1
@@ -138,7 +138,7 @@ def test_two_runs_without_a_rate_in_common(made: Made) -> None:
     assert "B/A" not in page
 
 
-def test_a_report_that_lacks_something_is_not_one(made: Made, tmp_path: Path) -> None:
+def test_compare_refuses_an_incomplete_report(made: Made, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     first = made.report["steps"][0]
     without = {name: value for name, value in first.items() if name != "curve"}
@@ -149,7 +149,7 @@ def test_a_report_that_lacks_something_is_not_one(made: Made, tmp_path: Path) ->
         assert ended.stderr == f"throughput: {path} is not a report of this script\n"
 
 
-def test_bad_settings_are_a_line(tmp_path: Path) -> None:
+def test_bad_settings_are_one_line(tmp_path: Path) -> None:
     ended = run("load", "--output", str(tmp_path), SESIONES_TOUCH_SECONDS="often")
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1

@@ -11,11 +11,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import pytest
-
-from scripts import seed
-from sesiones.settings import Settings
-from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.redis_server import free_port
 from tests.harness.service import Service
 from tests.harness.stores import KEY
 
@@ -83,15 +79,6 @@ def proxy(service: Service) -> Iterator[str]:
             thread.join()
 
 
-@pytest.fixture
-def seeded(redis_server: RedisServer, tmp_path: Path) -> Iterator[Path]:
-    file = tmp_path / "tokens"
-    settings = Settings(redis_url=redis_server.url)
-    seed.seed(settings, file, users=50, sessions=2)
-    yield file
-    seed.clean(settings, file)
-
-
 def locust(*options: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "locust", "-f", "scripts/locustfile.py", *options],
@@ -102,11 +89,11 @@ def locust(*options: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_wrong_answers_are_failures_of_the_report(
+def test_wrong_answers_are_failures_in_the_report(
     service: Service, seeded: Path, tmp_path: Path
 ) -> None:
     with proxy(service) as url:
-        run = "--headless", "-u", "40", "-r", "40", "-t", "2s", "--user-rate", "10"
+        run = "--headless", "-u", "40", "-r", "40", "-t", "5s", "--user-rate", "10"
         files = "--tokens", str(seeded), "--csv", str(tmp_path / "locust")
         ended = locust("--host", url, *run, *files, SESIONES_SERVICE_KEY=KEY)
     assert ended.returncode == 1, ended.stdout + ended.stderr
@@ -124,14 +111,14 @@ def test_wrong_answers_are_failures_of_the_report(
     assert "ses_" not in ended.stdout + ended.stderr
 
 
-def test_what_it_cannot_do_without(tmp_path: Path) -> None:
+def test_without_a_token_file_it_names_the_seeder(tmp_path: Path) -> None:
     ended = locust("--headless", "-t", "1s", "--tokens", str(tmp_path / "none"))
     assert ended.returncode == 1
     assert "see python -m scripts.seed" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_a_file_without_tokens_is_a_line(tmp_path: Path) -> None:
+def test_file_without_tokens_is_one_line(tmp_path: Path) -> None:
     empty = tmp_path / "tokens"
     empty.touch(0o600)
     ended = locust("--headless", "-t", "1s", "--tokens", str(empty))
@@ -140,7 +127,7 @@ def test_a_file_without_tokens_is_a_line(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_the_web_ui_shows_the_kinds_of_users(seeded: Path) -> None:
+def test_web_ui_shows_the_kinds_of_users(seeded: Path) -> None:
     port = free_port()
     process = subprocess.Popen(
         [

