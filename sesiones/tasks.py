@@ -1,5 +1,5 @@
-"""Helpers for asyncio: a deadline that reads first, single flight, a vote, a value for each event
-loop. They know nothing of Redis but its errors."""
+"""Helpers for asyncio: a deadline that lets input be read first, single flight, a majority vote,
+and a value for each event loop. Of Redis they know only its errors."""
 
 import asyncio
 import contextlib
@@ -25,19 +25,19 @@ MALFORMED_REPLY_ERRORS = AttributeError, LookupError, TypeError, ValueError
 configured Redis."""
 
 READ_FIRST_SECONDS = 0.001
-"""How long a timer that is due lets the event loop poll its sockets before it acts."""
+"""How long a timer that is due lets the event loop poll its sockets before it calls back."""
 PAUSED_SECONDS_MAX = 0.05
-"""How long at the most, when the timer itself is late: the process was paused, perhaps just before
-a command was written, and the reply has yet to come."""
+"""How long at the most, when the timer itself is late. The process was paused then, perhaps just
+before it wrote a command, and the reply has yet to come."""
 
 
 class ReadFirstTimer:
-    """Calls back at a time (of ``loop.time()``), after what has arrived by then has been read.
+    """Calls back at a time (of ``loop.time()``), after the input that has arrived by then was read.
 
     uvloop runs timers before it polls its sockets. So after a pause of the process (SIGSTOP, a
-    virtual machine that stalls) every timer would be due before the replies that have long arrived
-    are read. A second, short timer lets the loop poll; the callback then goes behind the tasks that
-    the input has woken.
+    virtual machine that stalls) every timer would fire before the replies are read that arrived
+    during the pause. A second, short timer lets the loop poll; the callback is then queued behind
+    the tasks that the input has woken.
     """
 
     __slots__ = ("_callback", "_handle", "_loop", "_when")
@@ -85,8 +85,8 @@ class Deadline:
 
 
 def background(work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
-    """A task that a loop may leave unfinished. Of one in a loop that was closed by hand, asyncio
-    would complain in the log; here as in asyncio.gather(), it does not."""
+    """A task that may be unfinished when its loop is closed by hand. asyncio would log an error for
+    it; as for the tasks of asyncio.gather(), it does not."""
     task = asyncio.create_task(work)
     setattr(task, "_log_destroy_pending", False)  # noqa: B010
     return task
@@ -106,7 +106,7 @@ class SingleFlight(Generic[Result]):
         return self._task is not None and not self._task.done()
 
     def start(self) -> None:
-        """Begin a run, unless one is under way."""
+        """Begin a run, unless the work is running."""
         if not self.running and not self._closed:
             self._task = background(self._work())
             self._task.add_done_callback(self._done)
@@ -123,30 +123,31 @@ class SingleFlight(Generic[Result]):
     def _done(self, task: "asyncio.Task[Result]") -> None:
         if task is self._task:  # the next one may have begun already
             self._task = None
-        retrieve_exception(task)  # even where every caller was cancelled
+        retrieve_exception(task)  # even if every caller was cancelled
 
     def close(self) -> None:
-        """Cancel what runs, and start nothing any more."""
+        """Cancel the run, and start no other."""
         self._closed = True
         if self._task is not None:
             self._task.cancel()
 
     async def aclose(self) -> None:
-        """The same, and wait until it has ended."""
+        """Close, and wait until the run has ended."""
         self.close()
         if self._task is not None:
             await asyncio.wait({self._task})
 
 
 def retrieve_exception(future: "asyncio.Future[Any]") -> None:
-    """A done callback: asyncio does not complain of an exception that was never retrieved."""
+    """A done callback, so that asyncio does not log an exception that was never retrieved."""
     if not future.cancelled():
         future.exception()
 
 
 async def majority(votes: Sequence[Coroutine[Any, Any, bool]], yes: int = 0) -> bool:
-    """Whether more than half say yes, of the votes and ``yes`` that need not be asked. Returns as
-    soon as the outcome is decided and cancels the remaining votes. A failed vote counts as a no."""
+    """Whether more than half of the votes, and of ``yes`` further votes that are a yes, say yes.
+    Returns as soon as the outcome is decided and cancels the remaining votes. A failed vote counts
+    as a no."""
     waiting = {background(vote) for vote in votes}
     needed = (len(waiting) + yes) // 2 + 1
     try:
@@ -161,7 +162,7 @@ async def majority(votes: Sequence[Coroutine[Any, Any, bool]], yes: int = 0) -> 
 
 
 def cancel(tasks: "Collection[asyncio.Future[Any]]") -> None:
-    """Cancel those tasks that run, without waiting for their end."""
+    """Cancel the tasks, without waiting for their end."""
     for task in tasks:
         task.add_done_callback(retrieve_exception)
         task.cancel()
@@ -170,8 +171,8 @@ def cancel(tasks: "Collection[asyncio.Future[Any]]") -> None:
 class PerLoop(Generic[Value]):
     """One value for each event loop: made when a loop first asks, closed when that loop ends.
 
-    Sockets, futures and tasks belong to the loop that made them; used in another one they fail, or
-    wait for ever. A program that calls ``asyncio.run()`` several times, or in several threads, has
+    Sockets, futures and tasks belong to the loop that made them. In another loop they fail, or wait
+    for ever. A program that calls ``asyncio.run()`` several times, or in several threads, has
     several loops.
     """
 
@@ -202,7 +203,7 @@ class PerLoop(Generic[Value]):
         self, loop: asyncio.AbstractEventLoop, value: Value
     ) -> AsyncGenerator[None, None]:
         # asyncio.run() closes the loop's unfinished asynchronous generators after it has cancelled
-        # every task: so this runs while the loop still works, and nothing else needs the value.
+        # every task. So this runs while the loop still works, and no task needs the value.
         try:
             yield
         finally:

@@ -113,13 +113,13 @@ class Cluster:
         self._map: list[Address | None] = [None] * SLOTS
         """The master of each slot, as it was read."""
         self._masters = self._map.copy()
-        """The same, and what MOVED has said since."""
+        """The same, corrected by the answers MOVED since."""
         self._node_ids: dict[Address, str] = {}
-        """Of replicas too: one of them may be all that is left to ask for the map."""
+        """The IDs of all nodes. A replica may be the only node left to ask for the map."""
         self._refreshing = SingleFlight(self._refresh)
         self._refreshed_at = -REFRESH_SECONDS
         self._map_read_at = time.monotonic()
-        """When the map that is in use was asked for: its owners were the owners then."""
+        """When the map was requested: its masters were the slots' owners then."""
         self._refresh_timer: asyncio.TimerHandle | None = None
         self._listener: Listener = lambda _: None
         for seed in seeds:
@@ -157,7 +157,7 @@ class Cluster:
                 self._refreshing.start()
                 if isinstance(error, MovedError):
                     asked = None
-                    if error.host != "?":  # else the map knows, which is being read
+                    if error.host != "?":  # else the refreshed map will have the address
                         self._masters[slot] = error.host or address[0], error.port
                 elif isinstance(error, AskError) and reads:
                     asked = error.host or address[0], error.port
@@ -168,7 +168,7 @@ class Cluster:
                         error, SilentError
                     ):
                         with contextlib.suppress(RedisError, OSError):
-                            await self._refreshing()  # for the caller's next try
+                            await self._refreshing()  # so that the caller's next try succeeds
                     raise
             redirections += 1
             if redirections > 1:
@@ -222,7 +222,7 @@ class Cluster:
         return address
 
     async def _refresh(self) -> None:
-        """Read the map anew, from the first node that has one."""
+        """Read the map again, from the first node that has one."""
         loop = asyncio.get_running_loop()
         await asyncio.sleep(self._refreshed_at + REFRESH_SECONDS - loop.time())
         self._refreshed_at = loop.time()
@@ -241,22 +241,22 @@ class Cluster:
                 failure = error
                 replaced += isinstance(error, ReplacedError)
             else:
-                self._take(masters)
+                self._use_map(masters)
                 self._map_read_at = read_at
-                self._forget()
+                self._drop_unused_servers()
                 return
         if 2 * replaced > len(self._node_ids):
             # Most addresses answer with other node IDs: the Cluster was made anew. Ask the seeds.
             self._node_ids = {}
         raise RedisConnectionError(f"no node knows the Cluster: {failure}")
 
-    def _take(self, masters: list[Address | None]) -> None:
+    def _use_map(self, masters: list[Address | None]) -> None:
         before, self._map, self._masters = self._map, masters, masters.copy()
         if masters != before:
             slots = SLOT_OF_BUCKET.items()
             self._listener({bucket for bucket, slot in slots if masters[slot] != before[slot]})
 
-    def _forget(self) -> None:
+    def _drop_unused_servers(self) -> None:
         """Close the connections to nodes that are no masters, once they are idle."""
         masters = set(self._masters)
         for address in [address for address in self._servers if address not in masters]:

@@ -1,8 +1,8 @@
 """One pipelined connection to a server: one socket, any number of commands in flight.
 
-redis-py opens it (the URL, TLS, AUTH, SELECT); from then on its transport is ours, and replies go
-from hiredis's reader straight to their callers. That is a fifth of the cost of redis-py's command
-cycle, and it is safe to cancel.
+redis-py opens it (the URL, TLS, AUTH, SELECT). From then on this module owns its transport, and
+replies go from hiredis's reader straight to their callers. That costs a fifth of redis-py's command
+cycle, and a caller can be cancelled safely.
 
 Theory of operation. RESP2 replies carry no number: the n-th reply belongs to the n-th command that
 was written. So one queue has an entry for each command whose bytes have been given to the
@@ -11,10 +11,17 @@ transport, in that order, and these rules keep the two in step:
 1. A command is packed before it gets its entry: one that cannot be packed leaves neither.
 2. Nothing that can fail stands between the entry and the write. Should either raise, the
    connection is dropped, because it is not known how much of the command is out.
-3. An entry leaves the queue when its reply has been read, and in no other way: a cancelled caller
-   keeps its place. Its reply is discarded.
-4. Whatever raises while replies are read drops the connection, with everything in flight. So does
-   a KeyboardInterrupt, which can come between any two lines, in a loop that may go on after it.
+3. An entry leaves the queue when its reply has been read, and in no other way. The entry of a
+   cancelled caller keeps its place, and its reply is discarded.
+4. An exception while replies are read drops the connection, with everything in flight. So does a
+   KeyboardInterrupt, which can come between any two lines, in a loop that may go on after it.
+
+Callbacks. ``on_reply`` turns a reply into the result of its command. It is called in the turn of
+the event loop in which the reply is read, before any later reply, even if the caller was cancelled,
+ran out of time or waits for replicas. The store relies on that: the sessions that a script has
+ended have tombstones before the loss of the connection queues tombstones for replay. A task that
+awaits the reply would run a turn later, or only after WAIT; and a task that outlives its caller's
+deadline could send its command late.
 
 Time. Each entry has the time at which its command was sent, and one watchdog looks at the oldest
 entry. A reply that is late drops the connection. One that is late by half, on a connection that has
@@ -61,7 +68,7 @@ class NoReplyError(RedisConnectionError, RedisTimeoutError):
 
 
 class SilentError(RedisConnectionError, RedisTimeoutError):
-    """No reply in half of the time, nor any other byte: another connection may do better."""
+    """No reply and no other byte in half of the time: another connection may do better."""
 
 
 class _InFlight(NamedTuple):
@@ -77,7 +84,7 @@ class _InFlight(NamedTuple):
 class PipelinedConnection(asyncio.Protocol):
     """One open connection, until it is lost. ``on_lost`` is called then, if it has ever answered.
 
-    Raises nothing: what goes wrong is in the futures of the commands.
+    Errors are set on the futures of the commands, and not raised.
     """
 
     def __init__(
@@ -86,8 +93,8 @@ class PipelinedConnection(asyncio.Protocol):
         timeout_seconds: float,
         idle_ping: tuple[str, ...] | None = ("TIME",),
     ) -> None:
-        """``idle_ping``: a command for an idle connection. TIME, as the scripts call it, too: so
-        an ACL user needs no further permission."""
+        """``idle_ping``: a command for an idle connection. The scripts call TIME too, so that the
+        ACL user needs no further permission for it."""
         assert connection._writer is not None
         self._writer = connection._writer  # kept: it closes the transport when collected
         connection._reader = connection._writer = None
@@ -97,9 +104,9 @@ class PipelinedConnection(asyncio.Protocol):
         self.silent = False
         """Whether commands have waited for half of their time without a byte from the server."""
         self.retired = False
-        """Whether another connection has taken its place: it closes once it owes no reply."""
+        """Whether another connection has replaced it. It closes once nothing is in flight."""
         self.answered_at = self._received_at = time.monotonic()
-        """When the last command that has been answered was sent: the server was well then."""
+        """When the last command that has been answered was sent."""
         self._answered = False
         self._timeout_seconds = timeout_seconds
         self._idle_ping = idle_ping
@@ -125,7 +132,7 @@ class PipelinedConnection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether it is the place for a new command."""
+        """Whether a new command may be sent on it."""
         return not self.silent and not self.transport.is_closing()
 
     def send(
@@ -152,7 +159,7 @@ class PipelinedConnection(asyncio.Protocol):
         except Exception as error:
             self.fail(f"not written: {type(error).__name__}")
         except BaseException as error:
-            future.cancel()  # no caller has it
+            future.cancel()  # no caller will get it
             self.fail(f"interrupted: {type(error).__name__}")
             raise
         return future
@@ -230,9 +237,9 @@ class PipelinedConnection(asyncio.Protocol):
     def fail(self, reason: str, kind: type[RedisConnectionError] = RedisConnectionError) -> None:
         """Drop the connection. Everything in flight fails with an error of this kind."""
         if not self.transport.is_closing():
-            # With a reset: what has not left this machine must not be carried out after all, when
-            # its caller has been told that it failed, or has had it done on another one. (What a
-            # server that hangs has received, it does carry out.)
+            # The transport closes with a reset, so that commands that have not left this machine
+            # are not carried out after their callers were told that they failed, or sent them on
+            # another connection. (A server that hangs still carries out what it has received.)
             sock = self.transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
@@ -245,8 +252,8 @@ class PipelinedConnection(asyncio.Protocol):
                 future.set_exception(kind(reason))
 
     def _watch(self) -> None:
-        """Look when the oldest command in flight is late; meanwhile, and when there is none, look
-        again before a new one could be late by half."""
+        """Look again when the oldest command in flight will be late, and at the latest before a new
+        one could be late by half."""
         seconds = max(self._timeout_seconds / 2, WATCHDOG_SECONDS_MIN)
         if self._in_flight:
             left = self._seconds_left()
@@ -262,7 +269,7 @@ class PipelinedConnection(asyncio.Protocol):
         self._watchdog = self._loop.call_later(seconds, self._watch)
 
     def _seconds_left(self) -> float:
-        """Until the oldest command is late; or late by half, where that matters."""
+        """Until the oldest command is late, or late by half on a connection that is silent."""
         now, sent_at = time.monotonic(), self._in_flight[0].sent_at
         left = sent_at + self._timeout_seconds - now
         # The server is silent during a WAIT.
@@ -271,10 +278,10 @@ class PipelinedConnection(asyncio.Protocol):
         return left
 
     def _late(self) -> None:
-        """What has arrived has been read: is the oldest command still late?"""
+        """Everything that has arrived was read. Is the oldest command still late?"""
         if self._in_flight and self._seconds_left() <= 0:
             if time.monotonic() - self._in_flight[0].sent_at >= self._timeout_seconds:
-                # Replies come in order: when the first in the queue is late, no other comes either.
+                # Replies come in order: when the oldest is late, so are all others.
                 self.fail("no reply in time", NoReplyError)
                 return
             self.silent = True

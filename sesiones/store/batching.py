@@ -1,7 +1,8 @@
-"""Many small questions, few round trips: the front of the store's check.
+"""Batches: many questions, few round trips. The checks use it.
 
-What is asked in one turn of the event loop goes out together; while ``in_flight_max`` calls are
-out, the next ones gather. So batches grow with the load, and a lone question waits for nothing.
+Questions of one turn of the event loop go out in one call. While ``in_flight_max`` calls are in
+flight, later questions gather for the next one. So batches grow with the load, and a lone question
+does not wait.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ _Waiting = tuple[Question, Callable[[Answer | Exception], None], float, float]
 """A question, the callback for its answer, when it was asked, and when it is overdue."""
 
 TICK_SECONDS = 0.05
-"""How often a queue looks whether the process was paused, while questions wait."""
+"""How often a batcher with questions looks whether the process was paused."""
 
 logger = logging.getLogger("sesiones.store")
 
@@ -29,17 +30,18 @@ def _due(waiting: _Waiting[Any, Any]) -> float:
 
 
 class Batcher(Generic[Question, Answer]):
-    """Asks in batches through ``ask(questions, deadline)``, which returns an answer each, in order.
+    """Asks in batches through ``ask(questions, deadline)``, which returns the answers in order.
 
     The deadline is in the loop's time, which is time.monotonic()'s: ``timeout_seconds`` after the
-    oldest question came, and by what the process was paused meanwhile later. Half of that is left
-    for the call: the question that waited longest must not fail the others of its batch.
+    oldest question came, plus the time for which the process was paused meanwhile. But at least
+    half of ``timeout_seconds`` is left for the call, so that a question that has waited long does
+    not fail the others of its batch.
 
-    An answer may be an exception; what ``ask`` raises is the answer of the whole batch, and
-    ``overdue()`` that of a question that has waited its whole time before it could go out. A
+    An answer may be an exception. What ``ask`` raises is the answer to the whole batch;
+    ``overdue()`` is the answer to a question that could not go out within ``timeout_seconds``. A
     callback that raises does not affect the others. ``observe`` is told when the questions answered
-    together were asked, and their answers. ``on_idle`` is called when, for up to two ticks, there
-    has been no question.
+    together were asked, and their answers. ``on_idle`` is called once no question has been left for
+    up to two ticks.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Batcher(Generic[Question, Answer]):
         self._tick_due = 0.0
 
     def submit(self, question: Question, done: Callable[[Answer | Exception], None]) -> None:
-        """Ask; ``done`` is called with the answer, or with what went wrong."""
+        """Ask. ``done`` is called with the answer, which may be an exception."""
         loop = asyncio.get_running_loop()
         asked = time.monotonic()
         self._waiting.append((question, done, asked, asked + self._timeout_seconds))
@@ -87,7 +89,7 @@ class Batcher(Generic[Question, Answer]):
         self._notice_pause(now)
         late = bisect_right(self._waiting, now, key=_due)
         if late:
-            # Else, where more is asked than answered, the queue would grow without end.
+            # Under overload, more is asked than answered: the queue would grow without end.
             overdue, self._waiting = self._waiting[:late], self._waiting[late:]
             self._answer(overdue, [self._overdue()] * late)
         batch, self._waiting = self._waiting[: self._batch_max], self._waiting[self._batch_max :]
@@ -114,8 +116,9 @@ class Batcher(Generic[Question, Answer]):
             self._on_idle()
 
     def _notice_pause(self, now: float) -> None:
-        """A timer that is late: the process was paused (SIGSTOP, a virtual machine that stalls).
-        That is no waiting time of the questions that wait; those that are asked later had none."""
+        """A late timer means that the process was paused (SIGSTOP, a virtual machine that stalls).
+        The pause does not count against the questions that wait, and does not extend the time of
+        those that were asked after it."""
         late_seconds = now - self._tick_due
         if self._ticking and late_seconds > TICK_SECONDS:
             self._tick_due = now
@@ -141,10 +144,11 @@ class Batcher(Generic[Question, Answer]):
             try:
                 done(answer)
             except Exception:
-                logger.exception("an asker failed")
+                logger.exception("a callback of a check failed")
 
     async def aclose(self, error: Exception) -> None:
-        """Answer what waits with the error, and wait for what is out, which must end soon."""
+        """Answer the questions that wait with the error, and wait for the calls in flight, which
+        must end soon."""
         waiting, self._waiting = self._waiting, []
         if waiting:
             self._answer(waiting, [error] * len(waiting))

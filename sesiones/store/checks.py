@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
+from itertools import starmap
 
 from sesiones.metrics import Metrics
 from sesiones.policy import SessionPolicy
@@ -12,18 +13,17 @@ from sesiones.redis_client import Execute
 from sesiones.redis_client.cluster import SlotMovedError
 from sesiones.sesion import Sesion, StoreUnavailable
 from sesiones.store.batching import Batcher
-from sesiones.store.errors import WritesRefused, WritesSilent
 from sesiones.store.events import SessionEvents
 from sesiones.store.keys import Keys, base_of
 from sesiones.store.records import session_of
-from sesiones.store.runner import ScriptRunner, unavailable
+from sesiones.store.runner import ScriptRunner, WritesRefused, WritesSilent, unavailable
 from sesiones.store.scripts import CHECK, PEEK, Script
 from sesiones.store.tombstones import Tombstones
 
 logger = logging.getLogger("sesiones.store")
 
 WRITES_SILENT_SECONDS = 1.0
-"""How long checks do without writes, once a write was not answered in half of its time."""
+"""How long checks only peek, after a slide was not answered in half of its time."""
 
 Answer = Sesion | Exception | None
 Submit = Callable[[str, Callable[[Answer], None]], None]
@@ -155,7 +155,7 @@ class CheckQueue:
         on_master: bool = False,
     ) -> tuple[list[Sesion | None], int]:
         """The sessions, active or not, and how many were slid."""
-        keys = [self._keys.session(token) for token in batch]
+        keys = list(map(self._keys.session, batch))
         commands = self._runner.commands
         execute: Execute = commands.execute
         if on_master:
@@ -175,7 +175,7 @@ class CheckQueue:
             ended = replies.pop()
             slides: int = replies.pop()
             records = zip(batch, replies[::2], replies[1::2], strict=True)
-            sesiones = [session_of(token, text, expiry) for token, text, expiry in records]
+            sesiones = list(starmap(session_of, records))
             for entry in ended:
                 digest = entry[0].decode()
                 key = next(key for key in keys if key.endswith(digest))

@@ -20,7 +20,6 @@ from sesiones.redis_client.connection import SilentError
 from sesiones.redis_client.single import UnconfirmedError
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import scripts
-from sesiones.store.errors import WritesRefused, WritesSilent
 from sesiones.store.scripts import MismatchedReplyError, Script
 from sesiones.tasks import MALFORMED_REPLY_ERRORS, Deadline
 
@@ -31,9 +30,18 @@ MOVING_SECONDS = 0.01
 MALFORMED_REPLY = "a reply that no script of ours gives"
 
 
+class WritesRefused(StoreUnavailable):
+    """Redis answers, but takes no writes."""
+
+
+class WritesSilent(StoreUnavailable):
+    """A call that may write has had no answer in half of its time: the server does not answer at
+    all, or holds back writes (CLIENT PAUSE, a coordinated failover)."""
+
+
 class Outage:
-    """Logs the first failure of an outage, not each of its thousands, and its end: when nothing has
-    failed for a second."""
+    """Logs the first failure of an outage, not each of its thousands, and its end: the first
+    success after a second without a failure."""
 
     def __init__(self, failing: str, over: str) -> None:
         self._failing, self._over = failing, over
@@ -174,11 +182,11 @@ class ScriptRunner:
                 tries -= 1
                 if tries < 1:
                     raise
-                self.reads.reset()  # to other nodes, too: they may be as dead
+                self.reads.reset()  # to all nodes: those connections may be as dead
             except (ReadOnlyError, RedisConnectionError) as error:
                 tries -= 1
                 if isinstance(error, ReadOnlyError):
-                    # Demoted: nothing was written. The master is elsewhere.
+                    # Nothing was written. The server was demoted: find the new master.
                     self.reset()
                 if tries < 1:
                     raise

@@ -8,6 +8,7 @@ import fakeredis
 import pytest
 
 from sesiones.redis_client import Argument, Execute, Listener, OnReply
+from sesiones.sesion import Sesion
 
 START = 1_700_000_000
 
@@ -81,3 +82,8 @@ class ClockedRedis:
 
     async def aclose(self) -> None:
         self.redis.close()
+
+
+def with_dates(sesion: Sesion, expiracion: int, actividad: int) -> Sesion:
+    """The session with other dates, from START."""
+    return sesion._replace(Fecha_Expiracion=START + expiracion, Ultima_Actividad=START + actividad)

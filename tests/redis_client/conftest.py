@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from sesiones.redis_client import connection
 from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
+from tests.harness.virtual_loop import CLOCK
 
 KINDS = [
     "server",
@@ -39,3 +41,9 @@ async def no_complaint() -> AsyncIterator[list[dict[str, Any]]]:
     gc.collect()
     await asyncio.sleep(0)
     assert not complaints
+
+
+@pytest.fixture
+def virtual_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection reads the clock of a VirtualLoop."""
+    monkeypatch.setattr(connection, "time", CLOCK)

@@ -31,13 +31,13 @@ async def test_sessions_of_many_slots_live_and_end(cluster: RedisCluster) -> Non
         updated = await store.update(found._replace(Dispositivo="otro"))
         assert isinstance(updated, Sesion)
         assert updated.Dispositivo == "otro"
-        stranger = await store.create(user + 1, "laptop")
-        assert await store.end(one.Token_Sesion, stranger.Token_Sesion) is Refusal.FORBIDDEN
+        other = await store.create(user + 1, "laptop")
+        assert await store.end(one.Token_Sesion, other.Token_Sesion) is Refusal.FORBIDDEN
         assert await store.end(one.Token_Sesion, two.Token_Sesion) == 1
         assert await store.find(two.Token_Sesion) is None
         assert await store.end_all(one.Token_Sesion, one.Token_Sesion) == 2
         assert await store.find(three.Token_Sesion) is None
-        assert await store.find(stranger.Token_Sesion) is not None
+        assert await store.find(other.Token_Sesion) is not None
 
     async with open_store(cluster.url) as store, asyncio.TaskGroup() as lives:
         for user in range(0, 300, 2):
@@ -107,10 +107,10 @@ async def test_cancelled_callers_cost_no_other_its_session(cluster: RedisCluster
         await asyncio.gather(*(task for task in tasks if task not in leaving))
 
 
-@pytest.mark.parametrize("failing", ["killed", "stopped", "a stranger's", "an empty node's"])
+@pytest.mark.parametrize("failing", ["killed", "hung", "another server", "an empty node"])
 async def test_node_that_fails_costs_its_users_alone(cluster: RedisCluster, failing: str) -> None:
-    """The others are as fast as ever, under load. Nor has a session ended because somebody else's
-    Redis, which has none, answers at the address of a node that is gone."""
+    """The others are as fast as ever, under load. Nor has a session ended because another Redis,
+    which has none, answers at the address of a node that is gone."""
     async with open_store(cluster.url, timeout_seconds=1) as store:
         sessions = [
             await available(partial(store.create, user, "laptop")) for user in range(300, 360)
@@ -137,14 +137,14 @@ async def test_node_that_fails_costs_its_users_alone(cluster: RedisCluster, fail
         back = asyncio.Event()
         server = cluster.servers[port]
         assert server.process is not None
-        if failing == "stopped":
+        if failing == "hung":
             server.process.send_signal(signal.SIGSTOP)
         else:
             server.stop(signal.SIGKILL)
-        alone: dict[str, Any] = {"cluster_enabled": "yes", "cluster_port": str(free_port())}
-        stranger = RedisServer(port=str(port), **(alone if failing == "an empty node's" else {}))
-        if failing in ("a stranger's", "an empty node's"):
-            stranger.start()
+        empty: dict[str, Any] = {"cluster_enabled": "yes", "cluster_port": str(free_port())}
+        intruder = RedisServer(port=str(port), **(empty if failing == "an empty node" else {}))
+        if failing in ("another server", "an empty node"):
+            intruder.start()
         try:
             async with asyncio.TaskGroup() as checks:
                 for session in kept + lost:
@@ -154,8 +154,8 @@ async def test_node_that_fails_costs_its_users_alone(cluster: RedisCluster, fail
             with pytest.raises(StoreUnavailable):
                 await store.end(lost[0].Token_Sesion, lost[0].Token_Sesion)
         finally:
-            stranger.close()
-            if failing == "stopped":
+            intruder.close()
+            if failing == "hung":
                 server.process.send_signal(signal.SIGCONT)
             else:
                 server.start()
@@ -287,7 +287,7 @@ async def test_failovers_cost_only_the_slots_concerned(anyio_backend_name: str) 
             masters = cluster.master_ports
             replica_of = dict(zip(masters, list(cluster.servers)[3:], strict=True))
             port_of = {user: cluster.owner(slot_of(user)) for user in users}
-            # WAIT would say so of its own caller's writes alone.
+            # WAIT covers only the writes of its own connection.
             cluster.wait(cluster.in_sync)
             refused: dict[int, int] = dict.fromkeys(masters, 0)
             going_on = True

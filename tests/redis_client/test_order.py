@@ -1,7 +1,7 @@
 """One connection: the n-th reply belongs to the n-th command that was written, whatever goes wrong.
 
-A program of steps is played on a connection: commands, also such that cannot be packed or written,
-callers that leave, replies in pieces, errors, garbage, silence and loss. Then each caller must have
+A program of steps is played on a connection: commands, some of which cannot be packed or written,
+cancelled callers, replies in pieces, errors, garbage, silence and loss. Then each caller must have
 the reply of its own command, or an exception, in time.
 """
 
@@ -20,10 +20,9 @@ from hypothesis import strategies as st
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from sesiones.redis_client import connection as connections
 from sesiones.redis_client.connection import PipelinedConnection
 from tests.harness.fake_redis import Wire, opened, packed
-from tests.harness.virtual_loop import CLOCK, run
+from tests.harness.virtual_loop import run
 from tests.redis_client.programs import QUICK, UNPACKABLE, found_out
 from tests.redis_client.variants import VARIANTS
 
@@ -81,7 +80,7 @@ class _Call:
     future: "asyncio.Future[Any]"
     sent_at: float
     on_reply: OnReplyKind = "none"
-    heard: list[Any] = field(default_factory=list)
+    called_with: list[Any] = field(default_factory=list)
     done_at: float | None = None
 
 
@@ -126,10 +125,10 @@ class _Play:
 
     def send(self, kind: OnReplyKind, repeatable: bool, *, argument: Any = None) -> None:
         number = b"%d" % next(self.numbers)
-        heard: list[Any] = []
+        called_with: list[Any] = []
 
         def on_reply(reply: Any) -> Any:
-            heard.append(reply)
+            called_with.append(reply)
             if kind == "raises":
                 raise ValueError
             if kind == "sends":
@@ -143,7 +142,7 @@ class _Play:
         future = self.connection.send(
             arguments, None if kind == "none" else on_reply, repeatable=repeatable
         )
-        call = _Call(number, future, sent_at, kind, heard)
+        call = _Call(number, future, sent_at, kind, called_with)
         self.calls.append(call)
         future.add_done_callback(lambda _: setattr(call, "done_at", self.loop.time()))
 
@@ -200,7 +199,7 @@ class _Play:
                 connection.confirmed(1).cancel()
 
     async def end(self) -> None:
-        """Everybody has an outcome; the connection is as good as new, or says that it is lost."""
+        """Each caller has an outcome. The connection works, or says that it is lost."""
         self.silent = False
         self.speak()
         while self.wire.output and not self.wire.is_closing():
@@ -230,17 +229,17 @@ class _Play:
             assert call.done_at - call.sent_at <= TIMEOUT_SECONDS + SLACK_SECONDS
             index = position.get(call.number)
             given = self.replies[index] if index is not None and index < len(self.replies) else None
-            assert len(call.heard) <= 1
-            for heard in call.heard:
-                assert heard == given, "a callback has the reply of another"
+            assert len(call.called_with) <= 1
+            for reply in call.called_with:
+                assert reply == given, "a callback has the reply of another"
             if call.future.cancelled():
                 continue
             error = call.future.exception()
             if error is None:
                 assert call.future.result() == given, "a caller has the reply of another"
-                assert call.on_reply == "none" or call.heard == [given]
+                assert call.on_reply == "none" or call.called_with == [given]
             elif call.on_reply == "raises" and isinstance(error, ValueError):
-                assert call.heard == [given]
+                assert call.called_with == [given]
             elif isinstance(given, RedisError) and not isinstance(error, RedisConnectionError):
                 assert str(given).removeprefix("ERR ") in str(error), "the error of another"
             else:
@@ -267,8 +266,7 @@ def play(variant: type[PipelinedConnection], program: list[tuple[Any, ...]]) -> 
 
 
 @pytest.fixture(autouse=True)
-def virtual_clock(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(connections, "time", CLOCK)
+def quiet(virtual_clock: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "sesiones.redis")  # callbacks fail by the thousand
 
 

@@ -70,7 +70,7 @@ PROGRAMS = st.lists(STEPS, min_size=4, max_size=25)
 class _Call:
     number: bytes
     task: "asyncio.Task[Any]"
-    heard: list[Any] = field(default_factory=list)
+    called_with: list[Any] = field(default_factory=list)
 
 
 class _Play:
@@ -85,16 +85,16 @@ class _Play:
         self, key: str, how: str = "execute", option: bool = False, on_reply: str = "none"
     ) -> _Call:
         number = b"%d" % next(self.numbers)
-        heard: list[Any] = []
+        called_with: list[Any] = []
 
-        def hear(reply: Any) -> Any:
-            heard.append(reply)
+        def call_back(reply: Any) -> Any:
+            called_with.append(reply)
             if on_reply == "raises":
                 raise ValueError
             return reply
 
         arguments = "ECHO", number, key
-        options: dict[str, Any] = {} if on_reply == "none" else {"on_reply": hear}
+        options: dict[str, Any] = {} if on_reply == "none" else {"on_reply": call_back}
         if how == "on master":
             work = self.commands.execute_on_master(*arguments, keys=[key])
         elif how == "confirmed":
@@ -103,7 +103,7 @@ class _Play:
             work = self.commands.execute(
                 *arguments, keys=[key], reads=option, repeatable=option, **options
             )
-        call = _Call(number, asyncio.create_task(work), heard)
+        call = _Call(number, asyncio.create_task(work), called_with)
         self.calls.append(call)
         return call
 
@@ -171,13 +171,13 @@ class _Play:
         await asyncio.sleep(0)
 
     def _judge(self, call: _Call) -> None:
-        assert call.heard in ([], [call.number]), "a callback has the reply of another"
+        assert call.called_with in ([], [call.number]), "a callback has the reply of another"
         if call.task.cancelled():
             return
         error = call.task.exception()
         if error is None:
             assert call.task.result() == call.number, "a caller has the reply of another"
-        elif isinstance(error, ValueError) and call.heard:
+        elif isinstance(error, ValueError) and call.called_with:
             """The callback's own error."""
         elif call.number == b"never":
             assert isinstance(error, (TypeError, UnicodeEncodeError, RedisError, OSError))

@@ -87,10 +87,10 @@ async def test_each_caller_has_its_own_reply_or_an_exception(
 
     async def call() -> None:
         number = b"%d" % next(numbers) * choose.randrange(1, 20)
-        heard: list[Any] = []
+        called_with: list[Any] = []
 
         def on_reply(reply: Any) -> Any:
-            heard.append(reply)
+            called_with.append(reply)
             if choose.random() < 0.2:
                 raise ValueError
             return reply
@@ -107,7 +107,7 @@ async def test_each_caller_has_its_own_reply_or_an_exception(
             task.cancel()
         done, _ = await asyncio.wait({task}, timeout=3 * TIMEOUT_SECONDS + 2)
         assert done, "a caller hangs"
-        assert heard in ([], [number])
+        assert called_with in ([], [number])
         if task.cancelled():
             outcomes["left"] += 1
         elif error := task.exception():

@@ -272,12 +272,12 @@ def failed_over(watch: "Redis", master: int) -> bool:
 
 
 @pytest.mark.parametrize("reply", ["+OK", ":1", "*0", "*1\r\n*2\r\n$4\r\nname\r\n$1\r\nx"])
-@pytest.mark.parametrize("stranger", [0, 2])
-def test_one_of_three_sentinels_that_is_none_changes_nothing(reply: str, stranger: int) -> None:
+@pytest.mark.parametrize("position", [0, 2])
+def test_one_of_three_sentinels_that_is_none_changes_nothing(reply: str, position: int) -> None:
     """The first or the last to be asked: a majority is there, to find the master and to follow."""
 
     async def follow(network: Network, commands: SentinelMaster) -> None:
-        network.sentinels[stranger].answer = lambda *_: bytearray(f"{reply}\r\n".encode())
+        network.sentinels[position].answer = lambda *_: bytearray(f"{reply}\r\n".encode())
         old, new = network.nodes
         assert await commands.execute("ECHO", 1, "{a}") == b"1"
         await asyncio.sleep(3 * FOLLOW_SECONDS)

@@ -7,7 +7,6 @@ import pytest
 from redis import Redis
 
 from sesiones.store import SessionStore
-from tests.harness.clocked_redis import Clock
 from tests.harness.redis_server import RedisServer
 from tests.harness.stores import Opener, open_store
 
@@ -33,9 +32,8 @@ def own_server() -> Iterator[RedisServer]:
         yield server
 
 
-@pytest.fixture
-def clock() -> Iterator[Clock]:
-    with pytest.MonkeyPatch.context() as patch:
-        clock = Clock()
-        clock.install(patch)
-        yield clock
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    """A server that the tests of a module stop and reconfigure."""
+    with RedisServer() as server:
+        yield server

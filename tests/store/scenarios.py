@@ -126,7 +126,7 @@ async def sessions_without_expiry(nodes: Nodes, user: int) -> list[str]:
 
 async def replies_are_lost(nodes: Nodes, user: int) -> list[str]:
     """5. Connections break after a create and before its reply: it makes one session, or where
-    every try failed at most one, that nobody knows of."""
+    every try failed at most one, of which no caller has the token."""
     index = index_key(user)
     try:
         sesion = await nodes.any().create(user, "d")

@@ -1,5 +1,5 @@
-"""Confirmed writes, on a master and its replica: no success that the replica does not have, and no
-check waits for it. tests/store/test_failover.py has what a failover does to them."""
+"""Confirmed writes, on a master and its replica: a write succeeds once the replica has it, and no
+check waits for that. After a failover: test_failover.py."""
 
 import asyncio
 import contextlib
@@ -165,7 +165,7 @@ async def test_operation_that_changes_nothing_is_confirmed_by_a_write_of_its_own
 
 @pytest.mark.usefixtures("patient")
 async def test_second_try_changes_nothing(pair: Pair) -> None:
-    """Of the writes for WAIT alone."""
+    """A write that is there for WAIT alone leaves the record as it is."""
     async with store_with(pair) as store:
         token = tokens.make(8)
         made = await store._create(8, "laptop", token)

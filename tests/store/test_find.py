@@ -1,5 +1,5 @@
 """What find answers and changes in Redis, and many checks at once. Slides to the second:
-test_clock.py."""
+clock/test_clock.py."""
 
 import asyncio
 from typing import Any

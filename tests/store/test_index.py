@@ -29,7 +29,7 @@ pytestmark = pytest.mark.anyio
 
 LOST: dict[str, Any] = {
     "evicted": lambda redis, sesion: redis.delete(index_key(7)),
-    "another's alone": lambda redis, sesion: (
+    "has another session": lambda redis, sesion: (
         redis.zadd(index_key(7), {"other": sesion.Fecha_Expiracion}),
         redis.zrem(index_key(7), digest(sesion.Token_Sesion)),
     ),

@@ -8,84 +8,30 @@ a second of Redis's, without a restart.
 import asyncio
 import contextlib
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import pytest
 
 from tests.harness.deployment import Deployment
 from tests.harness.faults import Fault, cut_off, full, hung, misconf, noreplicas, stopped
 from tests.harness.redis_server import RedisServer, free_port
-from tests.harness.relay import Relay
 from tests.harness.service import Reply, Service
+from tests.store.outages import (
+    CHECK_SECONDS,
+    RECOVERY_SECONDS,
+    TIMEOUT_SECONDS,
+    assert_out,
+    assert_recovers,
+    assert_unavailable,
+    in_time,
+)
 
-TIMEOUT = 0.25
-CHECK_SECONDS = 2 * TIMEOUT + 0.2  # what a busy machine may add
-RECOVERY_SECONDS = 1.0
 UNKNOWN = "ses_" + "A" * 45
 
 
-def in_time(ask: Callable[[], Reply], seconds: float = CHECK_SECONDS) -> Reply:
-    begun = time.monotonic()
-    reply = ask()
-    assert time.monotonic() - begun < seconds
-    return reply
-
-
-def assert_unavailable(reply: Reply) -> None:
-    assert reply.status == 503
-    assert reply.headers["retry-after"] == "1"
-    assert reply.headers["cache-control"] == "no-store"
-    assert reply.headers["content-type"] == "application/problem+json"
-
-
-def assert_out(deployment: Deployment, session: dict[str, Any]) -> None:
-    """Only what needs no Redis works, each answer is in time, and the log stays short."""
-    token = session["Token_Sesion"]
-    lines = len(deployment.service.log.splitlines())
-    asked: list[Callable[[], Reply]] = [
-        lambda: deployment.check(token),
-        lambda: deployment.check(token, "/sesiones/verificar/ruta"),
-        deployment.create,
-        lambda: deployment.put(session),
-        lambda: deployment.end(token, token),
-        lambda: deployment.end(token, token, "logoutAll"),
-    ]
-    for ask in asked:
-        assert_unavailable(in_time(ask))
-    for malformed in "", "ses_", token[:-1], "ses_" + "ñ" * 45:
-        reply = in_time(partial(deployment.check, malformed), 0.2)
-        assert reply.status == 401
-    new = deployment.service.log.splitlines()[lines:]
-    assert len(new) <= 3, new
-    assert "Redis is unavailable" in deployment.service.log
-
-
-def assert_recovers(deployment: Deployment, session: dict[str, Any]) -> None:
-    """A check works within the promised second, then everything does."""
-    token = session["Token_Sesion"]
-    begun = time.monotonic()
-    while (reply := deployment.check(token)).status != 200:
-        assert_unavailable(reply)
-        assert time.monotonic() - begun < RECOVERY_SECONDS
-        time.sleep(0.02)
-    assert reply.json()["ID_Sesion"] == session["ID_Sesion"]
-    assert deployment.put(reply.json()).status == 200
-    other = deployment.new_session()
-    assert deployment.end(token, other["Token_Sesion"]).json() == {"Sesiones_Eliminadas": 1}
-    assert deployment.check(other["Token_Sesion"]).status == 401
-
-
 # Redis itself.
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +39,7 @@ def direct_service(server: RedisServer) -> Iterator[Service]:
     # Every check slides, so that the checks here are writes.
     with Service(
         SESIONES_REDIS_URL=server.url,
-        SESIONES_REDIS_TIMEOUT=str(TIMEOUT),
+        SESIONES_REDIS_TIMEOUT=str(TIMEOUT_SECONDS),
         SESIONES_TOUCH_SECONDS="0",
     ) as service:
         yield service
@@ -159,7 +105,9 @@ def test_outage_is_503_in_time_and_over_within_a_second(direct: Deployment, outa
 def test_service_that_starts_before_redis(server: RedisServer) -> None:
     with contextlib.ExitStack() as outage:
         outage.enter_context(stopped(server))
-        with Service(SESIONES_REDIS_URL=server.url, SESIONES_REDIS_TIMEOUT=str(TIMEOUT)) as service:
+        with Service(
+            SESIONES_REDIS_URL=server.url, SESIONES_REDIS_TIMEOUT=str(TIMEOUT_SECONDS)
+        ) as service:
             deployment = Deployment(server, service)
             assert_unavailable(in_time(deployment.create))
             assert in_time(lambda: deployment.check("ses_"), 0.2).status == 401
@@ -186,7 +134,9 @@ def test_connection_that_redis_closed_costs_no_answer(direct: Deployment) -> Non
 
 
 def test_outage_is_logged_when_it_begins_and_when_it_ends(server: RedisServer) -> None:
-    with Service(SESIONES_REDIS_URL=server.url, SESIONES_REDIS_TIMEOUT=str(TIMEOUT)) as service:
+    with Service(
+        SESIONES_REDIS_URL=server.url, SESIONES_REDIS_TIMEOUT=str(TIMEOUT_SECONDS)
+    ) as service:
         deployment = Deployment(server, service)
         token = deployment.new_session()["Token_Sesion"]
         before = service.log
@@ -243,119 +193,6 @@ async def test_many_connections_in_an_outage_are_answered_in_time(direct: Deploy
     assert len(direct.service.log.splitlines()) - logged <= 4
 
 
-# What is not Redis, or not quite.
-
-
-def black_hole(connection: socket.socket) -> None:
-    while connection.recv(65536):
-        pass
-
-
-def hang_up(connection: socket.socket) -> None:
-    """At once, as a server that has too many clients or is just starting."""
-
-
-def hang_up_in_a_reply(connection: socket.socket) -> None:
-    connection.recv(65536)
-    connection.sendall(b"*1\r\n*8\r\n$4\r\n40")
-
-
-def answer_without_end(connection: socket.socket) -> None:
-    """Bytes come, a reply never does."""
-    connection.recv(65536)
-    connection.sendall(b"*1\r\n*1000000\r\n")
-    while True:
-        connection.sendall(b"$1\r\nx\r\n")
-        time.sleep(0.02)
-
-
-def reply(data: bytes) -> Callable[[socket.socket], None]:
-    def behave(connection: socket.socket) -> None:
-        while connection.recv(65536):
-            connection.sendall(data)
-
-    behave.__name__ = repr(data)
-    return behave
-
-
-def speak_first(connection: socket.socket) -> None:
-    connection.sendall(b"-ERR max number of clients reached\r\n")
-    black_hole(connection)
-
-
-BEHAVIOURS = [
-    black_hole,
-    hang_up,
-    hang_up_in_a_reply,
-    answer_without_end,
-    speak_first,
-    reply(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
-    reply(b"\x00\xff" * 1000),
-    reply(b"-LOADING Redis is loading the dataset in memory\r\n"),
-    reply(b"-MASTERDOWN Link with MASTER is down\r\n"),
-    reply(b"-BUSY Redis is busy running a script.\r\n"),
-    reply(b"-CLUSTERDOWN The cluster is down\r\n"),
-    reply(b"-NOPERM this user has no permissions\r\n"),
-    reply(b"-NOSCRIPT No matching script.\r\n"),
-    reply(b"-\r\n"),
-    # Redis's protocol, but no answer to what was asked.
-    reply(b"+OK\r\n"),
-    reply(b":1\r\n"),
-    reply(b"*0\r\n"),
-    reply(b"$-1\r\n"),
-    reply(b"*1\r\n:1\r\n"),
-]
-
-
-@pytest.fixture(scope="module")
-def relay(server: RedisServer) -> Iterator[Relay]:
-    with Relay(server.socket) as relay:
-        yield relay
-
-
-@pytest.fixture(scope="module")
-def relayed_service(relay: Relay) -> Iterator[Service]:
-    with Service(
-        "--http",
-        "httptools",  # without the fast check
-        SESIONES_REDIS_URL=f"redis://127.0.0.1:{relay.port}",
-        SESIONES_REDIS_TIMEOUT=str(TIMEOUT),
-    ) as service:
-        yield service
-
-
-@pytest.fixture
-def relayed(server: RedisServer, relay: Relay, relayed_service: Service) -> Iterator[Deployment]:
-    yield Deployment(server, relayed_service)
-    relay.become(relay.pass_on)
-
-
-@pytest.mark.parametrize("behave", BEHAVIOURS)
-def test_server_that_is_not_redis_is_an_outage(
-    relayed: Deployment, relay: Relay, behave: Callable[[socket.socket], None]
-) -> None:
-    session = relayed.new_session()
-    token = session["Token_Sesion"]
-    relay.become(behave)
-    asked: list[Callable[[], Reply]] = [
-        lambda: relayed.check(token),
-        relayed.create,
-        lambda: relayed.put(session),
-        lambda: relayed.end(token, token),
-    ]
-    for ask in asked:
-        assert_unavailable(in_time(ask))
-    relay.become(relay.pass_on)
-    assert_recovers(relayed, session)
-
-
-def test_full_backlog_is_an_outage(relayed: Deployment, relay: Relay) -> None:
-    session = relayed.new_session()
-    with relay.full_backlog():
-        assert_out(relayed, session)
-    assert_recovers(relayed, session)
-
-
 # Redis answers, but refuses.
 
 
@@ -366,7 +203,7 @@ def test_wrong_password_is_not_logged(server: RedisServer) -> None:
         )
     with Service(
         SESIONES_REDIS_URL=f"unix://sesiones:hunter2@{server.socket}",
-        SESIONES_REDIS_TIMEOUT=str(TIMEOUT),
+        SESIONES_REDIS_TIMEOUT=str(TIMEOUT_SECONDS),
     ) as service:
         deployment = Deployment(server, service)
         for _ in range(3):

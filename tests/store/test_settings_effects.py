@@ -1,4 +1,5 @@
-"""What another setting does to sessions that exist, beside those of tests/store/test_clock.py."""
+"""What another prefix, database or service key does to sessions that exist. Times and limits:
+clock/test_changed_settings.py."""
 
 import pytest
 from redis import Redis

@@ -1,4 +1,4 @@
-"""What update answers and changes in Redis. Dates to the second: test_clock.py."""
+"""What update answers and changes in Redis. Dates to the second: clock/test_clock.py."""
 
 from typing import Any
 
