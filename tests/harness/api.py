@@ -50,10 +50,11 @@ def users_of_one_bucket() -> tuple[int, int]:
     return 7, next(user for user in itertools.count(8) if tokens.user_bucket(user) == first)
 
 
-USER, NEIGHBOUR = users_of_one_bucket()
-"""They share a bucket."""
-STRANGER = 8
-assert tokens.user_bucket(STRANGER) != tokens.user_bucket(USER)
+USER, BUCKET_MATE = users_of_one_bucket()
+"""Two users whose sessions share a bucket."""
+OTHER_USER = 8
+"""A user of another bucket."""
+assert tokens.user_bucket(OTHER_USER) != tokens.user_bucket(USER)
 
 
 class Client:

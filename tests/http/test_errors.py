@@ -14,8 +14,8 @@ from tests.harness.api import (
     JSON,
     LOGOUTS,
     MALFORMED,
+    OTHER_USER,
     SERVICE,
-    STRANGER,
     UNKNOWN,
     Client,
     check_problem,
@@ -131,7 +131,7 @@ ROWS: dict[tuple[str, str], list[Fault]] = {
 
 @pytest.mark.parametrize(("method", "path"), ROWS)
 async def test_errors_come_in_the_order_of_the_row(client: Client, method: str, path: str) -> None:
-    others_token = (await client.create(STRANGER))["Token_Sesion"]
+    others_token = (await client.create(OTHER_USER))["Token_Sesion"]
     for (status, first), (_, second) in itertools.combinations(ROWS[method, path], 2):
         for faults in [first], [first, second], [second, first]:
             sesion = await client.create()
