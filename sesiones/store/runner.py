@@ -43,19 +43,20 @@ class Outage:
     """Logs the first failure of an outage, not each of its thousands, and its end: the first
     success after a second without a failure."""
 
-    def __init__(self, failing: str, over: str) -> None:
-        self._failing, self._over = failing, over
-        self._failed_at: float | None = None
+    def __init__(self, begin: str, end: str) -> None:
+        self._begin, self._end = begin, end
+        self.failing = False
+        self._failed_at = 0.0
 
     def failed(self, reason: str) -> None:
-        if self._failed_at is None:
-            logger.error("%s: %s", self._failing, reason)
-        self._failed_at = time.monotonic()
+        if not self.failing:
+            logger.error("%s: %s", self._begin, reason)
+        self.failing, self._failed_at = True, time.monotonic()
 
     def succeeded(self) -> None:
-        if self._failed_at is not None and time.monotonic() - self._failed_at > 1:
-            logger.info(self._over)
-            self._failed_at = None
+        if self.failing and time.monotonic() - self._failed_at > 1:
+            logger.info(self._end)
+            self.failing = False
 
 
 class Outages:
@@ -144,7 +145,7 @@ class ScriptRunner:
             raise StoreUnavailable(MALFORMED_REPLY) from error
         except (RedisError, OSError, TimeoutError) as error:
             raise self._failure(error) from error
-        if not script.read_only:
+        if self._outages.redis.failing and not script.read_only:
             self._outages.redis.succeeded()
         return reply
 

@@ -70,22 +70,23 @@ async def evaluate(
     script: Script,
     keys: list[str],
     *arguments: Argument,
+    repeatable: bool = False,
     on_reply: OnReply | None = None,
-    **options: Any,
 ) -> Any:
-    """Run the script once, through ``execute`` with these ``options``. Return its reply, or what
-    ``on_reply`` makes of it (see Commands.execute()). Raises what these raise, and
-    MismatchedReplyError and MALFORMED_REPLY_ERRORS."""
+    """Run the script once. Return its reply, or what ``on_reply`` makes of it; see
+    Commands.execute(). Raises what ``execute`` and ``on_reply`` raise, MismatchedReplyError and
+    MALFORMED_REPLY_ERRORS."""
     tag = b"%d" % next(_tags)
     declared = keys if len(keys) == 1 or not script.cross_slot else ()
     rest = (len(declared), *declared, *arguments, tag)
+    options: dict[str, Any] = {"keys": keys, "repeatable": repeatable}
     if on_reply is not None:
         options["on_reply"] = lambda tagged: on_reply(untagged(tag, tagged))
     try:
         named = ("EVAL", script.source) if script.read_only else ("EVALSHA", script.sha)
-        reply = await execute(*named, *rest, keys=keys, **options)
+        reply = await execute(*named, *rest, **options)
     except NoScriptError:
-        reply = await execute("EVAL", script.source, *rest, keys=keys, **options)
+        reply = await execute("EVAL", script.source, *rest, **options)
     return untagged(tag, reply) if on_reply is None else reply
 
 
