@@ -230,7 +230,7 @@ HEAD = (
             ),
             (
                 "verificar has a body",
-                "sesiones.http.fast_check._VERIFIED",
+                "sesiones.http.responses._VERIFIED",
                 HEAD + b"content-length: 2\r\n%b\r\n{}",
             ),
             (
