@@ -1,6 +1,6 @@
 # make run            serve on 127.0.0.1:8000 with a Redis server of its own, until Ctrl-C
 # make test           the test suite, in less than three minutes
-# make test-slow      what takes longer: scenarios of `make chaos` in short, hung workers, environments
+# make test-slow      slower tests: scenarios of `make chaos` in short, hung workers, environments
 # make test-next      the test suite with the newest uvicorn and redis-py, in .venv-next
 # make check          lint, format and types
 # make coverage       the suite with branch coverage: slower
@@ -11,12 +11,12 @@
 # make openapi        schemathesis, every check on, over the OpenAPI document (a minute)
 # make browser        the page at /docs in headless Chromium (Debian: chromium, chromium-driver)
 #
-# make chaos          everything that can fail, fails: bars and figures (an hour)
+# make chaos          the failure scenarios in full, with their bars and figures (an hour)
 # make load           seed, wrk, Locust and throughput, small: var/load/report.html (< 2 minutes)
 # make bench          what a check costs, beside other servers (needs wrk; four minutes)
 #
 # make wheel          build the wheel; try it as a library and as a server in empty environments
-# make lock           requirements.lock anew
+# make lock           write requirements.lock again, with the newest versions in the ranges
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -57,7 +57,7 @@ coverage: .venv/test
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-# Not in testpaths' reach: these have binaries of their own, and the suite has its time.
+# Outside of testpaths: these tests need binaries of their own, and take longer than the suite may.
 GATEWAY_TESTS := $(BIN)/python -m pytest -o 'norecursedirs=.*' tests/gateways
 
 gateways: .venv/gateways
@@ -98,8 +98,8 @@ lock: .venv/wheel
 clean:
 	rm -rf .venv .venv-next dist var .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .schemathesis
 
-# Each target installs what it needs and no more: `make run` installs no test tools. They are made
-# every time, because a Python that is too old, another Python and a broken .venv have to be noticed.
+# Each target installs what it needs and no more: `make run` installs no test tools. These targets run
+# every time, to notice a Python that is too old, another Python and a broken .venv.
 PYTHON_CHECK := import sys; sys.exit(sys.version_info < (3, 11) and "make: sesiones needs Python 3.11 \
 or later, and $(PYTHON) is %d.%d: name another, as in `make $(firstword $(MAKECMDGOALS) run) \
 PYTHON=python3.12`" % sys.version_info[:2])

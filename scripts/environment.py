@@ -1,8 +1,8 @@
-"""`.venv`, the virtual environment of the Makefile: made, and filled for a target, where need be.
+"""Make `.venv`, the virtual environment of the Makefile, and install what a target needs.
 
-``python -m scripts.environment test`` takes tenths of a second when nothing has changed. The
-environment is made anew when it belongs to another Python or to another folder, or is broken;
-packages are installed anew when pyproject.toml has changed.
+``python -m scripts.environment test`` takes tenths of a second when nothing has changed. It makes
+the environment again when that belongs to another Python or to another folder, or is broken, and
+installs the packages again when pyproject.toml has changed.
 """
 
 import fcntl
@@ -18,8 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
-# What .venv was made for. It is written last, so that an unfinished environment has none.
-MARK = VENV / "made-for"
+# Names the Python and the folder of .venv. It is written last, so an unfinished one lacks it.
+MADE_FOR = VENV / "made-for"
 
 EXTRAS = {
     "run": "server,valkey",
@@ -31,12 +31,12 @@ EXTRAS = {
     "wheel": "test,wheel",
 }
 """The extras of pyproject.toml that a target needs."""
-CONTAINED = {"load": ("run",), "test": ("run", "load")}
-"""Targets whose packages another target's extras bring too."""
+INCLUDED = {"load": ("run",), "test": ("run", "load")}
+"""The targets whose packages a target's extras bring too."""
 
 
 def main(target: str) -> int:
-    """The exit code: 0, or that of the command that failed."""
+    """Return the exit code: 0, or that of the command that failed."""
     project = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
     with _lock():
         try:
@@ -46,7 +46,7 @@ def main(target: str) -> int:
                 pip = str(PYTHON), "-m", "pip", "--quiet", "--disable-pip-version-check"
                 extras = f"{ROOT}[{EXTRAS[target]}]"
                 subprocess.run([*pip, "install", "--editable", extras], check=True)
-                for each in (target, *CONTAINED.get(target, ())):
+                for each in (target, *INCLUDED.get(target, ())):
                     (VENV / each).write_text(project)
         except subprocess.CalledProcessError as error:
             return error.returncode
@@ -54,10 +54,10 @@ def main(target: str) -> int:
 
 
 def _usable() -> bool:
-    if _read(MARK) != _wanted():
+    if _read(MADE_FOR) != _wanted():
         return False
     try:
-        # Its Python may have been removed from the machine, or its packages from .venv.
+        # The Python may be gone from the machine, or the packages from .venv.
         tried = subprocess.run([PYTHON, "-c", "import pip"], stderr=subprocess.DEVNULL)
     except OSError:
         return False
@@ -70,13 +70,13 @@ def _make() -> None:
             f"make: {sys.executable} lacks the module ensurepip, which makes a virtual environment "
             "(Debian and Ubuntu: apt install python3-venv)"
         )
-    # The Python under the one that runs this, which may be that of an activated .venv.
+    # The Python that runs this may be that of an activated .venv: use the one below it.
     subprocess.run([_base(), "-m", "venv", "--clear", VENV], check=True)
-    MARK.write_text(_wanted())
+    MADE_FOR.write_text(_wanted())
 
 
 def _wanted() -> str:
-    """The Python and the folder: an environment holds absolute paths of both."""
+    """The Python and the folder. An environment holds absolute paths of both."""
     return f"{sys.version_info[0]}.{sys.version_info[1]} {os.path.realpath(_base())}\n{VENV}\n"
 
 
@@ -93,7 +93,7 @@ def _read(path: Path) -> str:
 
 @contextmanager
 def _lock() -> Iterator[None]:
-    """One at a time: another make may be filling the same environment."""
+    """Wait for another make that fills the same environment."""
     folder = os.open(ROOT, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)

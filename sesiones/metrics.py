@@ -1,4 +1,4 @@
-"""Metrics: counted in cells of memory, which http/exposition.py shows in Prometheus's text.
+"""Metrics: counted in cells of memory, which http/operations.py shows in Prometheus's text.
 
 Counting may take a few hundred nanoseconds of a check, less than one call of prometheus-client. So
 each process adds to plain cells, for a batch of checks at a time, and /metrics shows their sums.

@@ -1,4 +1,5 @@
-"""The layers of the package: what each module may import, and what an import loads."""
+"""The layers of the package and of the tests: what each module may import, and what an import
+loads."""
 
 import ast
 import functools
@@ -12,7 +13,8 @@ import pytest
 
 from tests.harness.service import environment
 
-PACKAGE = Path(__file__).parents[1] / "sesiones"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "sesiones"
 
 LAYERS = ("redis_client", "store", "http", "cli")
 """From the lowest to the highest. A layer imports itself, lower ones and leaf modules."""
@@ -121,6 +123,49 @@ def test_violation_of_the_layers_is_found(module: str, line: str) -> None:
     assert violations(imports_of(sources)) != []
 
 
+def misplaced(path: str, source: str) -> list[str]:
+    """What a module of the tests or of the scripts must not import: a test module; and in
+    tests/harness, which both share, anything of either but the harness itself."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            top, *rest = name.split(".")
+            if top == "tests" and any(word.startswith(("test_", "conftest")) for word in rest[:-1]):
+                found.append(name)
+            elif top in ("tests", "scripts") and path.startswith("tests/harness/"):
+                found += [] if name.startswith("tests.harness.") else [name]
+    return found
+
+
+def test_no_test_module_is_imported_and_the_harness_imports_itself_alone() -> None:
+    for folder in "tests", "scripts":
+        for path in (ROOT / folder).rglob("*.py"):
+            name = str(path.relative_to(ROOT))
+            if not name.startswith("tests/gateways/"):  # one suite, which shares its conftest.py
+                assert misplaced(name, path.read_text("utf-8")) == [], name
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("tests/cli/test_users.py", "from tests.store.test_create import digest"),
+        ("tests/conftest.py", "from tests.test_tokens import WELL_FORMED"),
+        ("scripts/load.py", "import tests.test_tokens.WELL_FORMED"),
+        ("tests/harness/stores.py", "from tests.redis_client.variants import VARIANTS"),
+        ("tests/harness/stores.py", "from scripts.seed import positive"),
+        ("tests/harness/stores.py", "def late():\n    import scripts"),
+    ],
+)
+def test_misplaced_import_of_the_tests_is_found(path: str, line: str) -> None:
+    assert misplaced(path, line) != []
+
+
 WEB = {"starlette", "uvicorn", "httptools", "uvloop", "prometheus_client", "httpx", "sesiones.http"}
 
 
@@ -158,7 +203,7 @@ def loaded(program: str) -> set[str]:
     """The modules that are there after the program."""
     shown = subprocess.run(
         [sys.executable, "-c", f"{program}\nimport sys; print(*sys.modules)"],
-        cwd=PACKAGE.parent,
+        cwd=ROOT,
         env=environment(),
         capture_output=True,
         text=True,

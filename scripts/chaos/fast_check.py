@@ -16,8 +16,9 @@ import uvloop
 
 from scripts.chaos import Bar, resident
 from scripts.chaos.inputs import CHUNKS, Chunk, chaos_seed, in_processes, statuses
-from sesiones.http.fast_check import FastLane
-from sesiones.http.protocol import HttpProtocol
+from sesiones.http.fast_check import FastCheckProtocol
+from sesiones.http.protocol import BODY, HttpProtocol
+from sesiones.http.templates import Kind
 from tests.harness.fuzzer import Findings, fuzz_in_process
 from tests.harness.in_process import NEW_ID, Application, Wire
 from tests.harness.mutations import Mutations
@@ -91,14 +92,14 @@ class NearCopies(Mutations):
         return data[:at] + r.choice(PIECES) + data[at + r.choice((0, 0, 1, 2, 49)) :]
 
 
-class CountedFastCheck(FastLane):
+class CountedFastCheck(FastCheckProtocol):
     """Counts the checks that the fast check answers, with and without the parser."""
 
     taken: ClassVar[Counter[str]] = Counter()
 
-    def _ask(self, check: Any, token: bytes) -> None:
-        self.taken["parsed" if self._in_body else "unparsed"] += 1
-        super()._ask(check, token)
+    def _ask(self, check: Any, token: bytes, kind: Kind) -> None:
+        self.taken["parsed" if self._input is BODY else "unparsed"] += 1
+        super()._ask(check, token, kind)
 
 
 class Pair(Wire):
@@ -175,8 +176,13 @@ def _chunk(seed: str, inputs: int) -> Chunk:
 def compare(seed: str, inputs: int) -> Findings:
     """What came of the inputs, and how many checks the fast check answered."""
     CountedFastCheck.taken = Counter()
-    FastLane._known.clear()
+    _clear_templates()
     found = uvloop.run(fuzz_in_process(seed, inputs, connect=Pair, make=NearCopies))
-    FastLane._known.clear()
+    _clear_templates()
     found.counted = CountedFastCheck.taken
     return found
+
+
+def _clear_templates() -> None:
+    if FastCheckProtocol.templates is not None:
+        FastCheckProtocol.templates.clear()

@@ -63,7 +63,8 @@ def _serve(settings: Settings) -> None:
     try:
         # Only here: a library installation lacks the web server, and the other commands do
         # without it.
-        from sesiones.http.server import ListenError, listen, serve
+        from sesiones.http.server import serve
+        from sesiones.http.sockets import ListenError, listen
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "sesiones"):

@@ -11,6 +11,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import AuthenticationError
 
+from sesiones.cli.doctor import place
 from sesiones.cli.exits import Exit
 from sesiones.cli.findings import PERMISSION_ADVICE, Finding
 from sesiones.cli.masters import _listpack, examine_master
@@ -18,7 +19,7 @@ from sesiones.cli.sentinels import examine_sentinels
 from sesiones.redis_client import Commands, Execute
 from sesiones.settings import Settings
 from tests.harness.command_line import CommandLine
-from tests.harness.records import counter_key, digest, index_key, session_key
+from tests.harness.records import counter_key, digest, evict, index_key, session_key
 from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
 from tests.harness.stores import replica_of
 
@@ -215,6 +216,60 @@ def test_missing_permissions_are_named_with_what_to_do(
     assert "connection" not in found.findings
     assert "INFO" in found.bad
     assert found.findings["keys"]["advice"] == PERMISSION_ADVICE
+
+
+def test_doctor_names_the_command_that_ends_a_session_outside_of_its_index(
+    sesiones: CommandLine, own: "Redis"
+) -> None:
+    (sesion,) = sesiones.create(7)
+    own.delete(index_key(7))
+    code, findings, _ = sesiones.doctor("--deep")
+    assert code == Exit.NO
+    key = session_key(sesion.Token_Sesion)
+    fault = f"1 fault in 2 keys:\n{key}: the session is not in the index of user 7"
+    assert findings["keys"]["text"] == fault
+    assert "`sesiones users ID_USUARIO --end-all --deep`" in findings["keys"]["advice"]
+    assert sesiones.users("7", "--end-all", "--deep")[0] == 0
+    code, findings, _ = sesiones.doctor("--deep")
+    assert (code, findings["keys"]["level"]) == (Exit.OK, "ok")
+
+
+def test_doctor_reports_evictions_and_every_policy_that_evicts(
+    sesiones: CommandLine, own: "Redis"
+) -> None:
+    for prefix in "allkeys", "volatile":
+        for order in "lru", "lfu", "random", *(["ttl"] if prefix == "volatile" else []):
+            own.config_set("maxmemory-policy", f"{prefix}-{order}")
+            try:
+                code, findings, _ = sesiones.doctor()
+            finally:
+                own.config_set("maxmemory-policy", "noeviction")
+            assert (code, findings["eviction"]["level"]) == (Exit.NO, "error")
+    sesiones.create(7)
+    own.config_set("maxmemory-policy", "allkeys-random")
+    evict(own)
+    own.config_set("maxmemory-policy", "noeviction")
+    code, findings, _ = sesiones.doctor()
+    assert (code, findings["eviction"]["level"]) == (Exit.OK, "warning")
+    assert "--deep" in findings["eviction"]["advice"]
+
+
+@pytest.mark.parametrize(
+    ("url", "database"),
+    [
+        ("redis://h", 0),
+        ("redis://u:p@h:1/4", 4),
+        ("redis://h?db=4", 4),
+        ("rediss://h/4", 4),
+        ("unix:///s.sock?db=4", 4),
+        ("redis+sentinel://u:p@h:1,h:2/m", 0),
+        ("redis+sentinel://h:1,h:2/m/4", 4),
+        ("redis+cluster://h:1,h:2", 0),
+        ("redis+cluster://h:1/0", 0),
+    ],
+)
+def test_database_is_read_from_every_form_of_url(url: str, database: int) -> None:
+    assert place(Settings(redis_url=url)) == f"prefix sesiones, database {database}"
 
 
 # Sentinels

@@ -8,19 +8,18 @@ from pathlib import Path
 import orjson
 import pytest
 from redis import Redis
-from redis.exceptions import MovedError, OutOfMemoryError
+from redis.exceptions import MovedError
 
 from sesiones import tokens
-from sesiones.cli.doctor import place as place_of
 from sesiones.cli.exits import Exit
 from sesiones.sesion import Sesion
-from sesiones.settings import Settings
 from sesiones.store import SessionStore
 from tests.harness.command_line import CommandLine
 from tests.harness.records import (
     NEIGHBOUR,
     counter_key,
     digest,
+    evict,
     index_key,
     lua,
     session_key,
@@ -37,14 +36,6 @@ INCOMPLETE = "the index of user 7 is incomplete: it lacks {} of {} live sessions
 
 def ids(sessions: list[Sesion]) -> set[int]:
     return {sesion.ID_Sesion for sesion in sessions}
-
-
-def evict(redis: "Redis") -> None:
-    redis.config_set("maxmemory", "1")
-    with suppress(OutOfMemoryError):
-        redis.set("x", "y")
-    redis.config_set("maxmemory", "0")
-    assert redis.info("stats")["evicted_keys"] > 0
 
 
 # Whole indexes
@@ -280,22 +271,6 @@ def test_users_warns_where_redis_evicts_or_has_evicted(
     assert re.search(warning, sesiones.users(*words)[2])
 
 
-def test_doctor_names_the_command_that_ends_a_session_outside_of_its_index(
-    sesiones: CommandLine, own: "Redis"
-) -> None:
-    (sesion,) = sesiones.create(7)
-    own.delete(index_key(7))
-    code, findings, _ = sesiones.doctor("--deep")
-    assert code == Exit.NO
-    key = session_key(sesion.Token_Sesion)
-    fault = f"1 fault in 2 keys:\n{key}: the session is not in the index of user 7"
-    assert findings["keys"]["text"] == fault
-    assert "`sesiones users ID_USUARIO --end-all --deep`" in findings["keys"]["advice"]
-    assert sesiones.users("7", "--end-all", "--deep")[0] == 0
-    code, findings, _ = sesiones.doctor("--deep")
-    assert (code, findings["keys"]["level"]) == (Exit.OK, "ok")
-
-
 def test_slide_ends_a_session_outside_of_its_index(sesiones: CommandLine, own: "Redis") -> None:
     """As doctor's advice says."""
     (sesion,) = sesiones.create(7)
@@ -308,26 +283,6 @@ def test_slide_ends_a_session_outside_of_its_index(sesiones: CommandLine, own: "
     asyncio.run(check())
     assert sesiones.listed("7") == set()
     assert not own.exists(session_key(sesion.Token_Sesion))
-
-
-def test_doctor_reports_evictions_and_every_policy_that_evicts(
-    sesiones: CommandLine, own: "Redis"
-) -> None:
-    for prefix in "allkeys", "volatile":
-        for order in "lru", "lfu", "random", *(["ttl"] if prefix == "volatile" else []):
-            own.config_set("maxmemory-policy", f"{prefix}-{order}")
-            try:
-                code, findings, _ = sesiones.doctor()
-            finally:
-                own.config_set("maxmemory-policy", "noeviction")
-            assert (code, findings["eviction"]["level"]) == (Exit.NO, "error")
-    sesiones.create(7)
-    own.config_set("maxmemory-policy", "allkeys-random")
-    evict(own)
-    own.config_set("maxmemory-policy", "noeviction")
-    code, findings, _ = sesiones.doctor()
-    assert (code, findings["eviction"]["level"]) == (Exit.OK, "warning")
-    assert "--deep" in findings["eviction"]["advice"]
 
 
 @pytest.mark.parametrize("words", [["7"], ["7", "--end-all"], ["7", "--end", "5"]])
@@ -366,24 +321,6 @@ def test_each_report_names_prefix_and_database(
     out = there("doctor", "--deep", "--key-prefix", prefix)[1]
     assert f"prefix: {place}: there is nothing at all" in out
     assert f"keys: {place}: none" in out
-
-
-@pytest.mark.parametrize(
-    ("url", "database"),
-    [
-        ("redis://h", 0),
-        ("redis://u:p@h:1/4", 4),
-        ("redis://h?db=4", 4),
-        ("rediss://h/4", 4),
-        ("unix:///s.sock?db=4", 4),
-        ("redis+sentinel://u:p@h:1,h:2/m", 0),
-        ("redis+sentinel://h:1,h:2/m/4", 4),
-        ("redis+cluster://h:1,h:2", 0),
-        ("redis+cluster://h:1/0", 0),
-    ],
-)
-def test_database_is_read_from_every_form_of_url(url: str, database: int) -> None:
-    assert place_of(Settings(redis_url=url)) == f"prefix sesiones, database {database}"
 
 
 def test_prefix_that_was_never_used_is_a_warning(sesiones: CommandLine, own: "Redis") -> None:

@@ -41,18 +41,21 @@ def test_every_variable_is_a_setting(name: str) -> None:
     assert set(re.findall(r"\bSESIONES_[A-Z_]+", TEXTS[name])) <= known
 
 
-def test_the_image() -> None:
+def test_image_has_port_user_health_check_and_locked_packages() -> None:
     text = TEXTS["Dockerfile"]
     assert f"EXPOSE {PORT}" in text
     assert 'CMD ["sesiones", "health"]' in text
     assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", text, re.MULTILINE)
-    assert "--require-hashes" in text
+    # The image and the unit install the same: what the lock has, and no package besides.
+    for installation in text, TEXTS["README.md"]:
+        assert "--require-hashes" in installation
+        assert re.search(r"--no-index\s[^&]*sesiones-\*\.whl\)\[server\]", installation)
     ignored = TEXTS["Dockerfile.dockerignore"].split()
     copied = re.findall(r"^COPY (?!--from)(.*) \./$", text, re.MULTILINE)
     assert {f"!{name}" for line in copied for name in line.split()} == set(ignored) - {"*"}
 
 
-def test_compose() -> None:
+def test_compose_is_hardened_and_publishes_loopback_alone() -> None:
     service = COMPOSE["sesiones"]
     assert service["healthcheck"]["test"] == ["CMD", "sesiones", "health"]
     assert service["ports"] == [f"127.0.0.1:{PORT}:{PORT}"]
@@ -66,7 +69,7 @@ def test_compose() -> None:
     assert scrape["static_configs"] == [{"targets": [f"sesiones:{PORT}"]}]
 
 
-def test_compose_mounts_what_there_is() -> None:
+def test_compose_mounts_files_that_exist() -> None:
     for one in COMPOSE.values():
         for volume in one.get("volumes", []):
             source = volume.partition(":")[0]
@@ -111,7 +114,7 @@ def test_commands_of_the_readme_make_the_secrets(tmp_path: Path) -> None:
     assert texts["redis_password"] in settings.redis_url
 
 
-def test_systemd() -> None:
+def test_unit_stops_in_time_and_reads_its_credentials() -> None:
     unit = TEXTS["sesiones.service"]
     stop = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
     assert stop is not None
@@ -124,7 +127,7 @@ def test_systemd() -> None:
         assert f">{path}" in TEXTS["README.md"]
 
 
-def test_kubernetes() -> None:
+def test_manifests_agree_with_each_other_and_with_the_service() -> None:
     labels = MANIFESTS["Deployment"]["spec"]["template"]["metadata"]["labels"]
     for kind in "Deployment", "PodDisruptionBudget":
         assert MANIFESTS[kind]["spec"]["selector"]["matchLabels"] == labels

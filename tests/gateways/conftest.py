@@ -88,7 +88,7 @@ class Application:
     def __init__(self) -> None:
         self.port = free_port()
         self.arrived: list[Arrived] = []
-        self.for_nobody: list[Arrived] = []
+        self.without_identity: list[Arrived] = []
         config = uvicorn.Config(
             self._app,
             port=self.port,
@@ -117,7 +117,7 @@ class Application:
         if [name for name, _ in identity] != sorted(IDENTITY) or not all(
             value.isdigit() and value != SPOOFED for _, value in identity
         ):
-            self.for_nobody.append(arrived)
+            self.without_identity.append(arrived)
         answer = [(b"content-length", b"5"), (b"content-type", b"text/plain")]
         await send({"type": "http.response.start", "status": 200, "headers": answer})
         await send({"type": "http.response.body", "body": b"hello"})

@@ -1,9 +1,9 @@
-"""Every gateway of docs/gateways, on the very files shown there: a test's docstring is its row in
-the table of docs/gateways/README.md.
+"""Every gateway, on the files of docs/gateways. A test's docstring is its row in the table of
+docs/gateways/README.md.
 
-Whatever the test: the application may see no request but those of live sessions, each with that
-session's identity and nothing else that could be taken for it. `served` and `refused` see to it,
-and test_table.py, at the end, that the application was never asked for nobody.
+In every test the application may receive only requests of live sessions, each with the identity
+of its session and no other header that reads as an identity. served() and refused() check that, and
+test_table.py, which runs last, that no request arrived without an identity.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from tests.gateways.conftest import IDENTITY, SPOOFED, Arrived, Backend, Stand
 from tests.harness.service import Reply
 
 OUTAGE_SECONDS = 3.0
-"""Within which a client has its 503: the gateway asks two nodes, each for about a second."""
+"""A client gets its 503 within this time: the gateway asks two nodes, each for about a second."""
 
 RECOVERY_SECONDS = 5.0
 CLIENTS = 16
@@ -282,7 +282,7 @@ def test_trailers(stand: Stand, session: dict[str, Any], spelling: str, announce
         trailer = f"{body}0\r\n{spelling}: {SPOOFED}\r\n\r\n"
         request = f"{head}Transfer-Encoding: chunked\r\n\r\n{trailer}"
         assert raw(stand.port, request.encode()) in (200, 400, 411)
-    assert not stand.backend.application.for_nobody
+    assert not stand.backend.application.without_identity
 
 
 def test_large_head(stand: Stand, session: dict[str, Any]) -> None:
@@ -329,7 +329,7 @@ ODD_TARGETS = [
 
 
 def normal(target: str) -> str:
-    """RFC 3986, 6.2.2: what is the same without asking whose path it is."""
+    """The target with its percent-encoding normalized (RFC 3986, 6.2.2)."""
 
     def escape(match: re.Match[str]) -> str:
         character = unquote(match[0])

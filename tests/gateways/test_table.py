@@ -7,7 +7,7 @@ from tests.gateways.conftest import Application
 
 
 def test_nothing_arrived_without_identity(application: Application) -> None:
-    assert not application.for_nobody
+    assert not application.without_identity
 
 
 def test_table(pytestconfig: pytest.Config) -> None:

@@ -2,7 +2,7 @@
 
 import re
 
-from sesiones.http.exposition import Exposition
+from sesiones.http.operations import Exposition
 from sesiones.metrics import Metrics
 
 

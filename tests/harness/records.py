@@ -3,11 +3,13 @@ lua/session.lua describes it, and the index of a user. With the default prefix."
 
 import base64
 import hashlib
+from contextlib import suppress
 from importlib.resources import files
 from typing import Any
 
 from redis import Redis
 from redis.crc import key_slot
+from redis.exceptions import OutOfMemoryError
 
 from sesiones import tokens
 from sesiones.sesion import Sesion
@@ -123,3 +125,12 @@ def age(redis: Redis, sesion: Sesion, seconds: int) -> Sesion:
         Ultima_Actividad=sesion.Ultima_Actividad - seconds,
         Fecha_Expiracion=expiry,
     )
+
+
+def evict(redis: Redis) -> None:
+    """Let Redis evict a key: with a policy other than noeviction."""
+    redis.config_set("maxmemory", "1")
+    with suppress(OutOfMemoryError):
+        redis.set("x", "y")
+    redis.config_set("maxmemory", "0")
+    assert redis.info("stats")["evicted_keys"] > 0

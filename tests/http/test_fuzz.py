@@ -14,7 +14,7 @@ import orjson
 import pytest
 import uvloop
 
-from sesiones.http.fast_check import FastLane
+from sesiones.http.fast_check import FastCheckProtocol
 from sesiones.http.problems import Problem, unauthorized
 from sesiones.http.routes import Routes
 from sesiones.sesion import Sesion
@@ -230,7 +230,7 @@ HEAD = (
             ),
             (
                 "verificar has a body",
-                "sesiones.http.fast_check._VERIFIED",
+                "sesiones.http.responses._VERIFIED",
                 HEAD + b"content-length: 2\r\n%b\r\n{}",
             ),
             (
@@ -267,7 +267,7 @@ def test_fuzzer_finds_a_flaw_of_the_service(target: str, flaw: Any) -> None:
 def test_fuzzer_finds_a_hang() -> None:
     with (
         patch("tests.harness.fuzzer.HANG_SECONDS", 0.05),
-        patch.object(FastLane, "_answer", lambda *_: None),
+        patch.object(FastCheckProtocol, "_answer", lambda *_: None),
     ):
         violations = uvloop.run(fuzz_in_process("flaw", 2000)).violations
     assert any("no answer" in violation for violation in violations)
