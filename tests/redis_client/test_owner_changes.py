@@ -8,8 +8,8 @@ from redis.crc import key_slot
 
 from sesiones.redis_client.cluster import REFRESH_SECONDS, REFRESH_SECONDS_MAX
 from sesiones.tokens import BUCKETS
-from tests.redis_client.fakes import run
-from tests.redis_client.network import Network
+from tests.harness.fake_redis import Network
+from tests.harness.virtual_loop import run
 
 
 def buckets(first: int, end: int) -> set[str]:
