@@ -23,7 +23,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from sesiones import signals
-from sesiones.http.server import ListenError, listen, serve
+from sesiones.http.server import serve
+from sesiones.http.sockets import ListenError, listen
 from sesiones.settings import Settings, SettingsError
 from tests.harness.redis_binary import find_binaries, find_binary
 from tests.harness.redis_server import RedisServer, unix_url

@@ -1,4 +1,4 @@
-"""Metrics: counted in cells of memory, which http/exposition.py shows in Prometheus's text.
+"""Metrics: counted in cells of memory, which http/operations.py shows in Prometheus's text.
 
 A check may spend a few hundred nanoseconds on being counted, less than one call of
 prometheus-client's. So each process adds to plain cells, a batch of checks at a time, and

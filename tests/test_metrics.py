@@ -17,14 +17,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
 from sesiones import tokens
-from sesiones.http.exposition import Exposition
+from sesiones.http.operations import Exposition
 from sesiones.metrics import SECONDS, Metrics
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import SessionStore
+from tests.harness.processes import children
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service, comes_true
 from tests.harness.stores import KEY, open_store
-from tests.http.test_server import children
 
 DOCS = Path(__file__).parents[1] / "docs"
 SERVICE = {"Authorization": f"Bearer {KEY}"}

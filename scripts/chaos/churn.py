@@ -24,7 +24,7 @@ import uvloop
 
 from scripts.chaos import Bar, resident
 from sesiones import tokens
-from sesiones.http.exposition import Exposition
+from sesiones.http.operations import Exposition
 from sesiones.metrics import CREATED, ENDED
 from sesiones.sesion import Sesion, StoreUnavailable
 from sesiones.store import SessionStore

@@ -2,8 +2,8 @@
 one with the fast check and one without, get the same bytes at the same time.
 
 The inputs are made to confuse the fast check: pipelines, splits at any byte, clients that leave or
-shut their side, and near-copies of messages that it remembers, so that a message is taken for
-another one wherever that is possible. The oracle judges the answers too.
+shut their side, and near-copies of requests of which it has templates, so that a message is taken
+for another one wherever that is possible. The oracle judges the answers too.
 """
 
 import os
@@ -16,8 +16,9 @@ import uvloop
 
 from scripts.chaos import Bar, resident
 from scripts.chaos.inputs import CHUNKS, Chunk, chaos_seed, in_processes, statuses
-from sesiones.http.fast_check import FastLane
-from sesiones.http.protocol import HttpProtocol
+from sesiones.http.fast_check import FastCheckProtocol
+from sesiones.http.protocol import BODY, HttpProtocol
+from sesiones.http.templates import Kind
 from tests.harness.fuzzer import Findings, fuzz_in_process
 from tests.harness.in_process import NEW_ID, Application, Wire
 from tests.harness.mutations import Mutations
@@ -25,7 +26,7 @@ from tests.harness.oracle import Violation
 
 INPUTS, SHORT_INPUTS = 1_000_000, 4_000
 NEW_MESSAGE = 1 / 64
-"""The share of inputs at which another message becomes the one that the fast check remembers."""
+"""The share of inputs at which another message becomes the one that is made a template."""
 HEADS = [
     b"GET /sesiones/self HTTP/1.1\r\nHost: h\r\n%b\r\n",
     b"HEAD /sesiones/self HTTP/1.1\r\nHost: h\r\n%b\r\n",
@@ -91,14 +92,14 @@ class NearCopies(Mutations):
         return data[:at] + r.choice(PIECES) + data[at + r.choice((0, 0, 1, 2, 49)) :]
 
 
-class CountedFastCheck(FastLane):
+class CountedFastCheck(FastCheckProtocol):
     """Counts the checks that the fast check answers, with and without the parser."""
 
     taken: ClassVar[Counter[str]] = Counter()
 
-    def _ask(self, check: Any, token: bytes) -> None:
-        self.taken["parsed" if self._in_body else "unparsed"] += 1
-        super()._ask(check, token)
+    def _ask(self, check: Any, token: bytes, kind: Kind) -> None:
+        self.taken["parsed" if self._input is BODY else "unparsed"] += 1
+        super()._ask(check, token, kind)
 
 
 class Pair(Wire):
@@ -175,8 +176,10 @@ def _chunk(seed: str, inputs: int) -> Chunk:
 def compare(seed: str, inputs: int) -> Findings:
     """What came of the inputs, and how many checks the fast check answered."""
     CountedFastCheck.taken = Counter()
-    FastLane._known.clear()
+    templates = FastCheckProtocol.templates
+    assert templates is not None
+    templates.clear()
     found = uvloop.run(fuzz_in_process(seed, inputs, connect=Pair, make=NearCopies))
-    FastLane._known.clear()
+    templates.clear()
     found.counted = CountedFastCheck.taken
     return found

@@ -26,7 +26,8 @@ from sesiones.cli.console import (
 )
 from sesiones.cli.doctor import Finding
 from sesiones.http.app import open_store
-from sesiones.http.server import ListenError, listen, serve
+from sesiones.http.server import serve
+from sesiones.http.sockets import ListenError, listen
 from sesiones.logs import TEXT_FORMAT, JsonFormatter, TextFormatter, escaped
 from sesiones.redis_client import connect
 from sesiones.sesion import INT_MAX, Sesion, StoreUnavailable

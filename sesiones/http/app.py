@@ -1,4 +1,4 @@
-"""The contents page: routes, lifespan, exception handlers, create_app()."""
+"""The table of contents of the API: its routes, and what they are made of."""
 
 import os
 from collections.abc import AsyncIterator
@@ -6,18 +6,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
 
 from sesiones.http import docs
 from sesiones.http.credentials import ServiceKeys
-from sesiones.http.exposition import Exposition
-from sesiones.http.operations import Health
-from sesiones.http.problems import Problem, unavailable
+from sesiones.http.operations import Exposition, Health
+from sesiones.http.problems import EXCEPTION_HANDLERS
 from sesiones.http.routes import Routes, Service
 from sesiones.http.sessions import Endpoints
 from sesiones.metrics import Metrics, Rows
-from sesiones.sesion import StoreUnavailable
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
 
@@ -30,8 +26,8 @@ def create_app(
 ) -> Starlette:
     """The service as an ASGI application; without settings, those of the environment.
 
-    ``open_without_key``: POST and PUT are open when there is no service key, instead of 401.
-    Only for a server that nobody beyond this machine can reach. ``rows``: where the workers of a
+    ``open_without_key``: without a service key POST and PUT are open, instead of answering 401.
+    This is only for a server that other machines cannot reach. ``rows``: where the workers of a
     service count together (metrics.py). Raises SettingsError.
     """
     if settings is None:
@@ -45,12 +41,12 @@ def create_app(
     routes = Routes(
         {
             "/sesiones": {"POST": endpoints.create, "PUT": endpoints.update},
-            "/sesiones/self": {"GET": None, "HEAD": None},  # in Service's hands
+            "/sesiones/self": {"GET": None, "HEAD": None},  # Service answers it
             "/sesiones/logout": {"DELETE": endpoints.logout},
             "/sesiones/logoutAll": {"DELETE": endpoints.logout_all},
             "/openapi.json": {"GET": docs.document, "HEAD": docs.document},
             "/docs": {"GET": docs.page, "HEAD": docs.page},
-            "/metrics": {"GET": exposition.show, "HEAD": exposition.show},
+            "/metrics": {"GET": exposition.metrics, "HEAD": exposition.metrics},
             "/livez": {"GET": health.live, "HEAD": health.live},
             "/readyz": {"GET": health.ready, "HEAD": health.ready},
             "/healthz": {"GET": health.ready, "HEAD": health.ready},
@@ -67,11 +63,7 @@ def create_app(
         verify=("/sesiones/verificar", endpoints.verify),
         routes=[routes],
         lifespan=lifespan,
-        exception_handlers={
-            Problem: _problem,
-            StoreUnavailable: _unavailable,
-            Exception: _internal_error,
-        },
+        exception_handlers=EXCEPTION_HANDLERS,
     )
 
 
@@ -88,16 +80,3 @@ def open_store(settings: Settings, metrics: Metrics | None = None) -> SessionSto
         wait_replicas=settings.wait_replicas,
         metrics=metrics,
     )
-
-
-async def _problem(_: Request, problem: Exception) -> Response:
-    assert isinstance(problem, Problem)
-    return problem.response()
-
-
-async def _unavailable(_: Request, __: Exception) -> Response:
-    return unavailable().response()
-
-
-async def _internal_error(_: Request, __: Exception) -> Response:
-    return Problem(500, "Ha ocurrido un error inesperado.").response()

@@ -1,4 +1,4 @@
-"""What RFC 9112 asks of a request's head, and the HTTP parser does not."""
+"""What RFC 9112 asks of a request's head, and the HTTP parser does not check."""
 
 import re
 from collections.abc import Sequence
@@ -10,15 +10,19 @@ HOST = re.compile(
 )
 """RFC 3986, 3.2.2 and 3.2.3."""
 
+HEAD_MAX_BYTES = 16 * 1024
+HEAD_MAX_FIELDS = 100
+
+TOO_LARGE = Problem(
+    431, f"Las cabeceras superan los {HEAD_MAX_BYTES} bytes o los {HEAD_MAX_FIELDS} campos."
+)
 MALFORMED = Problem(400, "La petición HTTP está mal formada.")
 UNKNOWN_CODING = Problem(501, "De Transfer-Encoding solo se admite chunked.")
 
 Headers = Sequence[tuple[bytes, bytes]]
 
-LINE_BYTES = len(" RTSP/")
-"""How much of an unfinished request line tells its protocol."""
-
-_OTHER_PROTOCOL = re.compile(rb" (?:RTSP|ICE)/")
+BLANK_LINE = b"\r\n\r\n"
+"""The end of a head, and of the chunks of a body with its trailers."""
 
 
 def options(headers: Headers, field: bytes) -> list[bytes]:
@@ -30,12 +34,18 @@ def options(headers: Headers, field: bytes) -> list[bytes]:
     return [member.lower() for member in members if member]
 
 
-def problem(version: str, headers: Headers) -> Problem | None:
-    """The 400 or 501 of a head that is not as it must be."""
+def problem(head: bytes, method: bytes, version: str, headers: Headers) -> Problem | None:
+    """The 431, 400 or 501 of a head that is not as it must be. ``head``: its bytes; the rest: what
+    the parser made of them."""
+    if not names_http(head):
+        return MALFORMED
+    if len(head) > HEAD_MAX_BYTES or len(headers) > HEAD_MAX_FIELDS:
+        return TOO_LARGE
     hosts = [value for name, value in headers if name == b"host"]
     codings = options(headers, b"transfer-encoding")
     if (
         version not in ("1.0", "1.1")  # 2.3
+        or method == b"CONNECT"  # the service is no proxy
         or len(hosts) > 1  # 3.2, as the next two
         or not all(map(HOST.fullmatch, hosts))
         or (version == "1.1" and not hosts)
@@ -48,25 +58,17 @@ def problem(version: str, headers: Headers) -> Problem | None:
     return None
 
 
-def piece_end(line: bytes, data: bytes, limit: int) -> int:
-    """Where the next piece of the data for the parser ends, at ``limit`` or before it.
+def body_bytes(headers: Headers) -> int | None:
+    """How long the body of a request is, whose head the parser has accepted; None when it comes
+    in chunks."""
+    fields = dict(headers)
+    return None if b"transfer-encoding" in fields else int(fields.get(b"content-length", 0))
 
-    That is behind a line where possible, and behind what could be the name of another protocol:
-    the parser accepts RTSP/1.1 and ICE/1.1 in the place of HTTP/1.1 and does not tell, but in a
-    field or in a body the same bytes are no error. In such pieces a request line is easily
-    followed. ``line``: what names_another_protocol() is given, before the data.
+
+def names_http(head: bytes) -> bool:
+    """Whether the request line, once the whole of it has come, is that of HTTP/1.0 or HTTP/1.1.
+
+    The parser also accepts RTSP/1.1 and ICE/1.1 in the place of HTTP/1.1, and does not tell.
     """
-    end = len(data)
-    if end > limit:
-        end, data = limit, data[:limit]
-    match = _OTHER_PROTOCOL.search(line + data)
-    if match is not None:
-        end = match.end() - len(line)
-    elif data.endswith(b"\n"):  # the usual case
-        return end
-    return data.rfind(b"\n", 0, end) + 1 or end
-
-
-def names_another_protocol(line: bytes) -> bool:
-    """Whether the request line, of which these are the last bytes, is not HTTP's."""
-    return _OTHER_PROTOCOL.search(line) is not None
+    end = head.find(b"\r\n")
+    return end < 0 or head.endswith((b" HTTP/1.1", b" HTTP/1.0"), 0, end)

@@ -1,18 +1,31 @@
-"""Health: whether the process lives, and whether it can serve.
+"""Health and metrics, for the operators of the service. Neither is logged nor counted."""
 
-Neither is logged nor counted. The reasons are in the API's language and hold no secret: Redis's
-own words may.
-"""
+import itertools
+from collections.abc import Iterator
+from typing import Any
 
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from starlette.requests import Request
 from starlette.responses import Response
 
+import sesiones
 from sesiones.http.problems import Problem
+from sesiones.metrics import FAMILIES, Metrics, cell
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import SessionStore
 
 READY_SECONDS = 0.2
+"""How long Redis may take to answer, for the service to be ready."""
 
 _REASONS = {
     "READONLY": "Redis es una réplica y no admite escrituras.",
@@ -25,11 +38,12 @@ _REASONS = {
     "WRONGPASS": "Redis no admite las credenciales.",
     "NOPERM": "Al usuario de Redis le falta un permiso.",
 }
-"""By the code that Redis's error begins with."""
+"""Why the service is not ready, by the code that Redis's error begins with. The text of the error
+itself may hold a secret."""
 
 
 class Health:
-    """One method a route."""
+    """The endpoints that tell whether the process lives and whether it can serve."""
 
     def __init__(self, store: SessionStore) -> None:
         self._store = store
@@ -39,7 +53,7 @@ class Health:
         return _ok()
 
     async def ready(self, _: Request) -> Response:
-        """GET, HEAD /readyz and /healthz: Redis answers in time, has the scripts and takes
+        """GET, HEAD /readyz and /healthz: Redis answers in time, has the scripts and accepts
         writes."""
         try:
             await self._store.probe(READY_SECONDS)
@@ -62,3 +76,52 @@ def _reason(error: BaseException | None) -> str:
     if isinstance(error, (TimeoutError, RedisTimeoutError)) or text == "no reply in time":
         return f"Redis no responde en {READY_SECONDS * 1000:.0f} ms."
     return "No hay conexión con Redis, o rechaza las órdenes."
+
+
+_KINDS: Any = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
+
+
+class Exposition(Collector):
+    """The endpoint that shows what the processes of this service have counted, in Prometheus's text
+    format."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric, for prometheus-client."""
+        cells = self._metrics.sums()
+        for family in FAMILIES:
+            names = [family.label] if family.label else []
+            shown = _KINDS[family.kind](family.name, family.help, labels=names)
+            for value in family.values:
+                first = cell(family, value)
+                labels = [value] if family.label else []
+                if family.bounds:
+                    counts = itertools.accumulate(cells[first : first + len(family.bounds) + 1])
+                    bounds = map(floatToGoString, (*family.bounds, float("inf")))
+                    buckets = list(zip(bounds, counts, strict=True))
+                    shown.add_metric(labels, buckets, cells[first + len(family.bounds) + 1])
+                else:
+                    shown.add_metric(labels, cells[first])
+            yield shown
+        build = GaugeMetricFamily(
+            "sesiones_build_info", "The version that runs.", labels=["version"]
+        )
+        build.add_metric([sesiones.__version__], 1)
+        yield build
+
+    async def metrics(self, request: Request) -> Response:
+        """GET, HEAD /metrics."""
+        try:
+            encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        except (TypeError, ValueError):  # a version that is no number
+            encode, content_type = choose_encoder("")
+        headers = {"Cache-Control": "no-store", "Content-Type": content_type}
+        return Response(encode(self._registry), headers=headers)

@@ -1,9 +1,13 @@
 """Errors as problem details (RFC 9457), in the API's language."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import orjson
+from starlette.requests import Request
 from starlette.responses import Response
+
+from sesiones.sesion import StoreUnavailable
 
 TITLES = {
     400: "Solicitud incorrecta",
@@ -24,7 +28,7 @@ TITLES = {
 
 
 class Problem(Exception):
-    """A request that ends in an error. ``errores``: (campo, motivo) of each bad field."""
+    """An error that a request is answered with. ``errores``: (campo, motivo) of each bad field."""
 
     def __init__(
         self,
@@ -58,17 +62,38 @@ class Problem(Exception):
 
 
 def unauthorized(*, presented: bool) -> Problem:
-    """The one and same 401. ``presented``: a header that could carry a credential was sent
-    (RFC 6750, 3.1: without one, no error code)."""
+    """The 401, which is the same for every reason. ``presented``: a header that could carry a
+    credential was sent; without one there is no error code (RFC 6750, 3.1)."""
     challenge = 'Bearer realm="sesiones"' + (', error="invalid_token"' if presented else "")
     detail = "Falta una credencial válida."
     return Problem(401, detail, headers={"WWW-Authenticate": challenge})
 
 
 def unavailable() -> Problem:
-    """Redis does not answer, or refuses."""
+    """The 503: Redis does not answer, or refuses."""
     return Problem(
         503,
         "El almacén de sesiones no responde; inténtelo de nuevo.",
         headers={"Retry-After": "1"},
     )
+
+
+async def _problem(_: Request, problem: Exception) -> Response:
+    assert isinstance(problem, Problem)
+    return problem.response()
+
+
+async def _unavailable(_: Request, __: Exception) -> Response:
+    return unavailable().response()
+
+
+async def _internal_error(_: Request, __: Exception) -> Response:
+    return Problem(500, "Ha ocurrido un error inesperado.").response()
+
+
+EXCEPTION_HANDLERS: Mapping[Any, Any] = {
+    Problem: _problem,
+    StoreUnavailable: _unavailable,
+    Exception: _internal_error,
+}
+"""How the exceptions of endpoints are answered."""

@@ -1,61 +1,91 @@
-"""uvicorn's HTTP/1.1 protocol, with what it lacks between a client and the routes.
+"""uvicorn's HTTP/1.1 protocol, hardened: what it lacks between a client and the routes.
 
 Malformed requests get the API's own 400; a head has at most 16 KiB and 100 fields (431); a request
 arrives within 5 s (408); a connection that never says anything is closed like an idle one, and one
 whose client does not read is cut; a client that shuts its sending side still gets its answers; a
 request to upgrade is answered as if it had not asked; a version that is not HTTP/1.0 or HTTP/1.1 is
-a 400, and a transfer coding other than chunked a 501; of a pipeline, what one read of 4 KiB holds
-is read ahead; when the server stops, a connection ends with an answer that says so, not with one
-that never comes. What a response says of its connection is in persistence.py.
+a 400, and a transfer coding other than chunked a 501; when the server stops, a connection ends with
+an answer that says so. What a response says of its connection is in persistence.py.
 
-Relies on uvicorn 0.54's ``HttpToolsProtocol``: the parser's callbacks; ``cycle``, the newest
-request whose head is complete; ``pipeline``, those that wait for the ones before them, newest
-first; ``flow``, which pauses reading when one begins to wait; and ``timeout_keep_alive_task`` with
-``_unset_keepalive_if_required()``.
+Theory of operation
+-------------------
+
+**Input** is cut into pieces for the parser, and no piece has bytes of two messages: a piece ends
+behind each blank line of a head or of a chunked body, and where a body of known length ends. So
+every head begins where a piece begins and ends where one ends, and the pieces of a head are exactly
+its bytes. What the parser does not tell is read from them: the size of the head, and whether its
+request line names HTTP. A message that begins anywhere else is refused as malformed, so that a cut
+in the wrong place could refuse a request but never let one through unseen. `Input` is the state:
+
+========= ============================================ ============================================
+state     event                                        next state
+========= ============================================ ============================================
+IDLE      a message begins                             HEAD
+HEAD      the head ends, and asks for an upgrade       HEAD, read again without its Upgrade field
+HEAD      the head ends                                BODY, and the request is answered or queued
+BODY      the message ends (at once, without a body)   IDLE
+HEAD      malformed, too large or too slow             DISCARD
+BODY      the same, or the client shuts its side       DISCARD
+BODY      the answer is complete, and closes           DISCARD
+========= ============================================ ============================================
+
+**Requests** are answered one after the other. uvicorn keeps the newest one whose head is complete
+in ``cycle``, and those that wait for the ones before them in ``pipeline``. While one waits nothing
+more is parsed: what is behind it stays as bytes (``_unread``), which take a hundredth of the room,
+and the connection is not read.
+
+**An error of the input** is answered in its turn. If the request that it belongs to is being
+answered or waits, that request's answer is the error. If it is a head behind requests that are not
+answered yet, it waits for them as the ``_pending_error``. Then the service shuts its sending side,
+and reads and ignores what still comes for half a second: closing on unread bytes would reset the
+connection and lose the answer (RFC 9112, 9.6).
+
+Relies on uvicorn 0.54's ``HttpToolsProtocol``: the parser's callbacks; ``cycle`` and ``pipeline``,
+newest first; ``flow``, which pauses reading when a request begins to wait; and
+``timeout_keep_alive_task`` with ``_unset_keepalive_if_required()``.
 """
 
 import asyncio
-import functools
 import select
 from collections.abc import Callable, Sized
+from enum import Enum
 from typing import Any
 
 import httptools
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from sesiones.http import heads
-from sesiones.http.heads import MALFORMED
+from sesiones.http import heads, responses
+from sesiones.http.heads import HEAD_MAX_BYTES, MALFORMED, TOO_LARGE
 from sesiones.http.persistence import persistent
 from sesiones.http.problems import Problem
 from sesiones.http.requests import BODY_MAX_BYTES
 from sesiones.tasks import ReadFirstTimer
 
-HEAD_MAX_BYTES = 16 * 1024
-HEAD_MAX_FIELDS = 100
 FRAMING_MAX_BYTES = 128 * 1024
 """Of a chunked body, beside its content: 16 KiB in chunks of one byte take 96 KiB."""
 RECEIVE_SECONDS = 5.0
-PIECE_BYTES = 4096
-"""What the parser gets at once: a queued request takes a hundred times its 25 bytes."""
 SEND_SECONDS = 4.0
 """How long a client may read nothing of what it is sent, once that is more than buffers hold."""
 DRAIN_SECONDS = 1
 """How long a connection may be idle once the server stops: a request may be on its way."""
 LINGER_SECONDS = 0.5
-"""How long a refused client may take to stop sending: closing on unread bytes would reset the
-connection and lose the answer (RFC 9112, 9.6)."""
+"""How long a refused client may take to stop sending."""
 
 TOO_SLOW = Problem(408, f"La petición no llegó entera en {RECEIVE_SECONDS:.0f} s.")
-TOO_LARGE = Problem(
-    431, f"Las cabeceras superan los {HEAD_MAX_BYTES} bytes o los {HEAD_MAX_FIELDS} campos."
-)
+
+
+class Input(Enum):
+    """What the next byte of a connection belongs to."""
+
+    IDLE = "no message: the next byte begins one"
+    HEAD = "a head"
+    BODY = "a body, or what is left of one whose request has been answered"
+    DISCARD = "nothing: an error is sent or pending, or the connection ends"
+
+
+IDLE, HEAD, BODY, DISCARD = Input
 
 
 class _Flow(FlowControl):
@@ -74,25 +104,16 @@ class _Flow(FlowControl):
 class HttpProtocol(HttpToolsProtocol):
     """One connection."""
 
-    _defaults: tuple[object, bytes] = (None, b"")
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._in_head = False
-        self._in_body = False
-        self._head_bytes = 0  # of the chunks with the head, before the one being read
-        self._head_end = b""  # of those chunks: the blank line may have begun in it
-        self._strange_bytes = 0  # of them, those that may be of a message before it
+        self._input = IDLE
+        self._head = b""  # what has come of the head, as it came
+        self._tail = b""  # the last bytes of the piece before: a blank line may begin in them
+        self._body_left: int | None = 0  # bytes of the body that have not come; None: chunked
         self._framing_bytes = 0  # of the body: chunk sizes, extensions and trailers
-        self._chunk = b""
-        self._from_start = True  # the head, where there is one, begins with the chunk or before it
-        self._begun = False  # the message began in the chunk
         self._unread = b""  # behind the requests that wait
-        self._line = b""  # the last bytes of a request line that has come in part
-        self._reason = MALFORMED  # why the parser's callbacks raise
-        self._deaf = False  # what the client still sends is of no use
         self._running: RequestResponseCycle | None = None
-        self._parting: Problem | None = None  # the answer to a head that could not be read
+        self._pending_error: Problem | None = None
         self._half_closed = False  # by the client: it still reads
         self._stopping = False  # the server: the next answer is the last one
         self._deadline: ReadFirstTimer | None = None
@@ -121,9 +142,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         self._half_closed = True
-        if self._in_body:
-            self._refuse(MALFORMED)  # its body was cut short
-        return self._owes() and not self.cycle.disconnected  # else close
+        if self._input is BODY:
+            self._refuse(MALFORMED)  # the body was cut short
+        return self._is_answering() and not self.cycle.disconnected  # else close
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -134,79 +155,95 @@ class HttpProtocol(HttpToolsProtocol):
         if self._stalled is not None:
             self._stalled.cancel()
 
+    # Input: pieces, and the parser's callbacks
+
     def data_received(self, data: bytes) -> None:
         self._read(self._unread + data)
 
     def _read(self, data: bytes) -> None:
-        """Up to where requests wait: what is behind them waits as bytes, which take less room."""
-        while data and not self.pipeline and not self._deaf:
-            end = heads.piece_end(self._line, data, PIECE_BYTES)
-            self._parse(data[:end])
-            data = data[end:]
-        self._unread = b"" if self._deaf else data
+        """Parse the data, up to where a request waits."""
+        start = 0
+        while start < len(data) and not self.pipeline and self._input is not DISCARD:
+            end = self._piece_end(data, start)
+            self._parse(data[start:end])
+            start = end
+        self._unread = b"" if self._input is DISCARD else data[start:]
 
-    def _parse(self, data: bytes) -> None:
-        while True:
-            self._chunk = data
-            self._from_start = not self._in_body
-            self._begun = False
-            try:
-                self.parser.feed_data(data)
-            except httptools.HttpParserUpgrade as upgrade:
-                data = self._without_upgrade(data[upgrade.args[0] :])
-                continue
-            except httptools.HttpParserError as error:
-                if isinstance(error, httptools.HttpParserInvalidURLError):
-                    self.url = b"?"  # the method before it was read
-                self._refuse(self._reason)
-                return
-            break
-        if data[-1:] != b"\n" and self._in_head and (self._begun or self._line):
-            self._line = (self._line + data)[-heads.LINE_BYTES :]
-            if heads.names_another_protocol(self._line):
-                self._refuse(MALFORMED)
-                return
+    def _piece_end(self, data: bytes, start: int) -> int:
+        limit = len(data)
+        if self._input is not BODY:
+            # One byte more than a head may have is enough to refuse it.
+            limit = min(limit, start + HEAD_MAX_BYTES + 1 - len(self._head))
+        elif self._body_left is not None:
+            return min(limit, start + max(1, self._body_left))
+        if self._tail:
+            across = (self._tail + data[start : start + 3]).find(heads.BLANK_LINE)
+            if across >= 0:
+                return start + across + len(heads.BLANK_LINE) - len(self._tail)
+        found = data.find(heads.BLANK_LINE, start, limit)
+        return limit if found < 0 else found + len(heads.BLANK_LINE)
+
+    def _parse(self, piece: bytes) -> None:
+        if self._input is BODY:
+            self._framing_bytes += len(piece)
         else:
-            self._line = b""
-        if self._in_head:
-            self._head_bytes += len(data)
-            self._head_end = data[-3:]
-            if not self._from_start:
-                self._strange_bytes = len(data)
-            if self._head_bytes - self._strange_bytes > HEAD_MAX_BYTES:
-                self._refuse(TOO_LARGE)
-                return
-        elif self._in_body and not self._begun:
-            self._framing_bytes += len(data)
-            if self._framing_bytes > FRAMING_MAX_BYTES:
-                self._refuse(TOO_LARGE)
-                return
-        if (self._in_head or self._in_body) and self._deadline is None:
-            self._deadline = self._timer(RECEIVE_SECONDS, self._too_slow)
+            # Blank lines before a request line are not of the head (RFC 9112, 2.2).
+            self._head = (self._head + piece).lstrip(b"\r\n")
+        try:
+            try:
+                self.parser.feed_data(piece)
+            except httptools.HttpParserUpgrade:  # behind the head, where the piece ends
+                if self._input is not DISCARD:
+                    head = self._without_upgrade()
+                    self.parser.feed_data(head)  # another parser
+        except httptools.HttpParserError as error:
+            if isinstance(error, httptools.HttpParserInvalidURLError):
+                self.url = b"?"  # the method before it was read
+            self._refuse(MALFORMED)
+        if self._input is IDLE:  # the usual case
+            self._tail = b""
+            return
+        if self._input is HEAD and not heads.names_http(self._head):
+            self._refuse(MALFORMED)
+        elif len(self._head) > HEAD_MAX_BYTES or self._framing_bytes > FRAMING_MAX_BYTES:
+            self._refuse(TOO_LARGE)
+        elif self._input is not DISCARD:
+            self._tail = (self._tail + piece)[-3:]
+            if self._deadline is None:
+                self._deadline = self._timer(RECEIVE_SECONDS, self._too_slow)
+
+    def _without_upgrade(self) -> bytes:
+        """The head without its Upgrade field, which a server may ignore (RFC 9110, 7.8), for a new
+        parser: the old one takes what follows an upgrade, even the request's own body, for another
+        protocol. Java's HttpClient asks for h2c with every request."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        return b"".join([*lines, b"\r\n"])
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._begin_head()
 
     def _begin_head(self) -> None:
-        self._in_head = self._begun = True
-        self._head_bytes = self._strange_bytes = self._framing_bytes = 0
+        if not self._head:
+            raise ValueError("the message does not begin where a piece begins")
+        self._input = HEAD
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # else a trailer: no gateway has seen it
+        if self._input is HEAD:  # else a trailer: no gateway has seen it
             super().on_header(name, value.strip(b" \t"))  # RFC 9110, 5.5
 
     def on_headers_complete(self) -> None:
-        if self.parser.should_upgrade():
-            if self.parser.get_method() == b"CONNECT":
-                raise ValueError("not a proxy")
-            return  # the parser stops here
         version = self.parser.get_http_version()
-        too_large = len(self.headers) > HEAD_MAX_FIELDS or self._head_too_long()
-        problem = TOO_LARGE if too_large else heads.problem(version, self.headers)
+        problem = heads.problem(self._head, self.parser.get_method(), version, self.headers)
         if problem is not None:
-            self._reason = problem
-            raise ValueError(problem.detail)
+            self._refuse(problem)
+            return
+        if self.parser.should_upgrade():
+            return  # the parser stops here
         # RFC 9110, 10.1.1: the field is a list, and HTTP/1.0 does not have it.
         expected = heads.options(self.headers, b"expect")
         self.expect_100_continue = version == "1.1" and b"100-continue" in expected
@@ -216,33 +253,30 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = b"keep-alive" in options and b"close" not in options
         if self._stopping:
             self.cycle.keep_alive = False
-        self._in_head, self._in_body = False, True
+        self._begin_body(heads.body_bytes(self.headers))
 
-    def _without_upgrade(self, rest: bytes) -> bytes:
-        """The head without its Upgrade field, which a server may ignore (RFC 9110, 7.8), and what
-        follows, to be read again: the parser takes what follows an upgrade, even the request's
-        own body, for another protocol. Java's HttpClient asks for h2c with every request."""
-        version = self.parser.get_http_version().encode()
-        lines = [b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)]
-        lines += [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-        self._in_head = False
-        return b"".join([*lines, b"\r\n", rest])
+    def _begin_body(self, length: int | None) -> None:
+        self._input = BODY
+        self._head = b""
+        self._body_left = length
 
     def on_body(self, body: bytes) -> None:
         self._framing_bytes -= len(body)
+        if self._body_left is not None:
+            self._body_left -= len(body)
         if len(self.cycle.body) + len(body) <= BODY_MAX_BYTES and not self.cycle.response_complete:
             self.cycle.body += body  # no endpoint is woken for a part that it can do nothing with
         else:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._in_head:  # and asks for an upgrade
-            return
-        self._in_body = self._from_start = False
-        self._stop_deadline()
-        super().on_message_complete()
+        if self._input is BODY:  # else refused at its head, or read again without an upgrade
+            self._input = IDLE
+            self._framing_bytes = 0
+            self._stop_deadline()
+            super().on_message_complete()
+
+    # Output: what follows a response, and errors of the input
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -251,128 +285,54 @@ class HttpProtocol(HttpToolsProtocol):
         if self._unread:
             self._read(self._unread)
         self.flow.resume_reading()
-        if not self._owes():
-            if self._parting is not None:
-                self._part(self._parting)
+        if not self._is_answering():
+            if self._pending_error is not None:
+                self._send_error(self._pending_error)
             elif self._half_closed:
                 self.transport.close()
 
-    def shutdown(self) -> None:
-        # uvicorn closes an idle connection at once, and loses what its client is just sending.
-        self._stopping = True
-        if self.cycle is not None:
-            self.cycle.keep_alive = False
-        self.timeout_keep_alive = DRAIN_SECONDS
-        self._last_active = self.loop.time()
-        self._unset_keepalive_if_required()
-        self._watch_keep_alive(DRAIN_SECONDS)
-
-    def timeout_keep_alive_handler(self) -> None:
-        # The timer is not set anew for every request: it looks at how long it has been idle.
-        busy = self._in_head or self._in_body or self._owes()
-        idle = 0.0 if busy else self.loop.time() - self._last_active
-        if idle < self.timeout_keep_alive:
-            self._watch_keep_alive(self.timeout_keep_alive - idle)
-        elif self._arrived():
-            self._watch_keep_alive(self.timeout_keep_alive)
-        else:
-            self._hang_up()
-
-    def _arrived(self) -> bool:
-        """Whether something has come that the event loop, when it is late, has not read yet."""
-        arrivals = select.poll()
-        arrivals.register(self.transport.get_extra_info("socket"), select.POLLIN)
-        return bool(arrivals.poll(0))
-
-    def _watch_keep_alive(self, seconds: float) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(
-            seconds, self.timeout_keep_alive_handler
-        )
-
-    def _head_too_long(self) -> bool:
-        if self._head_bytes + len(self._chunk) <= HEAD_MAX_BYTES:  # the usual case
-            return False
-        if self._from_start and not self._strange_bytes:
-            before = b"" if self._begun else self._head_end
-            text = before + (self._chunk.lstrip(b"\r\n") if self._begun else self._chunk)
-            end = text.find(b"\r\n\r\n") + 4 - len(before)
-            return self._head_bytes + end > HEAD_MAX_BYTES
-        # It began behind another message, nobody knows where.
-        line = len(self.parser.get_method()) + len(self.url) + len("  HTTP/1.1\r\n")
-        fields = sum(len(name) + len(value) + len(": \r\n") for name, value in self.headers)
-        return line + fields + len("\r\n") > HEAD_MAX_BYTES
-
-    def _owes(self) -> bool:
+    def _is_answering(self) -> bool:
         """Whether a request whose head is complete has not been answered."""
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _timer(self, seconds: float, callback: Callable[[], object]) -> ReadFirstTimer:
-        """A pause of the process is not the client's: what came meanwhile is read first."""
-        return ReadFirstTimer(self.loop, self.loop.time() + seconds, callback)
-
-    def _stop_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _too_slow(self) -> None:
-        if self.flow.read_paused:  # it is the service that does not read
-            self._deadline = self._timer(RECEIVE_SECONDS, self._too_slow)
-        else:
-            self._refuse(TOO_SLOW)
-
     def _refuse(self, problem: Problem) -> None:
         """Answer the request that is being received with an error, in its turn, and close."""
-        if self._deaf:
+        if self._input is DISCARD:
             return
-        self._deaf = True
+        in_body = self._input is BODY
+        self._input = DISCARD
         self._stop_deadline()
-        if not self._owes():
-            # A body that nobody waits for, or a head with nothing before it.
-            if self._in_body:
+        if not self._is_answering():
+            if in_body:  # its request has been answered
                 self._close()
             else:
-                self._part(problem)
-        elif not self._in_body:
-            self._parting = problem  # once those before it have been answered
+                self._send_error(problem)
+        elif not in_body:
+            self._pending_error = problem
         elif self.pipeline:
-            # It waits in the queue, as the newest: its turn comes.
-            self.pipeline[0] = (self.cycle, _refusal(problem))
+            # Its request waits, as the newest: its turn comes.
+            self.pipeline[0] = (self.cycle, responses.error_application(problem))
         else:
             # Its endpoint waits for the body, or is about to answer: this is the answer.
-            self._part(problem)
+            self._send_error(problem)
             self.cycle.waiting_for_100_continue = False
             self.cycle.disconnected = True
             self.cycle.message_event.set()
 
-    def _part(self, problem: Problem) -> None:
-        """Answer the request that is being received, and close."""
+    def _send_error(self, problem: Problem) -> None:
         # Until its target is read, the parser's method is the one of the request before it.
         head = self.url != b"" and self.parser.get_method() == b"HEAD"
-        self._write(_closing(problem), body=not head)
+        self._write(responses.closing(problem), with_body=not head)
         self._close()
 
-    def _write(self, response: Response, *, close: bytes = b"", body: bool = True) -> None:
-        """A whole response, as uvicorn would write it."""
-        lines = [STATUS_LINE[response.status_code], self._default_headers()]
-        for name, value in response.raw_headers:
-            lines += [name, b": ", value, b"\r\n"]
-        self.transport.write(
-            b"".join([*lines, close, b"\r\n", bytes(response.body) if body else b""])
-        )
-
-    def _default_headers(self) -> bytes:
-        """The lines that every response begins with: uvicorn makes the list anew each second."""
-        headers = self.server_state.default_headers
-        if HttpProtocol._defaults[0] is not headers:
-            lines = b"".join([b"%b: %b\r\n" % header for header in headers])
-            HttpProtocol._defaults = headers, lines
-        return HttpProtocol._defaults[1]
+    def _write(self, response: Response, close: bytes = b"", *, with_body: bool) -> None:
+        defaults = self.server_state.default_headers
+        self.transport.write(responses.whole(defaults, response, close, with_body=with_body))
 
     def close_response(self) -> None:
         """Close behind a whole response, whose request's body may still be on its way."""
-        if self._in_body:
-            self._deaf = True
+        if self.cycle.more_body:
+            self._input = DISCARD
             self._stop_deadline()
             self._close()
         else:
@@ -389,16 +349,51 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.close()  # which waits until the client has read everything
         self._deadline = self._timer(SEND_SECONDS, self.transport.abort)
 
+    # Time
 
-@functools.cache  # there are few, and a flood of slow clients wants them at once
-def _closing(problem: Problem) -> Response:
-    response = problem.response()
-    response.headers["Connection"] = "close"
-    return response
+    def _timer(self, seconds: float, callback: Callable[[], object]) -> ReadFirstTimer:
+        """A pause of the process is not the client's: what came meanwhile is read first."""
+        return ReadFirstTimer(self.loop, self.loop.time() + seconds, callback)
 
+    def _stop_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
-def _refusal(problem: Problem) -> Any:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await _closing(problem)(scope, receive, send)
+    def _too_slow(self) -> None:
+        if self.flow.read_paused:  # it is the service that does not read
+            self._deadline = self._timer(RECEIVE_SECONDS, self._too_slow)
+        else:
+            self._refuse(TOO_SLOW)
 
-    return app
+    def shutdown(self) -> None:
+        # uvicorn closes an idle connection at once, and loses what its client is just sending.
+        self._stopping = True
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+        self.timeout_keep_alive = DRAIN_SECONDS
+        self._last_active = self.loop.time()
+        self._unset_keepalive_if_required()
+        self._watch_keep_alive(DRAIN_SECONDS)
+
+    def timeout_keep_alive_handler(self) -> None:
+        # The timer is not set anew for every request: it looks at how long it has been idle.
+        busy = self._input is HEAD or self._input is BODY or self._is_answering()
+        idle = 0.0 if busy else self.loop.time() - self._last_active
+        if idle < self.timeout_keep_alive:
+            self._watch_keep_alive(self.timeout_keep_alive - idle)
+        elif self._has_input():
+            self._watch_keep_alive(self.timeout_keep_alive)
+        else:
+            self._hang_up()
+
+    def _has_input(self) -> bool:
+        """Whether bytes have come that the event loop, when it is late, has not read yet."""
+        sockets = select.poll()
+        sockets.register(self.transport.get_extra_info("socket"), select.POLLIN)
+        return bool(sockets.poll(0))
+
+    def _watch_keep_alive(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            seconds, self.timeout_keep_alive_handler
+        )

@@ -1,4 +1,4 @@
-"""Bytes to validated values, or a Problem. No Redis."""
+"""From the bytes of a request to validated values, or a Problem. Nothing here asks Redis."""
 
 import json
 import re
@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
+from starlette.requests import Request
+
+from sesiones.http.credentials import Headers
 from sesiones.http.problems import Problem
 from sesiones.sesion import (
     BOUNDS,
@@ -28,7 +31,7 @@ Members = Mapping[str, Any]
 def parse_json(body: bytes) -> Members:
     """The members of a JSON object (RFC 8259).
 
-    The standard library's parser and not orjson's, which keeps the last of two members of one
+    This uses the standard library's parser, because orjson keeps the last of two members of one
     name and reads integers over 2^64 as floats.
     """
     try:
@@ -72,7 +75,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _bounded(digits: str) -> int:
-    # int() refuses thousands of digits, which are JSON all the same.
+    # int() refuses thousands of digits, which are valid JSON.
     return int(digits) if len(digits) < 20 else INT_MAX + 1
 
 
@@ -86,8 +89,67 @@ PARSERS: dict[bytes, Callable[[bytes], Members]] = {
 }
 
 
+async def read_body(request: Request, *, optional: bool = False) -> tuple[Members, bool]:
+    """The members of the body, and whether it is a form. Raises Problem 415, 413 or 400.
+
+    ``optional``: an empty body has no members, whatever its type and coding.
+    """
+    try:
+        parse = _parser(request.scope["headers"])
+    except Problem:
+        if optional and not await _has_body(request):
+            return {}, False
+        raise
+    body = await _collect(request)
+    if optional and not body:
+        return {}, False
+    return parse(body), parse is parse_form
+
+
+def _parser(headers: Headers) -> Callable[[bytes], Members]:
+    """The parser for a body with these headers. Raises Problem 415."""
+    codings = b",".join(_values(headers, b"content-encoding")).split(b",")
+    if any(coding.strip().lower() not in (b"", b"identity") for coding in codings):
+        raise Problem(
+            415,
+            "El cuerpo debe llegar sin comprimir ni codificar.",
+            headers={"Accept-Encoding": "identity"},  # RFC 9110, 15.5.16
+        )
+    types = _values(headers, b"content-type")
+    media_type = types[0].partition(b";")[0].strip().lower() if len(types) == 1 else b""
+    parse = PARSERS.get(media_type)
+    if parse is None:
+        accepted = " o ".join(media.decode() for media in PARSERS)
+        missing = "" if any(types) else "Falta Content-Type. "
+        raise Problem(415, f"{missing}El cuerpo debe ser {accepted}.")
+    return parse
+
+
+def _values(headers: Headers, field: bytes) -> list[bytes]:
+    return [value for name, value in headers if name == field]
+
+
+async def _has_body(request: Request) -> bool:
+    async for chunk in request.stream():
+        if chunk:
+            return True
+    return False
+
+
+async def _collect(request: Request) -> bytes:
+    too_large = Problem(413, f"El cuerpo supera los {BODY_MAX_BYTES} bytes.")
+    if int(request.headers.get("content-length", 0)) > BODY_MAX_BYTES:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BODY_MAX_BYTES:
+            raise too_large
+    return bytes(body)
+
+
 class _Reader:
-    """Reads members, by the rules of sesion.py, and collects every bad one."""
+    """Reads members by the rules of sesion.py, and collects the errors of all of them."""
 
     def __init__(self, members: Members, *, form: bool) -> None:
         self._members = members

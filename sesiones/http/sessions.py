@@ -7,8 +7,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from sesiones.http import requests
-from sesiones.http.credentials import Headers, ServiceKeys, caller_token
+from sesiones.http import requests, responses
+from sesiones.http.credentials import ServiceKeys, caller_token
 from sesiones.http.problems import Problem, unauthorized, unavailable
 from sesiones.http.requests import Members
 from sesiones.metrics import CHECKS
@@ -23,18 +23,18 @@ BAD_DATES = {
 
 
 class Endpoints:
-    """One method a route."""
+    """One method for each route. The checks are plain ASGI: a Request would only cost time."""
 
     def __init__(self, store: SessionStore, service_keys: ServiceKeys) -> None:
         self._store = store
         self._service_keys = service_keys
 
     async def whoami(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """GET, HEAD /sesiones/self: the caller's session. Plain ASGI, as every check."""
+        """GET, HEAD /sesiones/self: the caller's session."""
         await self._check(scope, receive, send, verify=False)
 
     async def verify(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Any method /sesiones/verificar: whose the session is, in headers alone."""
+        """Any method /sesiones/verificar: whose session it is, in headers alone."""
         await self._check(scope, receive, send, verify=True)
 
     async def _check(self, scope: Scope, receive: Receive, send: Send, *, verify: bool) -> None:
@@ -44,33 +44,18 @@ class Endpoints:
             problem = error if isinstance(error, Problem) else unavailable()
             await problem.response()(scope, receive, send)
             return
-        # All three on every 200: a gateway that copies them overwrites what a client made up.
-        headers = [
-            (b"cache-control", b"no-store"),
-            (b"x-id-usuario", b"%d" % sesion.ID_Usuario),
-            (b"x-id-sesion", b"%d" % sesion.ID_Sesion),
-            (b"x-fecha-expiracion", b"%d" % sesion.Fecha_Expiracion),
-        ]
-        if verify:
-            # 200 and not 204: Envoy lets a request through on exactly 200.
-            body = b""
-            headers.append((b"content-length", b"0"))
-        else:
-            body = sesion.to_json()
-            headers.append((b"content-length", b"%d" % len(body)))
-            headers.append((b"content-type", b"application/json"))
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        for message in responses.asgi_messages(responses.check_succeeded(sesion, verify)):
+            await send(message)
 
     async def create(self, request: Request) -> Response:
-        """POST /sesiones."""
+        """POST /sesiones: a new session."""
         members, form = await self._service_body(request)
         ID_Usuario, Dispositivo = requests.creation(members, form=form)
         sesion = await self._store.create(ID_Usuario, Dispositivo)
         return _json(sesion.to_json(), status=201)
 
     async def update(self, request: Request) -> Response:
-        """PUT /sesiones."""
+        """PUT /sesiones: change the live session that Token_Sesion designates."""
         members, form = await self._service_body(request)
         updated = await self._store.update(requests.update(members, form=form))
         match updated:
@@ -94,11 +79,14 @@ class Endpoints:
     async def _end(
         self, request: Request, end: Callable[[str, str], Awaitable[int | Refusal]]
     ) -> Response:
+        # The script authenticates the caller once more, in the same step that ends sessions. This
+        # first check is still needed: the 401 comes before every error of the body and before the
+        # body is asked for, and a logout is a use of the caller's session, which may live on.
         caller = (await self._authenticate(request.scope)).Token_Sesion
-        body, _ = await _read_body(request, optional=True)
+        body, _ = await requests.read_body(request, optional=True)
         query = requests.parse_form(request.scope["query_string"])
         ended = await end(caller, requests.designation(body, query))
-        if ended is Refusal.UNAUTHENTICATED:  # it ended while the request was read
+        if ended is Refusal.UNAUTHENTICATED:  # the session ended while the request was read
             raise unauthorized(presented=True)
         if ended is Refusal.FORBIDDEN:
             raise Problem(403, "Token_Sesion es la sesión de otro usuario.")
@@ -118,67 +106,8 @@ class Endpoints:
         admitted, presented = self._service_keys.admit(request.scope["headers"])
         if not admitted:
             raise unauthorized(presented=presented)
-        return await _read_body(request)
+        return await requests.read_body(request)
 
 
 def _json(body: bytes, *, status: int = 200) -> Response:
     return Response(body, status, {"Cache-Control": "no-store"}, "application/json")
-
-
-async def _read_body(request: Request, *, optional: bool = False) -> tuple[Members, bool]:
-    """The members of the body, and whether it is a form. Raises Problem 415, 413 or 400.
-
-    ``optional``: an empty body is no members, whatever its type and coding.
-    """
-    try:
-        parse = _parser(request.scope["headers"])
-    except Problem:
-        if optional and not await _has_body(request):
-            return {}, False
-        raise
-    body = await _collect(request)
-    if optional and not body:
-        return {}, False
-    return parse(body), parse is requests.parse_form
-
-
-def _parser(headers: Headers) -> Callable[[bytes], Members]:
-    """What reads a body of these headers. Raises Problem 415."""
-    codings = b",".join(_values(headers, b"content-encoding")).split(b",")
-    if any(coding.strip().lower() not in (b"", b"identity") for coding in codings):
-        raise Problem(
-            415,
-            "El cuerpo debe llegar sin comprimir ni codificar.",
-            headers={"Accept-Encoding": "identity"},  # RFC 9110, 15.5.16
-        )
-    types = _values(headers, b"content-type")
-    media_type = types[0].partition(b";")[0].strip().lower() if len(types) == 1 else b""
-    parse = requests.PARSERS.get(media_type)
-    if parse is None:
-        accepted = " o ".join(media.decode() for media in requests.PARSERS)
-        missing = "" if any(types) else "Falta Content-Type. "
-        raise Problem(415, f"{missing}El cuerpo debe ser {accepted}.")
-    return parse
-
-
-def _values(headers: Headers, field: bytes) -> list[bytes]:
-    return [value for name, value in headers if name == field]
-
-
-async def _has_body(request: Request) -> bool:
-    async for chunk in request.stream():
-        if chunk:
-            return True
-    return False
-
-
-async def _collect(request: Request) -> bytes:
-    too_large = Problem(413, f"El cuerpo supera los {requests.BODY_MAX_BYTES} bytes.")
-    if int(request.headers.get("content-length", 0)) > requests.BODY_MAX_BYTES:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > requests.BODY_MAX_BYTES:
-            raise too_large
-    return bytes(body)

@@ -1,10 +1,10 @@
 """Worker processes: start them, watch them, replace those that die, end them in bounded time.
 
-A socket pair, the line, connects each worker with the supervisor. The worker sends a byte on it
-twice a second from its event loop, so a silent line means that the worker hangs. The worker's end
+A socket pair, the heartbeat, connects each worker with the supervisor. The worker sends a byte on
+it twice a second from its event loop, so a worker whose heartbeat is silent hangs. The worker's end
 reads as closed when the supervisor is gone, whatever ended it.
 
-Nothing that fails here ends the supervisor. When a worker cannot be started, for instance because
+No failure of a worker ends the supervisor. When a worker cannot be started, for instance because
 there is no free file descriptor, the supervisor tries again.
 """
 
@@ -24,15 +24,16 @@ from sesiones import signals
 logger = logging.getLogger("sesiones.workers")
 
 TURN_SECONDS = 0.25
+"""How long the supervisor waits for an event before it looks at its workers again."""
 BEAT_SECONDS = 0.5
 HANG_SECONDS = 5.0
-"""A worker that is silent for so long is killed."""
+"""A worker whose heartbeat is silent for so long is killed."""
 START_SECONDS = 30.0
-"""The same before its first byte."""
+"""The same before its first heartbeat."""
 RETRY_SECONDS = 1.0
-"""Between two tries to start a worker."""
+"""The time between two tries to start a worker."""
 KILLED_SECONDS = 0.25
-"""What a killed process may take to be gone."""
+"""How long a killed process may take to end."""
 
 _SPAWN = get_context("spawn")
 
@@ -40,21 +41,22 @@ _SPAWN = get_context("spawn")
 @dataclass
 class _Worker:
     process: SpawnProcess
-    line: socket.socket
+    heartbeat: socket.socket
     patience_seconds: float = START_SECONDS
-    """How much longer it may be silent."""
+    """How much longer its heartbeat may be silent."""
     has_served: bool = False
 
-    def heard(self) -> bool:
+    def has_beaten(self) -> bool:
+        """Whether a heartbeat has come since the last look."""
         with suppress(OSError):
-            return bool(self.line.recv(4096))
+            return bool(self.heartbeat.recv(4096))
         return False
 
 
 class Supervisor:
-    """Keeps so many processes that run ``target(line, listeners, *arguments)``, until stop().
+    """Keeps ``count`` processes running ``target(heartbeat, listeners, *arguments)``, until stop().
 
-    They have ``stop_seconds`` to end after that; those that have not ended then are killed.
+    After that they have ``stop_seconds`` to end; those that have not ended then are killed.
     """
 
     def __init__(
@@ -77,15 +79,15 @@ class Supervisor:
         self._start_at = self._looked_at = time.monotonic()
 
     def stop(self, *_: object) -> None:
-        """A signal handler."""
+        """End the workers and return from run(). A signal handler."""
         if not self._stopping:
             self._stop_at = time.monotonic()
         self._stopping = True
 
     def run(self) -> None:
-        """Until stop() is called."""
-        # Where it was ignored when this process started, the kernel would keep no exit codes, and
-        # a worker that has died would seem to live.
+        """Watch over the workers until stop() is called."""
+        # If SIGCHLD was ignored when this process started, the kernel keeps no exit codes, and a
+        # worker that has died would seem to live.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
             while not self._stopping:
@@ -111,39 +113,39 @@ class Supervisor:
                 self._failing = False
 
     def _start(self) -> _Worker:
-        line, theirs = socket.socketpair()
+        heartbeat, theirs = socket.socketpair()
         try:
             with theirs:
                 resource_tracker.ensure_running()
                 process = _SPAWN.Process(
                     target=self._target, args=(theirs, self._listeners, *self._arguments)
                 )
-                # A Ctrl-C reaches the whole process group: while a worker imports its program, it
-                # would be a traceback.
+                # A Ctrl-C reaches the whole process group. A worker that is still importing its
+                # program would end with a traceback.
                 with signals.held():
                     process.start()
         except BaseException:
-            line.close()
+            heartbeat.close()
             raise
-        line.setblocking(False)
-        return _Worker(process, line)
+        heartbeat.setblocking(False)
+        return _Worker(process, heartbeat)
 
     def _watch(self) -> None:
-        """Until a worker is heard of, or for a turn."""
-        events: list[Any] = [worker.line for worker in self._workers]
+        """Wait for a worker's heartbeat or end, for at most a turn, and look at every worker."""
+        events: list[Any] = [worker.heartbeat for worker in self._workers]
         events += [worker.process.sentinel for worker in self._workers]
         try:
             connection.wait(events, TURN_SECONDS)
-        except OSError:  # more than this process may now have open
+        except OSError:  # the limit of open files was lowered below what is open
             time.sleep(TURN_SECONDS)
-        if self._stopping:  # a Ctrl-C reaches the workers, too: they have not died
+        if self._stopping:  # a Ctrl-C reaches the workers too: those that end have not died
             return
-        # A pause of this very process, or of the whole machine, is not the workers' silence.
+        # A pause of this process, or of the whole machine, does not count as the workers' silence.
         now = time.monotonic()
         elapsed = min(now - self._looked_at, TURN_SECONDS)
         self._looked_at = now
         for worker in self._workers.copy():
-            if worker.heard():
+            if worker.has_beaten():
                 worker.has_served = True
                 worker.patience_seconds = HANG_SECONDS
             elif not worker.process.is_alive():
@@ -159,14 +161,14 @@ class Supervisor:
         process = worker.process
         logger.warning("worker [%s] died: exit code %s", process.pid, process.exitcode)
         self._workers.remove(worker)
-        worker.line.close()
+        worker.heartbeat.close()
         process.close()
-        if not worker.has_served:  # nor will the next one, perhaps
+        if not worker.has_served:  # the next one may fail in the same way
             self._start_at = time.monotonic() + RETRY_SECONDS
 
     def _end_all(self) -> None:
         deadline = (self._stop_at or time.monotonic()) + self._stop_seconds
-        # Left open, it would take connections that no process will serve.
+        # Left open, a listening socket would take connections that no process serves.
         for listener in self._listeners:
             listener.close()
         for worker in self._workers:
@@ -179,4 +181,4 @@ class Supervisor:
                 logger.error("worker [%s] does not end and is killed", worker.process.pid)
                 worker.process.kill()
                 worker.process.join(KILLED_SECONDS)
-            worker.line.close()
+            worker.heartbeat.close()

@@ -17,8 +17,8 @@ from uvicorn.server import ServerState
 
 from sesiones import tokens
 from sesiones.http.app import create_app
-from sesiones.http.fast_check import FastLane
-from sesiones.http.protocol import HttpProtocol
+from sesiones.http.fast_check import FastCheckProtocol
+from sesiones.http.protocol import BODY, HEAD, HttpProtocol
 from sesiones.sesion import Sesion
 from sesiones.settings import Settings
 from sesiones.store.scripts import CREATE, END, END_ALL, UPDATE
@@ -163,7 +163,9 @@ class Application:
 class Wire:
     """One connection to the protocol."""
 
-    def __init__(self, application: Application, protocol: type[HttpProtocol] = FastLane) -> None:
+    def __init__(
+        self, application: Application, protocol: type[HttpProtocol] = FastCheckProtocol
+    ) -> None:
         self.sent: deque[list[bytes]] = deque(maxlen=INPUTS_KEPT)
         """The last inputs, in the pieces in which they were sent."""
         self.transport = _Transport()
@@ -183,12 +185,12 @@ class Wire:
     @property
     def within(self) -> bool:
         """Whether a request has come in part."""
-        return self.protocol._in_head or self.protocol._in_body
+        return self.protocol._input in (HEAD, BODY)
 
     @property
     def owed(self) -> bool:
         """Whether a request whose head is complete has not been answered."""
-        return not self.transport.ended and self.protocol._owes()
+        return not self.transport.ended and self.protocol._is_answering()
 
     @property
     def ended(self) -> bool:
@@ -232,7 +234,12 @@ async def open_application(redis: FixedStore | str) -> AsyncIterator[Application
             stack.enter_context(patch("sesiones.store.connect", return_value=redis))
         app = create_app(Settings.read(settings, {}))
     config = uvicorn.Config(
-        app, ws="none", http=FastLane, log_config=None, access_log=False, proxy_headers=False
+        app,
+        ws="none",
+        http=FastCheckProtocol,
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
     )
     config.load()
     state = ServerState()

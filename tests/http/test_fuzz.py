@@ -14,8 +14,9 @@ import orjson
 import pytest
 import uvloop
 
-from sesiones.http.fast_check import FastLane
+from sesiones.http.fast_check import FastCheckProtocol
 from sesiones.http.problems import Problem, unauthorized
+from sesiones.http.responses import _IDENTITY
 from sesiones.http.routes import Routes
 from sesiones.sesion import Sesion
 from tests.harness.fuzzer import fuzz_in_process, fuzz_over_sockets
@@ -203,12 +204,6 @@ def not_found_for_a_method(routes: Routes, path: str, method: str) -> Any:
     raise Problem(404, "x")
 
 
-HEAD = (
-    b"HTTP/1.1 200 OK\r\n%bcache-control: no-store\r\n"
-    b"x-id-usuario: %d\r\nx-id-sesion: %d\r\nx-fecha-expiracion: %d\r\n"
-)
-
-
 @pytest.mark.parametrize(
     ("target", "flaw"),
     [
@@ -230,8 +225,8 @@ HEAD = (
             ),
             (
                 "verificar has a body",
-                "sesiones.http.fast_check._VERIFIED",
-                HEAD + b"content-length: 2\r\n%b\r\n{}",
+                "sesiones.http.responses._VERIFIED",
+                _IDENTITY + b"content-length: 2\r\n%b\r\n{}",
             ),
             (
                 "surrogates in a device",
@@ -267,7 +262,7 @@ def test_fuzzer_finds_a_flaw_of_the_service(target: str, flaw: Any) -> None:
 def test_fuzzer_finds_a_hang() -> None:
     with (
         patch("tests.harness.fuzzer.HANG_SECONDS", 0.05),
-        patch.object(FastLane, "_answer", lambda *_: None),
+        patch.object(FastCheckProtocol, "_answer", lambda *_: None),
     ):
         violations = uvloop.run(fuzz_in_process("flaw", 2000)).violations
     assert any("no answer" in violation for violation in violations)

@@ -6,32 +6,29 @@ from contextlib import suppress
 
 import pytest
 
+from tests.harness.api import check_problem
 from tests.harness.service import Service
-from tests.http.test_protocol import (
+from tests.harness.wire import (
     CHUNKED,
+    CLOSE,
     CREATION,
+    EXPECT,
     HOST,
     JSON,
+    KEEP_ALIVE,
     LENGTH,
     UPGRADE,
     check,
     chunks,
-    no_error_logged,
     parse,
     post,
     read,
     receive,
     statuses,
     talk,
-    token,
 )
-from tests.http.test_sessions import check_problem
 
-__all__ = ["no_error_logged", "token"]  # fixtures
-
-EXPECT = b"Expect: 100-continue\r\n"
-CLOSE = b"Connection: close\r\n"
-KEEP_ALIVE = b"Connection: keep-alive\r\n"
+pytestmark = pytest.mark.usefixtures("no_error_logged")
 
 # A final response where "100 Continue" was expected
 

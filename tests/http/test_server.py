@@ -24,12 +24,14 @@ import uvicorn
 import sesiones
 from sesiones.cli import main
 from sesiones.http.app import create_app
-from sesiones.http.fast_check import FastLane
+from sesiones.http.fast_check import FastCheckProtocol
 from sesiones.http.protocol import DRAIN_SECONDS, HttpProtocol
-from sesiones.http.server import ListenError, _Server, listen
+from sesiones.http.server import _Server
+from sesiones.http.sockets import ListenError, listen
 from sesiones.settings import Settings, SettingsError
 from tests.harness import asgi
 from tests.harness.faults import hung
+from tests.harness.processes import children, connects, is_running
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.service import Service, comes_true, environment, refused
 from tests.harness.stores import KEY
@@ -83,19 +85,6 @@ def status_over(path: Path) -> int:
         return connection.getresponse().status
     finally:
         connection.close()
-
-
-def children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(word) for word in text.split()]
-
-
-def is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
 
 
 # Where it listens.
@@ -763,7 +752,7 @@ async def in_process(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("http", [FastLane, HttpProtocol])
+@pytest.mark.parametrize("http", [FastCheckProtocol, HttpProtocol])
 async def test_a_connection_that_was_not_accepted_yet_is_served(
     http: type[asyncio.Protocol],
 ) -> None:
@@ -783,7 +772,7 @@ async def test_a_connection_that_was_not_accepted_yet_is_served(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("http", [FastLane, HttpProtocol])
+@pytest.mark.parametrize("http", [FastCheckProtocol, HttpProtocol])
 async def test_a_loop_that_is_late_closes_on_no_request(http: type[asyncio.Protocol]) -> None:
     """Timers come before what was sent: the connection looks idle, and is not."""
     async with in_process(http) as (server, listener):
@@ -833,14 +822,6 @@ def test_it_stops_accepting_while_it_finishes(slow_redis: RedisServer, workers: 
             assert comes_true(lambda: not connects(service.port), 3)
             assert service.process.poll() is None
         assert service.process.wait(timeout=10) == 0
-
-
-def connects(port: int, host: str = "127.0.0.1") -> bool:
-    try:
-        socket.create_connection((host, port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def test_a_half_sent_request_does_not_keep_it(redis_server: RedisServer) -> None:

@@ -6,10 +6,10 @@ Each test runs in process and over a socket, unless what it sends only fits one 
 import gzip
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import anyio
 import orjson
@@ -19,9 +19,21 @@ from starlette.applications import Starlette
 
 from sesiones import tokens
 from sesiones.http.app import create_app
-from sesiones.http.problems import TITLES
 from sesiones.settings import Settings
 from tests.harness import asgi
+from tests.harness.api import (
+    DEVICE,
+    FORM,
+    JSON,
+    NEIGHBOUR,
+    SERVICE,
+    USER,
+    Client,
+    bad_fields,
+    check_problem,
+    open_app,
+)
+from tests.harness.contract import FIELDS, IDENTITY
 from tests.harness.records import record, write_record
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Reply, Service
@@ -29,20 +41,6 @@ from tests.harness.stores import KEY
 
 pytestmark = pytest.mark.anyio
 
-FIELDS = [
-    "ID_Sesion",
-    "ID_Usuario",
-    "Token_Sesion",
-    "Fecha_Inicio",
-    "Fecha_Expiracion",
-    "Estado_Sesion",
-    "Ultima_Actividad",
-    "Dispositivo",
-]
-IDENTITY = ["x-id-usuario", "x-id-sesion", "x-fecha-expiracion"]
-SERVICE = {"Authorization": f"Bearer {KEY}"}
-JSON = {"Content-Type": "application/json"}
-FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 CALLER_ROUTES = [
     ("GET", "/sesiones/self"),
     ("HEAD", "/sesiones/self"),
@@ -52,92 +50,12 @@ CALLER_ROUTES = [
     ("DELETE", "/sesiones/logoutAll"),
 ]
 LOGOUTS = ["/sesiones/logout", "/sesiones/logoutAll"]
-DEVICE = "portátil de pruebas"
-
 UNKNOWN = "ses_eQz07k5PgmNH6t8HHwcCd5EjWpENcRm0S9HRDtcfiSpz0"
 MALFORMED = UNKNOWN[:-1]
 
 
-def users_of_one_bucket() -> tuple[int, int]:
-    first = tokens.user_bucket(7)
-    return 7, next(user for user in itertools.count(8) if tokens.user_bucket(user) == first)
-
-
-USER, NEIGHBOUR = users_of_one_bucket()
 STRANGER = 8
 assert tokens.user_bucket(STRANGER) != tokens.user_bucket(USER)
-
-
-class Client:
-    """Requests, in process or over a socket; each answer is checked for what all share."""
-
-    def __init__(self, app: Starlette | None, service: Service | None) -> None:
-        self._app = app
-        self._service = service
-
-    async def send(
-        self,
-        method: str,
-        path: str,
-        headers: Mapping[str, str] | None = None,
-        body: bytes = b"",
-        query: str = "",
-    ) -> Reply:
-        headers = headers or {}
-        if self._app is not None:
-            reply = await asgi.request(
-                self._app, method, path, headers.items(), body, query.encode()
-            )
-        else:
-            assert self._service is not None
-            target = quote(path) + (f"?{query}" if query else "")
-            reply = self._service.request(method, target, dict(headers), body or None)
-        assert reply.headers["cache-control"] == "no-store"
-        assert DEVICE.encode() not in repr(reply.headers).encode("latin-1")
-        assert ("x-id-usuario" in reply.headers) == (
-            reply.status == 200 and path.startswith(("/sesiones/self", "/sesiones/verificar"))
-        )
-        return reply
-
-    async def create(self, ID_Usuario: int = USER, Dispositivo: str = DEVICE) -> dict[str, Any]:
-        body = orjson.dumps({"ID_Usuario": ID_Usuario, "Dispositivo": Dispositivo})
-        reply = await self.send("POST", "/sesiones", SERVICE | JSON, body)
-        assert reply.status == 201
-        sesion: dict[str, Any] = reply.json()
-        return sesion
-
-    async def put(self, sesion: dict[str, Any], **changes: object) -> Reply:
-        return await self.send("PUT", "/sesiones", SERVICE | JSON, orjson.dumps(sesion | changes))
-
-    async def end(self, path: str, caller: str, designated: object) -> Reply:
-        body = orjson.dumps({"Token_Sesion": designated})
-        return await self.send("DELETE", path, {"x-auth-token": caller} | JSON, body)
-
-    async def alive(self, token: str) -> bool:
-        return (await self.send("GET", "/sesiones/self", {"x-auth-token": token})).status == 200
-
-
-def open_app(url: str) -> Starlette:
-    return create_app(Settings(redis_url=url, service_key=(KEY,), redis_timeout=5))
-
-
-@pytest.fixture
-async def app(redis_server: RedisServer, redis: "Redis") -> AsyncIterator[Starlette]:
-    app = open_app(redis_server.url)
-    async with app.router.lifespan_context(app):
-        yield app
-
-
-@pytest.fixture(params=["in process", "over a socket"])
-async def client(
-    request: pytest.FixtureRequest, redis_server: RedisServer, redis: "Redis", service: Service
-) -> AsyncIterator[Client]:
-    if request.param == "over a socket":
-        yield Client(None, service)
-    else:
-        app = open_app(redis_server.url)
-        async with app.router.lifespan_context(app):
-            yield Client(app, None)
 
 
 def key(token: str) -> str:
@@ -148,31 +66,6 @@ def key(token: str) -> str:
 def age(redis: "Redis", sesion: dict[str, Any], seconds: int) -> None:
     """Make the session's last use lie further in the past."""
     write_record(redis, key(sesion["Token_Sesion"]), actividad=int(time.time()) - seconds)
-
-
-def check_problem(reply: Reply, status: int) -> None:
-    """RFC 9457, and the headers of each status."""
-    assert reply.status == status, reply
-    assert reply.headers["content-type"] == "application/problem+json"
-    problem = reply.json()
-    members = ["type", "title", "status", "detail"]
-    assert list(problem)[:4] == members
-    assert (problem["type"], problem["title"]) == ("about:blank", TITLES[status])
-    assert (problem["status"], type(problem["detail"])) == (status, str)
-    # 409 and 422 name fields; nothing else does.
-    assert list(problem)[4:] == (["errores"] if status in (409, 422) else [])
-    for error in problem.get("errores", []):
-        assert list(error) == ["campo", "motivo"]
-        assert error["campo"] in FIELDS
-        assert error["motivo"]
-    assert ("www-authenticate" in reply.headers) == (status == 401)
-    assert ("allow" in reply.headers) == (status == 405)
-    assert reply.headers.get("retry-after") == ("1" if status == 503 else None)
-    assert b"ses_" not in reply.body
-
-
-def bad_fields(reply: Reply) -> list[str]:
-    return [error["campo"] for error in reply.json()["errores"]]
 
 
 # GET, HEAD /sesiones/self

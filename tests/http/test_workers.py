@@ -4,7 +4,6 @@ import os
 import re
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 
 from sesiones.http.server import FILES_MIN, STOP_SECONDS
 from sesiones.http.workers import HANG_SECONDS
+from tests.harness.processes import connects, is_running
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.service import Service, comes_true, environment, refused
 
@@ -25,13 +25,6 @@ pytestmark = pytest.mark.slow
 def workers(log: str) -> list[int]:
     """Every one that has started, in order."""
     return [int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", log)]
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @contextmanager
@@ -205,7 +198,7 @@ STUCK = """
 import threading, time
 from sesiones.http import server
 from sesiones import signals
-start.begin()
+signals.begin()
 async def hang(*_): time.sleep(60)
 server._Server.{method} = hang
 from sesiones.__main__ import main
@@ -235,11 +228,3 @@ def test_an_event_loop_that_hangs_does_not_keep_a_stopping_service(
         process.wait(timeout=20)
         assert time.monotonic() - begun < STOP_SECONDS + 0.5
         assert comes_true(lambda: not connects(port), 1)
-
-
-def connects(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True

@@ -7,7 +7,8 @@ from unittest.mock import patch
 import pytest
 
 from scripts.chaos.fast_check import NearCopies, compare
-from sesiones.http.fast_check import _HARMLESS, FastLane
+from sesiones.http.fast_check import _HARMLESS, FastCheckProtocol
+from sesiones.http.templates import TOKEN, Kind, RequestTemplates
 from tests.harness.in_process import FixedStore
 from tests.harness.stores import KEY
 
@@ -27,8 +28,8 @@ pytestmark = pytest.mark.slow
         ),
         ("sesiones.http.fast_check._HARMLESS", _HARMLESS | {b"connection": b"close"}),
         ("sesiones.http.fast_check.HOST", re.compile(rb".*", re.DOTALL)),
-        ("sesiones.http.fast_check._SELF", b"HTTP/1.1 200 OK\r\n%b%d%d%d%d%b\r\n%b"),
-        ("sesiones.http.fast_check.FastLane._owes", lambda _: False),
+        ("sesiones.http.responses._SELF", b"HTTP/1.1 200 OK\r\n%b%d%d%d%d%b\r\n%b"),
+        ("sesiones.http.fast_check.FastCheckProtocol._is_answering", lambda _: False),
     ],
 )
 def test_fast_check_that_is_too_lenient_differs(what: str, flaw: Any) -> None:
@@ -37,11 +38,13 @@ def test_fast_check_that_is_too_lenient_differs(what: str, flaw: Any) -> None:
 
 
 def test_template_that_ignores_what_stands_around_the_token_differs() -> None:
-    class Lenient(dict[tuple[bytes, bytes], tuple[bool, bool]]):
-        def get(self, around: tuple[bytes, bytes], _: Any = None) -> Any:
-            return next((self[one] for one in self if one[0] == around[0]), None)
+    class Lenient(RequestTemplates):
+        def match(self, data: bytes) -> tuple[bytes, Kind] | None:
+            token = TOKEN.search(data)
+            kinds = [self._kinds[one] for one in self._kinds if data.startswith(one[0])]
+            return (token[0], kinds[0]) if token and kinds else None
 
-    with patch.object(FastLane, "_known", Lenient()):
+    with patch.object(FastCheckProtocol, "templates", Lenient()):
         assert compare("flaw", 6_000).violations
 
 

@@ -1,0 +1,107 @@
+"""The API as its tests use it: requests, in process or over a socket, and what every answer has."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+from starlette.applications import Starlette
+
+from sesiones import tokens
+from sesiones.http.app import create_app
+from sesiones.settings import Settings
+from tests.harness import asgi
+from tests.harness.contract import FIELDS, TITLES, WITH_FIELDS
+from tests.harness.service import Reply, Service
+from tests.harness.stores import KEY
+
+SERVICE = {"Authorization": f"Bearer {KEY}"}
+JSON = {"Content-Type": "application/json"}
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+DEVICE = "portátil de pruebas"
+
+
+def users_of_one_bucket() -> tuple[int, int]:
+    first = tokens.user_bucket(7)
+    return 7, next(user for user in itertools.count(8) if tokens.user_bucket(user) == first)
+
+
+USER, NEIGHBOUR = users_of_one_bucket()
+
+
+class Client:
+    """Requests, in process or over a socket; each answer is checked for what all share."""
+
+    def __init__(self, app: Starlette | None, service: Service | None) -> None:
+        self._app = app
+        self._service = service
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        query: str = "",
+    ) -> Reply:
+        headers = headers or {}
+        if self._app is not None:
+            reply = await asgi.request(
+                self._app, method, path, headers.items(), body, query.encode()
+            )
+        else:
+            assert self._service is not None
+            target = quote(path) + (f"?{query}" if query else "")
+            reply = self._service.request(method, target, dict(headers), body or None)
+        assert reply.headers["cache-control"] == "no-store"
+        assert DEVICE.encode() not in repr(reply.headers).encode("latin-1")
+        assert ("x-id-usuario" in reply.headers) == (
+            reply.status == 200 and path.startswith(("/sesiones/self", "/sesiones/verificar"))
+        )
+        return reply
+
+    async def create(self, ID_Usuario: int = USER, Dispositivo: str = DEVICE) -> dict[str, Any]:
+        body = orjson.dumps({"ID_Usuario": ID_Usuario, "Dispositivo": Dispositivo})
+        reply = await self.send("POST", "/sesiones", SERVICE | JSON, body)
+        assert reply.status == 201
+        sesion: dict[str, Any] = reply.json()
+        return sesion
+
+    async def put(self, sesion: dict[str, Any], **changes: object) -> Reply:
+        return await self.send("PUT", "/sesiones", SERVICE | JSON, orjson.dumps(sesion | changes))
+
+    async def end(self, path: str, caller: str, designated: object) -> Reply:
+        body = orjson.dumps({"Token_Sesion": designated})
+        return await self.send("DELETE", path, {"x-auth-token": caller} | JSON, body)
+
+    async def alive(self, token: str) -> bool:
+        return (await self.send("GET", "/sesiones/self", {"x-auth-token": token})).status == 200
+
+
+def open_app(url: str) -> Starlette:
+    return create_app(Settings(redis_url=url, service_key=(KEY,), redis_timeout=5))
+
+
+def check_problem(reply: Reply, status: int) -> None:
+    """RFC 9457, and the headers of each status."""
+    assert reply.status == status, reply
+    assert reply.headers["content-type"] == "application/problem+json"
+    problem = reply.json()
+    members = ["type", "title", "status", "detail"]
+    assert list(problem)[:4] == members
+    assert (problem["type"], problem["title"]) == ("about:blank", TITLES[status])
+    assert (problem["status"], type(problem["detail"])) == (status, str)
+    assert list(problem)[4:] == (["errores"] if status in WITH_FIELDS else [])
+    for error in problem.get("errores", []):
+        assert list(error) == ["campo", "motivo"]
+        assert error["campo"] in FIELDS
+        assert error["motivo"]
+    assert ("www-authenticate" in reply.headers) == (status == 401)
+    assert ("allow" in reply.headers) == (status == 405)
+    assert reply.headers.get("retry-after") == ("1" if status == 503 else None)
+    assert b"ses_" not in reply.body
+
+
+def bad_fields(reply: Reply) -> list[str]:
+    return [error["campo"] for error in reply.json()["errores"]]

@@ -1,0 +1,48 @@
+"""Fixtures of the tests of HTTP."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from redis import Redis
+from starlette.applications import Starlette
+
+from tests.harness.api import Client, open_app
+from tests.harness.redis_server import RedisServer
+from tests.harness.service import Service
+from tests.harness.stores import KEY
+from tests.harness.wire import CREATION
+
+
+@pytest.fixture
+async def app(redis_server: RedisServer, redis: "Redis") -> AsyncIterator[Starlette]:
+    app = open_app(redis_server.url)
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+@pytest.fixture(params=["in process", "over a socket"])
+async def client(
+    request: pytest.FixtureRequest, redis_server: RedisServer, redis: "Redis", service: Service
+) -> AsyncIterator[Client]:
+    if request.param == "over a socket":
+        yield Client(None, service)
+    else:
+        app = open_app(redis_server.url)
+        async with app.router.lifespan_context(app):
+            yield Client(app, None)
+
+
+@pytest.fixture
+def token(redis: "Redis", service: Service) -> bytes:
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    made = service.request("POST", "/sesiones", headers, CREATION)
+    raw: str = made.json()["Token_Sesion"]
+    return raw.encode()
+
+
+@pytest.fixture(scope="module")
+def no_error_logged(service: Service) -> Iterator[None]:
+    """Whatever the tests of a module send, it is no error of the service."""
+    before = len(service.log)
+    yield
+    assert " ERROR " not in service.log[before:]
