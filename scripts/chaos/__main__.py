@@ -18,7 +18,6 @@ from scripts.chaos import (
     cluster,
     departures,
     fast_check,
-    h1spec,
     inputs,
     million,
     order,
@@ -46,7 +45,6 @@ SCENARIOS: dict[str, Callable[[bool], Iterable[Bar]]] = {
     "clocks": clocks.play,
     "inputs": inputs.play,
     "fast_check": fast_check.play,
-    "h1spec": h1spec.play,
     "slow": slow.play,
 }
 """In the order of the table."""

@@ -1,7 +1,7 @@
-"""Who is asking: the caller's token, and the service keys of POST and PUT.
+"""Credentials: the caller's token, and the service keys of POST and PUT.
 
 Headers are ASGI's: lists of (lower-case name, value) in bytes. Each function returns what it
-found and whether any header that counts was sent, which the 401 tells.
+found and whether any header that counts was sent, which the 401 shows.
 """
 
 import hashlib
@@ -41,14 +41,16 @@ def caller_token(headers: Headers) -> tuple[str | None, bool]:
 
 
 class ServiceKeys:
-    """The keys that POST and PUT accept. ``open_without``: whether none at all opens them."""
+    """The keys that POST and PUT accept. ``open_without``: without any key, accept every request
+    instead of none."""
 
     def __init__(self, keys: Iterable[str], *, open_without: bool) -> None:
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
         self._open = open_without and not self._digests
 
     def admit(self, headers: Headers) -> tuple[bool, bool]:
-        """Whether exactly one of the keys was sent; the time tells nothing of the keys."""
+        """Whether exactly one key was sent and is one of these. How long that takes does not depend
+        on the keys."""
         authorizations = [value for name, value in headers if name == b"authorization"]
         bearers = _bearers(authorizations)
         if self._open:

@@ -200,8 +200,8 @@ class HttpProtocol(HttpToolsProtocol):
             if isinstance(error, httptools.HttpParserInvalidURLError):
                 self.url = b"?"  # the method before it was read
             self._refuse(MALFORMED)
-        if self._input is IDLE:  # the usual case
-            self._tail = b""
+        if self._input is IDLE:  # the usual case; or the parser ignores what follows a close
+            self._head = self._tail = b""
             return
         if self._input is HEAD and not heads.names_http(self._head):
             self._refuse(MALFORMED)

@@ -69,8 +69,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
         names = [name for name, _ in pairs]
-        if any(names.count(field) > 1 for field in Sesion._fields):
-            raise ValueError("a field is repeated; of unknown members it does not matter")
+        if any(names.count(field) > 1 for field in Sesion._fields):  # unknown members may be
+            raise ValueError("a field is repeated")
     return members
 
 

@@ -1,7 +1,7 @@
-"""Routing by look-up: the checks before any middleware, the rest as one Starlette route.
+"""Routing by look-up: the checks before any middleware, everything else as one Starlette route.
 
-Starlette would try patterns one after the other, which also let a path end in an encoded line
-feed, and stop at one inside it.
+Starlette's own routes are patterns, tried one after the other. They also match a path that ends in
+an encoded line feed, and fail to match one that has a line feed inside.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -20,15 +20,15 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def raw_path(scope: Scope) -> str:
-    """The path as it was sent. Decoded, /%73esiones would pass a gateway that lets nobody reach
-    /sesiones, and be the same to us."""
+    """The path as it was sent. If it were decoded, /%73esiones would reach /sesiones through a
+    gateway that blocks /sesiones."""
     raw: bytes | None = scope.get("raw_path")
     return scope["path"] if raw is None else raw.decode("latin-1")
 
 
 class Service(Starlette):
-    """Starlette, but the checks are answered first: ``whoami`` at one path for GET and HEAD,
-    ``verify`` at another and below it for every method."""
+    """Starlette with the checks before everything else: ``whoami`` at one path for GET and HEAD,
+    ``verify`` at another path and below it for every method."""
 
     def __init__(
         self, whoami: tuple[str, ASGIApp], verify: tuple[str, ASGIApp], **options: Any
@@ -49,8 +49,8 @@ class Service(Starlette):
 
 
 class Routes(BaseRoute):
-    """Every other path: an endpoint for each method of each. One without an endpoint is here for
-    its 405."""
+    """Every other path, with an endpoint for each of its methods. A method without an endpoint is
+    answered elsewhere, and is listed only for the 405 of the others."""
 
     def __init__(self, endpoints: Mapping[str, Mapping[str, Endpoint | None]]) -> None:
         self.endpoints = endpoints

@@ -1,8 +1,8 @@
-"""What the log says of the service and its Redis without being asked by a request.
+"""What the log says about the service and its Redis, whether requests come or not.
 
-At start: the version, the settings and what Redis answers, or why it does not. After that, each
-minute: whether Redis may evict sessions, or has. An evicted session is a silent logout, or, when
-the index of a user is evicted, a session that no logoutAll ends.
+At the start these are the version, the settings and what Redis answers, or why it does not answer.
+After that, each minute, the log warns if Redis may evict sessions or has evicted some. An evicted
+session is a silent logout; when the index of a user is evicted, logoutAll misses sessions.
 """
 
 import asyncio
@@ -23,18 +23,20 @@ from sesiones.settings import Settings, public_url
 logger = logging.getLogger("sesiones.watch")
 
 ANSWER_SECONDS = 1.0
-"""What Redis may take to answer."""
+"""How long Redis may take to answer."""
 RETRY_SECONDS = 5.0
-"""Until it is asked again, when it has not."""
+"""The time until Redis is asked again, if it did not answer."""
 LOOK_SECONDS = 60.0
+"""The time between two looks at Redis."""
 REPEAT_SECONDS = 3600.0
-"""When a warning that has not changed is repeated."""
+"""The time until a warning that has not changed is repeated."""
 CLOSE_SECONDS = 0.5
+"""How long the end of the service waits for the thread."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Master:
-    """A server that takes writes, as far as it may be asked."""
+    """What a server that accepts writes answers. Commands that the ACL forbids leave gaps."""
 
     role: str
     info: dict[str, str]
@@ -46,25 +48,25 @@ class _Master:
         return f"Redis {info.get('redis_version', 'of unknown version')}, {self.role}"
 
     def eviction(self) -> str:
-        """What there is to warn about."""
+        """What to warn about; empty if there is nothing."""
         policy = self.info.get("maxmemory_policy", "noeviction")
         evicted = int(self.info.get("evicted_keys", 0))
-        said = []
+        warnings = []
         if policy != "noeviction":
-            said.append(f"maxmemory-policy is {policy}: set it to noeviction")
+            warnings.append(f"maxmemory-policy is {policy}: set it to noeviction")
         if evicted:
-            said.append(f"{evicted:,} keys have been evicted since it started")
-        return ", ".join(said)
+            warnings.append(f"{evicted:,} keys have been evicted since it started")
+        return ", ".join(warnings)
 
 
 class Watch:
-    """Watches while its context lasts, from a thread and over a connection of its own: once for a
-    service, whatever its workers do."""
+    """Watches while its context lasts, in a thread and over a connection of its own. A service has
+    one, however many workers it has."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._said: dict[str, tuple[str, float]] = {}
-        self._refused: set[str] = set()
+        self._warned: dict[str, tuple[str, float]] = {}  # text and time, by the name of the master
+        self._forbidden: set[str] = set()  # commands that the ACL forbids
         self._running: tuple[asyncio.AbstractEventLoop, asyncio.Task[None]] | None = None
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
@@ -78,13 +80,13 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         if self._running is not None:
             loop, task = self._running
-            with suppress(RuntimeError):  # it has ended
+            with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(task.cancel)
             self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
         try:
-            # Unlike asyncio's own, this loop looks names up in threads that nothing waits for.
+            # Unlike asyncio's own loop, this one does not wait for the threads that look names up.
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(self._watch())
         except asyncio.CancelledError:
@@ -100,15 +102,15 @@ class Watch:
             self._settings.redis_url, max(ANSWER_SECONDS, self._settings.redis_timeout)
         )
         try:
-            await self._start(commands)
+            await self._log_start(commands)
             while True:
-                with suppress(Exception):  # of an outage the store tells
+                with suppress(Exception):  # the store logs outages
                     self._warn(await self._look(commands))
                 await asyncio.sleep(LOOK_SECONDS)
         finally:
             await commands.aclose()
 
-    async def _start(self, commands: Commands) -> None:
+    async def _log_start(self, commands: Commands) -> None:
         begun = f"sesiones {sesiones.__version__}"
         where = public_url(self._settings.redis_url)
         changed = dict(self._settings.changed())
@@ -136,7 +138,8 @@ class Watch:
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _look(self, commands: Commands) -> dict[str, _Master]:
-        """Every master. Raises what commands raise, and what an answer that is not Redis's does."""
+        """Every master by its name. Raises what commands raise, and any error from unpacking a
+        reply of an unexpected shape."""
         async with asyncio.timeout(2 * ANSWER_SECONDS):
             masters = await commands.masters()
             found = await asyncio.gather(*map(self._look_at, masters.values()))
@@ -151,24 +154,25 @@ class Watch:
         return _Master(name.replace("slave", "replica"), info)
 
     async def _ask(self, execute: Execute, command: str) -> Any:
-        """None, for good, when the Redis user may not: each refusal would be in Redis's ACL LOG."""
-        if command in self._refused:
+        """The reply, or None if the ACL forbids the command. Such a command is never sent again,
+        because each refusal is an entry in Redis's ACL LOG."""
+        if command in self._forbidden:
             return None
         try:
             return await execute(command)
         except NoPermissionError:
-            self._refused.add(command)
+            self._forbidden.add(command)
             return None
 
     def _warn(self, masters: dict[str, _Master]) -> None:
         for name, master in masters.items():
             where = f"{public_url(self._settings.redis_url)} {name if len(masters) > 1 else ''}"
             text, now = master.eviction(), time.monotonic()
-            said, said_at = self._said.get(name, ("", 0.0))
-            if text and (text != said or now - said_at >= REPEAT_SECONDS):
+            warned, warned_at = self._warned.get(name, ("", 0.0))
+            if text and (text != warned or now - warned_at >= REPEAT_SECONDS):
                 logger.warning(
                     "%s: %s; an evicted session is a silent logout", where.rstrip(), text
                 )
-                self._said[name] = text, now
+                self._warned[name] = text, now
             elif not text:
-                self._said.pop(name, None)
+                self._warned.pop(name, None)

@@ -19,6 +19,18 @@ from tests.harness.stores import KEY
 SERVICE = {"Authorization": f"Bearer {KEY}"}
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+LOGOUTS = ["/sesiones/logout", "/sesiones/logoutAll"]
+CALLER_ROUTES = [
+    ("GET", "/sesiones/self"),
+    ("HEAD", "/sesiones/self"),
+    ("GET", "/sesiones/verificar"),
+    ("POST", "/sesiones/verificar/a/b"),
+    *(("DELETE", path) for path in LOGOUTS),
+]
+"""The routes that a token authenticates for."""
+UNKNOWN = "ses_eQz07k5PgmNH6t8HHwcCd5EjWpENcRm0S9HRDtcfiSpz0"
+"""The token of no session."""
+MALFORMED = UNKNOWN[:-1]
 DEVICE = "portátil de pruebas"
 
 
@@ -28,6 +40,9 @@ def users_of_one_bucket() -> tuple[int, int]:
 
 
 USER, NEIGHBOUR = users_of_one_bucket()
+"""They share a bucket."""
+STRANGER = 8
+assert tokens.user_bucket(STRANGER) != tokens.user_bucket(USER)
 
 
 class Client:

@@ -46,3 +46,10 @@ def no_error_logged(service: Service) -> Iterator[None]:
     before = len(service.log)
     yield
     assert " ERROR " not in service.log[before:]
+
+
+@pytest.fixture(scope="module")
+def slow_redis() -> Iterator[RedisServer]:
+    """A server for tests that hold it up with SIGSTOP."""
+    with RedisServer() as server:
+        yield server

@@ -31,7 +31,7 @@ BASIC = (AUTH, b"Basic dTpw")
         [(b"accept", b"*/*"), (X_AUTH, RAW), (b"cookie", RAW)],
     ],
 )
-def test_caller_with_a_token(headers: list[tuple[bytes, bytes]]) -> None:
+def test_one_well_formed_token_is_the_callers(headers: list[tuple[bytes, bytes]]) -> None:
     assert caller_token(headers) == (TOKEN, True)
 
 
@@ -48,7 +48,7 @@ def test_caller_with_a_token(headers: list[tuple[bytes, bytes]]) -> None:
         [(AUTH, b"")],
     ],
 )
-def test_caller_without_a_credential(headers: list[tuple[bytes, bytes]]) -> None:
+def test_headers_without_a_credential_are_not_presented(headers: list[tuple[bytes, bytes]]) -> None:
     assert caller_token(headers) == (None, False)
 
 
@@ -72,7 +72,7 @@ def test_caller_without_a_credential(headers: list[tuple[bytes, bytes]]) -> None
         [(AUTH, b'Bearer "' + RAW + b'"')],
     ],
 )
-def test_not_exactly_one_credential(headers: list[tuple[bytes, bytes]]) -> None:
+def test_more_than_one_credential_is_none(headers: list[tuple[bytes, bytes]]) -> None:
     assert caller_token(headers) == (None, True)
 
 
@@ -100,11 +100,11 @@ def test_not_exactly_one_credential(headers: list[tuple[bytes, bytes]]) -> None:
         b"\x80" * 49,
     ],
 )
-def test_a_malformed_token_is_no_credential(value: bytes) -> None:
+def test_malformed_token_is_no_credential(value: bytes) -> None:
     assert caller_token([(X_AUTH, value)]) == (None, True)
 
 
-def test_a_tab_does_not_separate_the_scheme() -> None:
+def test_tab_does_not_separate_the_scheme() -> None:
     assert caller_token([(AUTH, b"Bearer\t" + RAW)])[0] is None
 
 
@@ -161,18 +161,20 @@ def test_any_of_the_service_keys_is_admitted(scheme: bytes, key: bytes) -> None:
         ([BASIC, (AUTH, b"Bearer " + KEY)], True),
     ],
 )
-def test_without_a_service_key(headers: list[tuple[bytes, bytes]], presented: bool) -> None:
+def test_headers_without_the_service_key_are_not_admitted(
+    headers: list[tuple[bytes, bytes]], presented: bool
+) -> None:
     keys = ServiceKeys([KEY.decode(), NEXT_KEY.decode()], open_without=False)
     assert keys.admit(headers) == (False, presented)
 
 
-def test_no_keys_at_all() -> None:
+def test_without_any_key_open_without_decides() -> None:
     for headers in [], [(AUTH, b"Bearer")], [(AUTH, b"Bearer ")], [(AUTH, b"Bearer " + KEY)]:
         assert ServiceKeys([], open_without=True).admit(headers)[0]
         assert not ServiceKeys([], open_without=False).admit(headers)[0]
 
 
-def test_a_key_closes_what_would_be_open() -> None:
+def test_key_closes_what_is_open_without() -> None:
     keys = ServiceKeys([KEY.decode()], open_without=True)
     assert keys.admit([]) == (False, False)
     assert keys.admit([(AUTH, b"Bearer " + KEY)]) == (True, True)

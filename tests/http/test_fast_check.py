@@ -1,37 +1,31 @@
-"""The fast lane answers byte for byte what Starlette answers, and takes only what is plain."""
+"""The fast check answers byte for byte what Starlette answers, and takes only plain requests."""
 
 import asyncio
 import itertools
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
-import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from starlette.types import Receive, Scope, Send
 
 from sesiones import tokens
 from sesiones.http.fast_check import FastCheckProtocol
-from sesiones.http.protocol import HttpProtocol
-from sesiones.http.templates import MAX_BYTES as KNOWN_MAX_BYTES
-from sesiones.http.templates import RequestTemplates
-from sesiones.sesion import Sesion, StoreUnavailable
+from sesiones.sesion import StoreUnavailable
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service
 from tests.harness.stores import EXAMPLES, KEY
-
-HOST = b"Host: localhost\r\n"
+from tests.harness.stub_server import HOST, SESION, TOKEN, plain, stub_server, until
 
 
 @pytest.fixture(scope="module")
 def both(redis_server: RedisServer) -> Iterator[tuple[Service, Service]]:
-    """The service with the fast lane and without, on the same sessions; no slide between two
-    checks of a test."""
+    """The service with the fast check and without it, on the same sessions. No session slides
+    between two checks of a test."""
     variables = {
         "SESIONES_REDIS_URL": redis_server.url,
         "SESIONES_SERVICE_KEY": KEY,
@@ -136,7 +130,7 @@ CREDENTIALS: list[Callable[[bytes], bytes]] = [
 
 
 @pytest.mark.parametrize("credential", range(len(CREDENTIALS)))
-def test_every_token_and_target(
+def test_answer_to_every_token_target_and_credential_is_starlettes(
     both: tuple[Service, Service], sample: dict[str, bytes], credential: int
 ) -> None:
     for target, token in itertools.product(TARGETS, sample.values()):
@@ -170,7 +164,7 @@ EXTRA = [
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST", b"DELETE", b"PROPFIND", b"CONNECT"])
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
-def test_every_method_version_and_field(
+def test_answer_to_every_method_version_and_field_is_starlettes(
     both: tuple[Service, Service], sample: dict[str, bytes], method: bytes, version: bytes
 ) -> None:
     for target, extra in itertools.product(TARGETS[:3], EXTRA):
@@ -189,17 +183,17 @@ BODIES = [
 
 
 @pytest.mark.parametrize("body", BODIES)
-def test_bodies(both: tuple[Service, Service], sample: dict[str, bytes], body: bytes) -> None:
+def test_answer_to_a_check_with_a_body_is_starlettes(
+    both: tuple[Service, Service], sample: dict[str, bytes], body: bytes
+) -> None:
     for method, target in ((b"GET", TARGETS[0]), (b"POST", TARGETS[1])):
         head = b"%b %b HTTP/1.1\r\n%bX-Auth-Token: %b\r\n" % (method, target, HOST, sample["live"])
         compare(both, head + body)
 
 
-def plain(target: bytes, token: bytes, method: bytes = b"GET") -> bytes:
-    return b"%b %b HTTP/1.1\r\n%bX-Auth-Token: %b\r\n\r\n" % (method, target, HOST, token)
-
-
-def test_pipelined(both: tuple[Service, Service], sample: dict[str, bytes]) -> None:
+def test_answers_in_a_pipeline_are_starlettes(
+    both: tuple[Service, Service], sample: dict[str, bytes]
+) -> None:
     live = sample["live"]
     requests = [
         plain(TARGETS[0], live),
@@ -215,7 +209,9 @@ def test_pipelined(both: tuple[Service, Service], sample: dict[str, bytes]) -> N
     compare(both, b"".join(requests * 20))
 
 
-def test_split_at_every_byte(both: tuple[Service, Service], sample: dict[str, bytes]) -> None:
+def test_answers_to_requests_split_at_every_byte_are_starlettes(
+    both: tuple[Service, Service], sample: dict[str, bytes]
+) -> None:
     data = plain(TARGETS[0], sample["live"]) + plain(TARGETS[1], sample["revoked"])
     for pieces in (2, 3, 7, len(data)):
         compare(both, data, pieces=pieces)
@@ -255,7 +251,7 @@ fields = st.lists(
     ),
     pieces=st.integers(1, 5),
 )
-def test_anything(
+def test_answers_to_generated_requests_are_starlettes(
     both: tuple[Service, Service],
     sample: dict[str, bytes],
     requests: list[tuple[bytes, bytes, bytes, list[bytes]]],
@@ -283,7 +279,7 @@ def test_anything(
     removed=st.sampled_from([0, 0, 1, 4, 49]),
     inserted=st.sampled_from([b"", b"LIVE", b"DEAD", b"ses_", b"A", b" ", b"\r\n", b"X: LIVE\r\n"]),
 )
-def test_almost_a_message_that_is_known(
+def test_answer_to_a_near_copy_of_a_template_is_starlettes(
     both: tuple[Service, Service],
     sample: dict[str, bytes],
     method: bytes,
@@ -300,7 +296,7 @@ def test_almost_a_message_that_is_known(
     compare(both, known[:at] + inserted + known[at + removed :])
 
 
-def test_a_token_that_moves_into_another_place(
+def test_token_moved_within_a_template_authenticates_only_as_a_credential(
     both: tuple[Service, Service], sample: dict[str, bytes]
 ) -> None:
     token = sample["live"]
@@ -314,7 +310,7 @@ def test_a_token_that_moves_into_another_place(
         assert answer.startswith(b"HTTP/1.1 200") == fits
 
 
-def test_what_ends_another_message_is_not_known(
+def test_check_behind_the_end_of_a_body_makes_no_template(
     both: tuple[Service, Service], sample: dict[str, bytes]
 ) -> None:
     check = plain(TARGETS[0], sample["live"])
@@ -331,88 +327,9 @@ def test_what_ends_another_message_is_not_known(
     assert exchange(both[0], b"abc" + check)[0].startswith(b"HTTP/1.1 400")
 
 
-# What the lane takes, and what it leaves: Starlette is a teapot here.
-
-
-class Lane:
-    """A server whose lane asks `answers`, and whose application answers 418 to all else."""
-
-    def __init__(self) -> None:
-        self.port = 0
-        self.asked: list[str] = []
-        self.waiting: list[Callable[[Sesion | Exception | None], None]] = []
-        self.answer: Sesion | Exception | None = None
-        self.hold = False
-        self.server: Any = None
-
-    def check(self, token: str, done: Callable[[Sesion | Exception | None], None]) -> None:
-        self.asked.append(token)
-        if self.hold:
-            self.waiting.append(done)
-        else:
-            asyncio.get_running_loop().call_soon(done, self.answer)
-
-    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await receive()
-            scope["state"]["check"] = self.check
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
-            await send({"type": "lifespan.shutdown.complete"})
-            return
-        if scope["method"] == "POST":
-            await receive()
-        headers = [(b"content-length", b"0")]
-        await send({"type": "http.response.start", "status": 418, "headers": headers})
-        await send({"type": "http.response.body", "body": b""})
-
-    async def send(self, data: bytes) -> bytes:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        writer.write(data)
-        writer.write_eof()
-        received = await asyncio.wait_for(reader.read(), 10)
-        writer.close()
-        return received
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-
-
-@asynccontextmanager
-async def lane(**options: Any) -> AsyncIterator[Lane]:
-    lane = Lane()
-    config = uvicorn.Config(
-        lane.app,
-        port=0,
-        http=FastCheckProtocol,
-        ws="none",
-        interface="asgi3",
-        log_config=None,
-        access_log=False,
-        **options,
-    )
-    lane.server = uvicorn.Server(config)
-    lane.server.capture_signals = nullcontext
-    task = asyncio.create_task(lane.server.serve())
-    await until(lambda: lane.server.started)
-    lane.port = lane.server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield lane
-    finally:
-        lane.server.should_exit = True
-        await task
-
-
-TOKEN = tokens.make(7).encode()
-SESION = Sesion(4096, 7, TOKEN.decode(), 1, 2, 1, 1, "x")
-
-
 @pytest.mark.anyio
-async def test_what_it_takes() -> None:
-    async with lane() as served:
+async def test_plain_checks_are_fast_checks() -> None:
+    async with stub_server() as served:
         for data in [
             plain(b"/sesiones/self", TOKEN),
             plain(b"/sesiones/self", TOKEN, b"HEAD"),
@@ -432,9 +349,9 @@ async def test_what_it_takes() -> None:
 
 
 @pytest.mark.anyio
-async def test_what_it_leaves() -> None:
+async def test_requests_that_are_not_plain_go_to_starlette() -> None:
     self_ = plain(b"/sesiones/self", TOKEN)
-    async with lane() as served:
+    async with stub_server() as served:
         for data in [
             plain(b"/", TOKEN),
             plain(b"/sesiones/self", TOKEN, b"POST"),
@@ -451,49 +368,14 @@ async def test_what_it_leaves() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_known_message_needs_no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed: list[bytes] = []
-    parse = HttpProtocol.data_received
-
-    def data_received(self: HttpProtocol, data: bytes) -> None:
-        parsed.append(data)
-        parse(self, data)
-
-    monkeypatch.setattr(HttpProtocol, "data_received", data_received)
-    known = RequestTemplates()
-    monkeypatch.setattr(FastCheckProtocol, "templates", known)
-    async with lane() as served:
-        served.answer = SESION
-        data = plain(b"/sesiones/self", TOKEN)
-        for _ in range(5):
-            other = tokens.make(8).encode()
-            assert b" 200 " in await served.send(data.replace(TOKEN, other))
-            assert served.asked[-1] == other.decode()
-        assert (len(parsed), len(known)) == (2, 1)
-        for unfit in (TOKEN[:-1] + b"!", TOKEN + b"A", TOKEN[:-1]):
-            assert b" 418 " in await served.send(data.replace(TOKEN, unfit))
-        assert len(parsed) == 5
-        # Not what might be ambiguous, nor too long, nor what came but once; and not without end.
-        for more in (b"ses_", b"ses_", b"a" * KNOWN_MAX_BYTES, b"a" * KNOWN_MAX_BYTES, b"a", b"b"):
-            answer = await served.send(data.replace(b"Host: ", b"X: %b\r\nHost: " % more))
-            assert b" 200 " in answer
-        assert len(known) == 1
-        monkeypatch.setattr("sesiones.http.templates.MAX_TEMPLATES", 5)
-        for path in range(20):
-            for _ in range(2):
-                await served.send(plain(b"/sesiones/verificar/%d" % path, TOKEN))
-            assert 1 <= len(known) <= 5
-
-
-@pytest.mark.anyio
-async def test_it_steps_aside_where_starlette_would_do_more() -> None:
-    async with lane(limit_concurrency=100) as served:
+async def test_no_check_is_fast_where_uvicorn_would_do_more_than_answer() -> None:
+    async with stub_server(limit_concurrency=100) as served:
         assert b" 418 " in await served.send(plain(b"/sesiones/self", TOKEN))
 
 
 @pytest.mark.anyio
-async def test_a_pipelined_request_waits_for_the_check_before_it() -> None:
-    async with lane() as served:
+async def test_pipelined_request_waits_for_the_check_before_it() -> None:
+    async with stub_server() as served:
         served.hold = True
         sending = asyncio.create_task(
             served.send(plain(b"/sesiones/self", TOKEN) + plain(b"/other", TOKEN))
@@ -507,8 +389,8 @@ async def test_a_pipelined_request_waits_for_the_check_before_it() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_client_that_leaves_early() -> None:
-    async with lane() as served:
+async def test_answer_to_a_client_that_has_left_is_dropped() -> None:
+    async with stub_server() as served:
         served.hold = True
         for _ in range(50):
             _, writer = await asyncio.open_connection("127.0.0.1", served.port)
@@ -524,8 +406,8 @@ async def test_a_client_that_leaves_early() -> None:
 
 
 @pytest.mark.anyio
-async def test_shutdown_answers_the_check_that_is_out_and_closes() -> None:
-    async with lane() as served:
+async def test_shutdown_answers_the_check_in_flight_and_closes() -> None:
+    async with stub_server() as served:
         served.hold = True
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
         writer.write(plain(b"/sesiones/self", TOKEN))
@@ -541,7 +423,7 @@ async def test_shutdown_answers_the_check_that_is_out_and_closes() -> None:
 
 @pytest.mark.anyio
 async def test_keep_alive_ends_an_idle_connection_and_no_other() -> None:
-    async with lane(timeout_keep_alive=1) as served:
+    async with stub_server(timeout_keep_alive=1) as served:
         served.answer = SESION
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
         for _ in range(3):  # in use for longer than the time-out
@@ -554,11 +436,11 @@ async def test_keep_alive_ends_an_idle_connection_and_no_other() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("target", [b"/sesiones/self", b"/other"])
-async def test_a_client_that_does_not_read_is_cut(
+async def test_client_that_does_not_read_is_cut(
     monkeypatch: pytest.MonkeyPatch, target: bytes
 ) -> None:
     monkeypatch.setattr("sesiones.http.protocol.SEND_SECONDS", 0.2)
-    async with lane() as served:
+    async with stub_server() as served:
         served.answer = SESION
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -573,11 +455,11 @@ async def test_a_client_that_does_not_read_is_cut(
 
 
 @pytest.mark.anyio
-async def test_a_client_that_reads_while_the_event_loop_is_held_up_is_not_cut(
+async def test_client_that_reads_while_the_event_loop_is_held_up_is_not_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sesiones.http.protocol.SEND_SECONDS", 0.3)
-    async with lane() as served:
+    async with stub_server() as served:
         served.answer = SESION
         with socket.create_connection(("127.0.0.1", served.port)) as client:
             client.setblocking(False)
@@ -598,9 +480,11 @@ async def test_a_client_that_reads_while_the_event_loop_is_held_up_is_not_cut(
 
 
 @pytest.mark.anyio
-async def test_the_deadline_is_the_clients_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_deadline_does_not_count_while_the_service_does_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("sesiones.http.protocol.RECEIVE_SECONDS", 0.2)
-    async with lane() as served:
+    async with stub_server() as served:
         served.hold = True
         check = plain(b"/sesiones/self", TOKEN)
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
@@ -616,11 +500,11 @@ async def test_the_deadline_is_the_clients_alone(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.anyio
-async def test_an_upgrade_behind_a_check_keeps_its_deadline(
+async def test_upgrade_behind_a_check_keeps_its_deadline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sesiones.http.protocol.RECEIVE_SECONDS", 0.8)
-    async with lane() as served:
+    async with stub_server() as served:
         served.answer = SESION
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
         writer.write(plain(b"/sesiones/verificar", TOKEN))
@@ -636,8 +520,8 @@ async def test_an_upgrade_behind_a_check_keeps_its_deadline(
 
 
 @pytest.mark.anyio
-async def test_a_client_that_asks_and_does_not_read_is_held_back() -> None:
-    async with lane() as served:
+async def test_client_that_asks_and_does_not_read_is_held_back() -> None:
+    async with stub_server() as served:
         served.answer = SESION
         _, writer = await asyncio.open_connection("127.0.0.1", served.port)
         ask = plain(b"/sesiones/self", TOKEN) * 1000
@@ -654,7 +538,7 @@ async def test_a_client_that_asks_and_does_not_read_is_held_back() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("request_line", [b"GET /sesiones/self", b"GET / ", b"POST / "])
-async def test_a_pipeline_waits_as_bytes(
+async def test_pipeline_waits_as_bytes(
     monkeypatch: pytest.MonkeyPatch, request_line: bytes
 ) -> None:
     # Each one that is parsed and waits takes two kilobytes.
@@ -669,7 +553,7 @@ async def test_a_pipeline_waits_as_bytes(
     monkeypatch.setattr(FastCheckProtocol, "data_received", data_received)
     one = request_line.strip() + b" HTTP/1.1\r\nHost:\r\n\r\n"
     count = 1_000_000 // len(one)
-    async with lane() as served:
+    async with stub_server() as served:
         served.answer = SESION
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
         writer.write(one * count)
@@ -681,7 +565,7 @@ async def test_a_pipeline_waits_as_bytes(
     assert unread < 2 * 256 * 1024  # two reads of uvloop's
 
 
-def test_a_request_behind_a_head_does_not_give_it_a_body(
+def test_request_behind_a_head_request_does_not_give_it_a_body(
     both: tuple[Service, Service], sample: dict[str, bytes]
 ) -> None:
     for behind in (plain(TARGETS[0], sample["live"]), b"GET /sesiones/self HTTP/1.1\r\n\r\n"):

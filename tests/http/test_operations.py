@@ -50,7 +50,7 @@ def refused(service: Service, path: str = "/readyz") -> str:
 
 @pytest.mark.parametrize("path", ["/livez", *READY])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_well(probed: Deployment, method: str, path: str) -> None:
+def test_service_that_is_well_is_ready(probed: Deployment, method: str, path: str) -> None:
     reply = probed.service.request(method, path)
     assert (reply.status, reply.body) == (200, b"")
     assert reply.headers["content-length"] == "0"
@@ -58,12 +58,12 @@ def test_well(probed: Deployment, method: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/livez", *READY])
-def test_other_methods(probed: Deployment, path: str) -> None:
+def test_other_methods_are_a_405(probed: Deployment, path: str) -> None:
     reply = probed.service.request("POST", path)
     assert (reply.status, reply.headers["allow"]) == (405, "GET, HEAD")
 
 
-def test_a_probe_writes_nothing(probed: Deployment) -> None:
+def test_probe_writes_nothing(probed: Deployment) -> None:
     with probed.redis() as redis:
         before = redis.info("persistence")["rdb_changes_since_last_save"]
         for _ in range(3):
@@ -72,7 +72,7 @@ def test_a_probe_writes_nothing(probed: Deployment) -> None:
         assert redis.info("persistence")["rdb_changes_since_last_save"] == before
 
 
-def test_a_probe_loads_the_scripts(probed: Deployment) -> None:
+def test_probe_loads_the_scripts(probed: Deployment) -> None:
     with probed.redis() as redis:
         redis.script_flush()
         assert probed.service.request("GET", "/readyz").status == 200
@@ -118,7 +118,9 @@ def without_credentials(server: RedisServer) -> Iterator[None]:
         (without_credentials, "pide credenciales"),
     ],
 )
-def test_redis_refuses(probed: Deployment, path: str, trouble: Trouble, reason: str) -> None:
+def test_redis_that_refuses_is_not_ready_and_named(
+    probed: Deployment, path: str, trouble: Trouble, reason: str
+) -> None:
     with trouble(probed.server):
         for _ in range(2):
             assert reason in refused(probed.service, path)
@@ -129,7 +131,7 @@ def test_redis_refuses(probed: Deployment, path: str, trouble: Trouble, reason: 
         assert redis.dbsize() == 0
 
 
-def test_redis_hangs(probed: Deployment) -> None:
+def test_redis_that_hangs_is_not_ready_in_time(probed: Deployment) -> None:
     process = probed.server.process
     assert process is not None
     process.send_signal(signal.SIGSTOP)
@@ -141,7 +143,7 @@ def test_redis_hangs(probed: Deployment) -> None:
     assert probed.service.request("GET", "/readyz").status == 200
 
 
-def test_redis_is_not_there() -> None:
+def test_redis_that_is_away_is_not_ready() -> None:
     with Service(SESIONES_REDIS_URL="redis://user:hunter2@127.0.0.1:1/0") as service:
         detail = refused(service)
         assert detail == "No hay conexión con Redis, o rechaza las órdenes."
@@ -161,7 +163,7 @@ class Old(Fake):
 
 
 @pytest.mark.anyio
-async def test_redis_is_too_old() -> None:
+async def test_redis_that_is_too_old_is_not_ready() -> None:
     store = SessionStore(
         Old,
         key_prefix="sesiones",
@@ -176,7 +178,7 @@ async def test_redis_is_too_old() -> None:
     await store.aclose()
 
 
-def test_beside_a_service_key(service: Service) -> None:
+def test_probes_need_no_service_key(service: Service) -> None:
     """Health asks for no credential, and minds none."""
     for headers in {}, {"Authorization": f"Bearer {KEY}"}, {"x-auth-token": "x"}:
         assert service.request("GET", "/readyz", headers).status == 200

@@ -75,9 +75,13 @@ def test_response_to_a_withheld_body_closes(
         # Nothing behind it is taken for a request: it could be the body.
         for behind in b"", check(token), CREATION:
             for before, wanted in (b"", [status]), (check(token), [200, status]):
-                received = talk(service, before + make(token, framing + expect), behind)
-                assert statuses(received) == wanted
-                assert parse(received)[-1].headers["connection"] == "close"
+                with service.connect() as connection:
+                    connection.sendall(before + make(token, framing + expect))
+                    replies = receive(connection, len(wanted))
+                    assert [reply.status for reply in replies] == wanted
+                    assert replies[-1].headers["connection"] == "close"
+                    connection.sendall(behind)
+                    assert read(connection) == b""
 
 
 def test_413_to_a_withheld_body_closes(service: Service) -> None:

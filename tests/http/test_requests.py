@@ -130,7 +130,7 @@ def create_form(body: bytes) -> tuple[int, str]:
         b"true",
     ],
 )
-def test_not_a_json_object(body: bytes) -> None:
+def test_body_that_is_no_json_object_is_a_400(body: bytes) -> None:
     assert refused(lambda: requests.parse_json(body)).status == 400
 
 
@@ -154,7 +154,7 @@ def test_any_bytes_are_an_object_or_a_400(body: bytes) -> None:
     ("text", "value"),
     [("0", 0), ("-0", 0), ("7", 7), (str(INT_MAX), INT_MAX)],
 )
-def test_json_integers(text: str, value: int) -> None:
+def test_json_integer_is_read(text: str, value: int) -> None:
     ID_Usuario, _ = create(b'{"ID_Usuario": %s, "Dispositivo": "d"}' % text.encode())
     assert (ID_Usuario, type(ID_Usuario)) == (value, int)
 
@@ -186,13 +186,13 @@ def test_json_integers(text: str, value: int) -> None:
         "-" + "9" * 4500,
     ],
 )
-def test_not_a_json_integer(text: str) -> None:
+def test_other_json_value_than_an_integer_is_a_bad_field(text: str) -> None:
     body = b'{"ID_Usuario": %s, "Dispositivo": "d"}' % text.encode()
     assert bad_fields(lambda: create(body)) == ["ID_Usuario"]
 
 
 @pytest.mark.parametrize(("text", "value"), [("0", 0), ("7", 7), (str(INT_MAX), INT_MAX)])
-def test_form_integers(text: str, value: int) -> None:
+def test_form_integer_is_read(text: str, value: int) -> None:
     assert create_form(f"ID_Usuario={text}&Dispositivo=d".encode()) == (value, "d")
 
 
@@ -226,17 +226,17 @@ def test_form_integers(text: str, value: int) -> None:
         "9" * 4500,
     ],
 )
-def test_not_a_form_integer(text: str) -> None:
+def test_other_spelling_than_a_form_integer_is_a_bad_field(text: str) -> None:
     body = f"ID_Usuario={quote(text)}&Dispositivo=d".encode()
     assert bad_fields(lambda: create_form(body)) == ["ID_Usuario"]
 
 
-def test_a_plus_in_a_form_is_a_space() -> None:
+def test_plus_in_a_form_is_a_space() -> None:
     assert bad_fields(lambda: create_form(b"ID_Usuario=+1&Dispositivo=d")) == ["ID_Usuario"]
 
 
 @given(st.integers() | st.integers(-1, 2**54) | st.sampled_from([INT_MAX, INT_MAX + 1]))
-def test_integers_by_their_value(value: int) -> None:
+def test_json_integer_is_good_within_its_bounds_alone(value: int) -> None:
     expected = 200 if 0 <= value <= INT_MAX else 422
     body = json.dumps({"ID_Usuario": value, "Dispositivo": "d"}).encode()
     assert status(lambda: create(body)) == expected
@@ -245,13 +245,13 @@ def test_integers_by_their_value(value: int) -> None:
 
 
 @given(st.text() | st.from_regex(r"\A[0-9]{1,20}\Z") | st.from_regex(r"\A\d{1,17}\n?\Z"))
-def test_form_integers_by_their_spelling(text: str) -> None:
+def test_form_integer_is_good_in_plain_decimal_alone(text: str) -> None:
     canonical = re.fullmatch(r"0|[1-9][0-9]*", text, re.ASCII) and int(text) <= INT_MAX
     members = {"ID_Usuario": text, "Dispositivo": "d"}
     assert status(lambda: requests.creation(members, form=True)) == (200 if canonical else 422)
 
 
-def test_bounds_of_each_integer() -> None:
+def test_each_integer_has_its_bounds() -> None:
     for campo in INTEGERS:
         low = 1 if campo == "ID_Sesion" else 0
         high = 1 if campo == "Estado_Sesion" else INT_MAX
@@ -282,7 +282,7 @@ ASTRAL = "😀"
         '"\\<>&+%',
     ],
 )
-def test_devices(device: str) -> None:
+def test_device_is_read(device: str) -> None:
     members = {"ID_Usuario": 7, "Dispositivo": device}
     for ascii_only in True, False:
         assert create(json.dumps(members, ensure_ascii=ascii_only).encode()) == (7, device)
@@ -292,31 +292,31 @@ def test_devices(device: str) -> None:
 @pytest.mark.parametrize(
     "device", ["", "d" * 513, ASTRAL * 513, "\x00", "a\nb", "a\tb", "\x7f", "\x85", "\x9f"]
 )
-def test_not_a_device(device: str) -> None:
+def test_bad_device_is_a_bad_field(device: str) -> None:
     members = {"ID_Usuario": 7, "Dispositivo": device}
     assert bad_fields(lambda: create(json.dumps(members).encode())) == ["Dispositivo"]
     assert bad_fields(lambda: create_form(urlencode(members).encode())) == ["Dispositivo"]
 
 
 @pytest.mark.parametrize("escaped", [r"\ud800", r"\udfff", r"\ude00\ud83d", r"a\ud83d", r"\u0000"])
-def test_escapes_that_are_no_characters(escaped: str) -> None:
+def test_escape_that_is_no_character_is_a_bad_field(escaped: str) -> None:
     body = b'{"ID_Usuario": 7, "Dispositivo": "%s"}' % escaped.encode()
     assert bad_fields(lambda: create(body)) == ["Dispositivo"]
 
 
-def test_an_escaped_pair_is_one_character() -> None:
+def test_escaped_surrogate_pair_is_one_character() -> None:
     body = rb'{"ID_Usuario": 7, "Dispositivo": "%s"}' % (rb"\ud83d\ude00" * 512)
     assert create(body) == (7, ASTRAL * 512)
 
 
 @pytest.mark.parametrize("value", [None, True, 1, 1.5, [], ["d"], {}])
-def test_a_device_is_a_string(value: object) -> None:
+def test_device_that_is_no_string_is_a_bad_field(value: object) -> None:
     body = json.dumps({"ID_Usuario": 7, "Dispositivo": value}).encode()
     assert bad_fields(lambda: create(body)) == ["Dispositivo"]
 
 
 @given(st.text(st.characters(exclude_categories=[]), max_size=8))
-def test_devices_by_their_characters(device: str) -> None:
+def test_device_is_good_by_its_characters_alone(device: str) -> None:
     body = json.dumps({"ID_Usuario": 7, "Dispositivo": device}).encode()
     # As it is read: an escaped pair of surrogates is one character.
     device = json.loads(body)["Dispositivo"]
@@ -357,12 +357,12 @@ def test_unknown_members_are_ignored(extra: dict[str, Any]) -> None:
     assert json.loads(requests.update(OBJECT | extra, form=False).to_json()) == OBJECT
 
 
-def test_an_object_in_a_form() -> None:
+def test_whole_session_is_read_from_a_form() -> None:
     members = requests.parse_form(urlencode(OBJECT).encode())
     assert json.loads(requests.update(members, form=True).to_json()) == OBJECT
 
 
-def test_form_digits_are_no_json_integers() -> None:
+def test_digits_in_a_json_string_are_no_integer() -> None:
     members = {campo: str(value) for campo, value in OBJECT.items()}
     assert bad_fields(lambda: requests.update(members, form=False)) == INTEGERS
 
@@ -389,7 +389,7 @@ def test_form_digits_are_no_json_integers() -> None:
         (b"a=%C3%B1&b=\xc3\xb1", {"a": "ñ", "b": "ñ"}),
     ],
 )
-def test_forms(text: bytes, members: dict[str, str]) -> None:
+def test_form_is_read(text: bytes, members: dict[str, str]) -> None:
     assert requests.parse_form(text) == members
 
 
@@ -425,7 +425,7 @@ def test_forms(text: bytes, members: dict[str, str]) -> None:
         b"a=1;b=%",
     ],
 )
-def test_not_a_form(text: bytes) -> None:
+def test_malformed_form_is_a_400(text: bytes) -> None:
     assert refused(lambda: requests.parse_form(text)).status == 400
 
 
@@ -451,7 +451,9 @@ def test_any_bytes_are_a_form_or_a_400(text: bytes) -> None:
         ({"Token_Sesion": "t", "otro": 1}, {"otro": "2"}),
     ],
 )
-def test_designation(body: dict[str, Any], query: dict[str, Any]) -> None:
+def test_token_sesion_is_read_from_body_query_or_both(
+    body: dict[str, Any], query: dict[str, Any]
+) -> None:
     assert requests.designation(body, query) == "t"
 
 
@@ -469,5 +471,7 @@ def test_designation(body: dict[str, Any], query: dict[str, Any]) -> None:
         ({"Token_Sesion": ["t"]}, {}),
     ],
 )
-def test_no_designation(body: dict[str, Any], query: dict[str, Any]) -> None:
+def test_missing_or_different_token_sesion_is_a_422(
+    body: dict[str, Any], query: dict[str, Any]
+) -> None:
     assert bad_fields(lambda: requests.designation(body, query)) == ["Token_Sesion"]

@@ -1,4 +1,4 @@
-"""Every row of the contract's table: statuses, headers, bodies and the order of errors.
+"""The checks, POST and PUT: statuses, headers and bodies.
 
 Each test runs in process and over a socket, unless what it sends only fits one of them.
 """
@@ -6,8 +6,7 @@ Each test runs in process and over a socket, unless what it sends only fits one 
 import gzip
 import itertools
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
@@ -22,40 +21,26 @@ from sesiones.http.app import create_app
 from sesiones.settings import Settings
 from tests.harness import asgi
 from tests.harness.api import (
+    CALLER_ROUTES,
     DEVICE,
     FORM,
     JSON,
-    NEIGHBOUR,
+    LOGOUTS,
+    MALFORMED,
     SERVICE,
+    UNKNOWN,
     USER,
     Client,
     bad_fields,
     check_problem,
-    open_app,
 )
 from tests.harness.contract import FIELDS, IDENTITY
 from tests.harness.records import record, write_record
 from tests.harness.redis_server import RedisServer
-from tests.harness.service import Reply, Service
+from tests.harness.service import Service
 from tests.harness.stores import KEY
 
 pytestmark = pytest.mark.anyio
-
-CALLER_ROUTES = [
-    ("GET", "/sesiones/self"),
-    ("HEAD", "/sesiones/self"),
-    ("GET", "/sesiones/verificar"),
-    ("POST", "/sesiones/verificar/a/b"),
-    ("DELETE", "/sesiones/logout"),
-    ("DELETE", "/sesiones/logoutAll"),
-]
-LOGOUTS = ["/sesiones/logout", "/sesiones/logoutAll"]
-UNKNOWN = "ses_eQz07k5PgmNH6t8HHwcCd5EjWpENcRm0S9HRDtcfiSpz0"
-MALFORMED = UNKNOWN[:-1]
-
-
-STRANGER = 8
-assert tokens.user_bucket(STRANGER) != tokens.user_bucket(USER)
 
 
 def key(token: str) -> str:
@@ -71,7 +56,7 @@ def age(redis: "Redis", sesion: dict[str, Any], seconds: int) -> None:
 # GET, HEAD /sesiones/self
 
 
-async def test_self(client: Client) -> None:
+async def test_self_is_the_session_in_body_and_headers(client: Client) -> None:
     sesion = await client.create()
     reply = await client.send("GET", "/sesiones/self", {"x-auth-token": sesion["Token_Sesion"]})
     assert reply.status == 200
@@ -94,7 +79,9 @@ async def test_self(client: Client) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-async def test_self_with_a_bearer_token(client: Client, scheme: str) -> None:
+async def test_bearer_token_authenticates_in_any_case_of_the_scheme(
+    client: Client, scheme: str
+) -> None:
     token = (await client.create())["Token_Sesion"]
     reply = await client.send("GET", "/sesiones/self", {"Authorization": f"{scheme} {token}"})
     assert (reply.status, reply.json()["Token_Sesion"]) == (200, token)
@@ -125,7 +112,7 @@ async def test_head_has_no_body(redis: "Redis", service: Service) -> None:
         assert int(reply.headers["content-length"]) > 0
 
 
-async def test_a_check_slides(client: Client, redis: "Redis") -> None:
+async def test_check_slides_the_session(client: Client, redis: "Redis") -> None:
     sesion = await client.create()
     for path in "/sesiones/self", "/sesiones/verificar":
         age(redis, sesion, 100)
@@ -139,7 +126,7 @@ async def test_a_check_slides(client: Client, redis: "Redis") -> None:
 # 401
 
 
-async def test_the_one_and_same_401(client: Client, redis: "Redis") -> None:
+async def test_401_is_the_same_for_every_reason(client: Client, redis: "Redis") -> None:
     expired, revoked, inactive = [await client.create() for _ in range(3)]
     redis.delete(key(expired["Token_Sesion"]))
     end = await client.end("/sesiones/logout", revoked["Token_Sesion"], revoked["Token_Sesion"])
@@ -172,7 +159,7 @@ async def test_the_one_and_same_401(client: Client, redis: "Redis") -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), CALLER_ROUTES)
-async def test_exactly_one_credential(app: Starlette, method: str, path: str) -> None:
+async def test_not_exactly_one_credential_is_a_401(app: Starlette, method: str, path: str) -> None:
     # In process: http.client sends no header twice.
     token = (await Client(app, None).create())["Token_Sesion"]
     x_auth, bearer = ("x-auth-token", token), ("authorization", f"Bearer {token}")
@@ -195,7 +182,7 @@ async def test_another_scheme_does_not_count(client: Client) -> None:
     assert (await client.send("GET", "/sesiones/self", both)).status == 200
 
 
-async def test_the_session_of_a_bad_record_is_a_401(client: Client, redis: "Redis") -> None:
+async def test_session_of_a_bad_record_is_a_401(client: Client, redis: "Redis") -> None:
     sesion, good = await client.create(), await client.create()
     redis.hset(key(sesion["Token_Sesion"]), "1", "x")
     for method, path in CALLER_ROUTES:
@@ -250,7 +237,7 @@ async def test_verificar_takes_anything_below(client: Client, below: str) -> Non
     check_problem(await client.send("PATCH", path), 401)
 
 
-async def test_encoded_paths_below_verificar(redis: "Redis", service: Service) -> None:
+async def test_verificar_takes_any_encoded_path_below(redis: "Redis", service: Service) -> None:
     caller = {"x-auth-token": (await Client(None, service).create())["Token_Sesion"]}
     for below in "/a%2Fb", "/%2F", "/%2e%2e/self", "/%0A", "/%00", "/%FF", "/%", "/%zz", "//?//":
         reply = service.request("GET", f"/sesiones/verificar{below}", caller)
@@ -289,7 +276,7 @@ async def test_encoded_paths_below_verificar(redis: "Redis", service: Service) -
         "/sesiones/\u017felf",
     ],
 )
-async def test_no_such_path(client: Client, path: str) -> None:
+async def test_unknown_path_is_a_404(client: Client, path: str) -> None:
     # 404 comes before 405 and 401, and nothing redirects.
     caller = {"x-auth-token": (await client.create())["Token_Sesion"]}
     for method in "GET", "POST", "DELETE":
@@ -315,7 +302,9 @@ async def test_unknown_path_leads_to_the_documentation(client: Client) -> None:
         ("/sesiones/logoutAll", ["DELETE"]),
     ],
 )
-async def test_no_such_method(client: Client, path: str, allowed: list[str]) -> None:
+async def test_unknown_method_is_a_405_with_allow(
+    client: Client, path: str, allowed: list[str]
+) -> None:
     methods = {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"}
     for method in methods.difference(allowed):
         reply = await client.send(method, path)
@@ -328,7 +317,7 @@ async def test_no_such_method(client: Client, path: str, allowed: list[str]) -> 
 # POST /sesiones
 
 
-async def test_create(client: Client, redis: "Redis") -> None:
+async def test_create_returns_a_new_session(client: Client, redis: "Redis") -> None:
     before = redis.time()[0]
     sesion = await client.create()
     after = redis.time()[0]
@@ -354,7 +343,7 @@ async def test_create(client: Client, redis: "Redis") -> None:
         ("application/x-www-form-urlencoded; x=y", lambda members: urlencode(members).encode()),
     ],
 )
-async def test_create_from_either_body(
+async def test_create_reads_json_and_forms(
     client: Client, content_type: str, encode: Callable[[dict[str, Any]], bytes]
 ) -> None:
     for device in "d", "ñ+&=%", "😀" * 512:
@@ -383,7 +372,7 @@ async def test_create_from_either_body(
         ({"Authorization": "Bearer " + "\xff" * 32}, True),
     ],
 )
-async def test_without_a_service_key(
+async def test_post_and_put_without_the_service_key_are_a_401(
     client: Client, method: str, headers: dict[str, str], presented: bool
 ) -> None:
     sesion = await client.create()
@@ -392,13 +381,13 @@ async def test_without_a_service_key(
     assert ("invalid_token" in reply.headers["www-authenticate"]) == presented
 
 
-async def test_a_token_is_ignored_beside_a_service_key(client: Client) -> None:
+async def test_token_is_ignored_beside_a_service_key(client: Client) -> None:
     body = b'{"ID_Usuario": 7, "Dispositivo": "d"}'
     headers = SERVICE | JSON | {"x-auth-token": "x"}
     assert (await client.send("POST", "/sesiones", headers, body)).status == 201
 
 
-async def test_an_app_without_a_service_key_is_closed(redis_server: RedisServer) -> None:
+async def test_app_without_a_service_key_answers_post_with_401(redis_server: RedisServer) -> None:
     app = create_app(Settings(redis_url=redis_server.url))
     async with app.router.lifespan_context(app):
         for headers in {}, SERVICE, {"Authorization": "Bearer"}:
@@ -422,7 +411,7 @@ async def test_an_app_without_a_service_key_is_closed(redis_server: RedisServer)
         ";application/json",
     ],
 )
-async def test_unsupported_content_type(
+async def test_unsupported_content_type_is_a_415(
     client: Client, method: str, content_type: str | None
 ) -> None:
     headers = SERVICE | ({} if content_type is None else {"Content-Type": content_type})
@@ -435,7 +424,7 @@ async def test_unsupported_content_type(
     assert "accept-encoding" not in reply.headers
 
 
-async def test_a_repeated_content_type(app: Starlette) -> None:
+async def test_repeated_content_type_is_a_415(app: Starlette) -> None:
     headers = [*SERVICE.items(), *JSON.items(), *JSON.items()]
     reply = await asgi.request(app, "POST", "/sesiones", headers, b"{}")
     check_problem(reply, 415)
@@ -498,7 +487,7 @@ async def test_coding_counts_only_where_a_body_is_read(client: Client) -> None:
 
 
 @pytest.mark.parametrize("kind", [JSON, FORM])
-async def test_at_most_16_kib(client: Client, kind: dict[str, str]) -> None:
+async def test_body_over_16_kib_is_a_413(client: Client, kind: dict[str, str]) -> None:
     members = {"ID_Usuario": 7, "Dispositivo": "d", "relleno": ""}
     body = orjson.dumps(members) if kind is JSON else urlencode(members).encode()
     padding = b"x" * (16 * 1024 - len(body))
@@ -531,7 +520,7 @@ async def test_at_most_16_kib(client: Client, kind: dict[str, str]) -> None:
         (FORM, b"ID_Usuario=1&Dispositivo=d&otro=%"),
     ],
 )
-async def test_malformed_body(
+async def test_malformed_body_is_a_400(
     client: Client, method: str, kind: dict[str, str], body: bytes
 ) -> None:
     check_problem(await client.send(method, "/sesiones", SERVICE | kind, body), 400)
@@ -630,7 +619,7 @@ async def test_put_names_every_bad_field(client: Client) -> None:
         assert bad_fields(reply) == [campo]
 
 
-async def test_put_of_no_live_session(client: Client, redis: "Redis") -> None:
+async def test_put_of_no_live_session_is_a_404(client: Client, redis: "Redis") -> None:
     ended, dead = await client.create(), await client.create()
     await client.end("/sesiones/logout", ended["Token_Sesion"], ended["Token_Sesion"])
     redis.delete(key(dead["Token_Sesion"]))
@@ -642,7 +631,7 @@ async def test_put_of_no_live_session(client: Client, redis: "Redis") -> None:
     assert list(redis.scan_iter("*:h:*", count=1000)) == []
 
 
-async def test_put_of_immutable_fields(client: Client, redis: "Redis") -> None:
+async def test_put_that_changes_immutable_fields_is_a_409(client: Client, redis: "Redis") -> None:
     sesion = await client.create()
     immutable = ["ID_Sesion", "ID_Usuario", "Fecha_Inicio"]
     before = dump(redis)
@@ -655,7 +644,7 @@ async def test_put_of_immutable_fields(client: Client, redis: "Redis") -> None:
     assert dump(redis) == before
 
 
-async def test_put_of_impossible_dates(client: Client, redis: "Redis") -> None:
+async def test_put_of_impossible_dates_is_a_422(client: Client, redis: "Redis") -> None:
     sesion = await client.create()
     age(redis, sesion, 100)
     stored = record(redis, key(sesion["Token_Sesion"]))
@@ -678,7 +667,7 @@ async def test_put_of_impossible_dates(client: Client, redis: "Redis") -> None:
     assert reply.status == 200
 
 
-async def test_a_session_expires(client: Client) -> None:
+async def test_session_expires(client: Client) -> None:
     sesion = await client.create()
     token, last_use = sesion["Token_Sesion"], sesion["Ultima_Actividad"]
     reply = await client.put(sesion, Fecha_Expiracion=last_use + 2)
@@ -689,339 +678,3 @@ async def test_a_session_expires(client: Client) -> None:
             await anyio.sleep(0.05)
         assert time.time() >= last_use + 2
         check_problem(await client.send("GET", "/sesiones/self", {"x-auth-token": token}), 401)
-
-
-# DELETE /sesiones/logout, /sesiones/logoutAll
-
-
-def designations(token: str) -> Iterable[tuple[dict[str, str], bytes, str]]:
-    """Every way to send Token_Sesion: headers, body and query."""
-    json, form = orjson.dumps({"Token_Sesion": token}), f"Token_Sesion={token}"
-    yield JSON, json, ""
-    yield JSON, json.replace(b"s", rb"\u0073"), ""
-    yield FORM, form.encode(), ""
-    yield {}, b"", form
-    yield JSON, b"", form  # a type without a body
-    yield {"Content-Type": "text/plain"}, b"", form
-    yield JSON, json, form
-    yield FORM, form.encode(), form
-    yield JSON, b'{"otro": 1}', f"a=1&{form}"
-    yield FORM, f"a=%26&{form}".encode(), "a=2"
-
-
-@pytest.mark.parametrize("path", LOGOUTS)
-async def test_every_way_to_designate(client: Client, path: str) -> None:
-    for way in range(10):
-        token = (await client.create())["Token_Sesion"]
-        headers, body, query = list(designations(token))[way]
-        reply = await client.send("DELETE", path, headers | {"x-auth-token": token}, body, query)
-        assert (reply.status, reply.body) == (200, b'{"Sesiones_Eliminadas":1}')
-        assert reply.headers["content-type"] == "application/json"
-        assert not await client.alive(token)
-
-
-@pytest.mark.parametrize("path", LOGOUTS)
-@pytest.mark.parametrize(
-    ("status", "kind", "body", "query"),
-    [
-        (415, {}, b"{}", "Token_Sesion=@"),
-        (415, {"Content-Type": "text/plain"}, b"x", "Token_Sesion=@"),
-        (413, JSON, b" " * 16_385, "Token_Sesion=@"),
-        (413, FORM, b"&" * 16_385, "Token_Sesion=@"),
-        (400, JSON, b"{", "Token_Sesion=@"),
-        (400, JSON, b"[]", "Token_Sesion=@"),
-        (400, FORM, b"a=%FF", "Token_Sesion=@"),
-        (400, FORM, b"Token_Sesion=@&Token_Sesion=@", ""),
-        (400, {}, b"", "Token_Sesion=@&Token_Sesion=@"),
-        (400, {}, b"", "Token_Sesion=%FF"),
-        (400, {}, b"", "Token_Sesion=%zz"),
-        (400, {}, b"", "Token_Sesion=@&otro=50%"),
-        (400, JSON, b'{"Token_Sesion": "@"}', "%u1234"),
-        (400, FORM, b"Token_Sesion=@%", ""),
-        (400, FORM, b"Token_Sesion=@&otro=%4", "Token_Sesion=@"),
-        (422, {}, b"", ""),
-        (422, JSON, b"", ""),
-        (422, FORM, b"", ""),
-        (422, JSON, b"{}", "token_sesion=@"),
-        (422, JSON, b'{"Token_Sesion": null}', ""),
-        (422, JSON, b'{"Token_Sesion": 1}', ""),
-        (422, JSON, b'{"Token_Sesion": ["@"]}', ""),
-        (422, JSON, b'{"Token_Sesion": null}', "Token_Sesion=@"),
-        (422, JSON, b'{"Token_Sesion": "@"}', "Token_Sesion=U"),
-        (422, FORM, b"Token_Sesion=@", "Token_Sesion="),
-    ],
-)
-async def test_bad_designations(
-    client: Client, path: str, status: int, kind: dict[str, str], body: bytes, query: str
-) -> None:
-    token = (await client.create())["Token_Sesion"]
-    reply = await client.send(
-        "DELETE",
-        path,
-        kind | {"x-auth-token": token},
-        body.replace(b"@", token.encode()),
-        query.replace("@", token),
-    )
-    check_problem(reply, status)
-    if status == 422:
-        assert bad_fields(reply) == ["Token_Sesion"]
-    assert await client.alive(token)
-
-
-async def test_logout_ends_the_designated_session(client: Client) -> None:
-    own, other, third = [(await client.create())["Token_Sesion"] for _ in range(3)]
-    reply = await client.end("/sesiones/logout", own, other)
-    assert (reply.status, reply.json()) == (200, {"Sesiones_Eliminadas": 1})
-    assert [await client.alive(token) for token in (own, other, third)] == [True, False, True]
-    reply = await client.end("/sesiones/logout", own, other)  # a lost reply, asked again
-    assert (reply.status, reply.json()) == (200, {"Sesiones_Eliminadas": 0})
-    assert (await client.end("/sesiones/logout", own, own)).json() == {"Sesiones_Eliminadas": 1}
-    check_problem(await client.end("/sesiones/logout", own, own), 401)
-    assert await client.alive(third)
-
-
-async def test_logout_of_an_inactive_session(client: Client) -> None:
-    own, inactive = await client.create(), await client.create()
-    await client.put(inactive, Estado_Sesion=0)
-    reply = await client.end("/sesiones/logout", own["Token_Sesion"], inactive["Token_Sesion"])
-    assert (reply.status, reply.json()) == (200, {"Sesiones_Eliminadas": 1})
-    check_problem(await client.put(inactive, Estado_Sesion=1), 404)
-
-
-@pytest.mark.parametrize(
-    "designated",
-    [
-        UNKNOWN,
-        "ses_LGJC5JmzFYT4_snPbryPEo0-We2-ASA-Ns2TRAKTdfaGY",  # a stranger's
-        "ses_eQhdM_NAd2fCrII9FxKhwQXw7RZktjCoT_sZCIXlImGiI",  # a neighbour's
-        MALFORMED,
-        "",
-        "ñ",
-        "\x00",
-        "x" * 9000,
-    ],
-)
-async def test_a_dead_designation(client: Client, designated: str) -> None:
-    own, other = [(await client.create())["Token_Sesion"] for _ in range(2)]
-    reply = await client.end("/sesiones/logout", own, designated)
-    assert (reply.status, reply.json()) == (200, {"Sesiones_Eliminadas": 0})
-    assert [await client.alive(token) for token in (own, other)] == [True, True]
-    reply = await client.end("/sesiones/logoutAll", own, designated)
-    assert (reply.status, reply.json()) == (200, {"Sesiones_Eliminadas": 2})
-    assert [await client.alive(token) for token in (own, other)] == [False, False]
-
-
-@pytest.mark.parametrize("path", LOGOUTS)
-async def test_a_designation_that_is_no_text(client: Client, path: str) -> None:
-    token = (await client.create())["Token_Sesion"]
-    headers = {"x-auth-token": token} | JSON
-    reply = await client.send("DELETE", path, headers, rb'{"Token_Sesion": "\ud800"}')
-    assert (reply.status, reply.json()) == (
-        200,
-        {"Sesiones_Eliminadas": 0 if path == "/sesiones/logout" else 1},
-    )
-
-
-@pytest.mark.parametrize("path", LOGOUTS)
-@pytest.mark.parametrize("user", [STRANGER, NEIGHBOUR])
-@pytest.mark.parametrize("state", [0, 1])
-async def test_another_users_session(client: Client, path: str, user: int, state: int) -> None:
-    own, theirs = await client.create(), await client.create(user)
-    await client.put(theirs, Estado_Sesion=state)
-    reply = await client.end(path, own["Token_Sesion"], theirs["Token_Sesion"])
-    check_problem(reply, 403)
-    assert await client.alive(own["Token_Sesion"])
-    assert (await client.put(theirs)).status == 200
-
-
-async def test_logout_all(client: Client) -> None:
-    first, second, inactive = [await client.create() for _ in range(3)]
-    others = [await client.create(user) for user in (STRANGER, NEIGHBOUR)]
-    await client.put(inactive, Estado_Sesion=0)
-    reply = await client.end("/sesiones/logoutAll", first["Token_Sesion"], inactive["Token_Sesion"])
-    assert (reply.status, reply.body) == (200, b'{"Sesiones_Eliminadas":3}')
-    for ended in first, second, inactive:
-        check_problem(await client.put(ended, Estado_Sesion=1), 404)
-    for other in others:
-        assert await client.alive(other["Token_Sesion"])
-    again = await client.end("/sesiones/logoutAll", first["Token_Sesion"], first["Token_Sesion"])
-    check_problem(again, 401)
-
-
-# The order of errors
-
-
-@dataclass
-class Draft:
-    """A good request, for faults to spoil."""
-
-    method: str
-    path: str
-    members: dict[str, Any]
-    headers: dict[str, str]
-    query: str = ""
-    tail: bytes = b""
-    padding: bytes = b""
-    others_token: str = ""
-
-    async def send(self, client: Client) -> Reply:
-        body = orjson.dumps(self.members) + self.tail + self.padding
-        return await client.send(self.method, self.path, self.headers, body, self.query)
-
-
-def wrong_path(draft: Draft) -> None:
-    draft.path += "/"
-
-
-def wrong_method(draft: Draft) -> None:
-    draft.method = "PATCH"
-
-
-def no_credential(draft: Draft) -> None:
-    draft.headers.pop("Authorization", None)
-    draft.headers.pop("x-auth-token", None)
-
-
-def wrong_type(draft: Draft) -> None:
-    draft.headers["Content-Type"] = "text/plain"
-
-
-def coded(draft: Draft) -> None:
-    draft.headers["Content-Encoding"] = "gzip"
-
-
-def too_large(draft: Draft) -> None:
-    draft.padding = b" " * 17_000
-
-
-def malformed(draft: Draft) -> None:
-    draft.tail = b"}"
-
-
-def malformed_query(draft: Draft) -> None:
-    draft.query = "a=%FF"
-
-
-def bad_device(draft: Draft) -> None:
-    draft.members["Dispositivo"] = ""
-
-
-def no_designation(draft: Draft) -> None:
-    del draft.members["Token_Sesion"]
-
-
-def no_session(draft: Draft) -> None:
-    draft.members["Token_Sesion"] = UNKNOWN
-
-
-def immutable(draft: Draft) -> None:
-    draft.members["ID_Usuario"] += 1
-
-
-def bad_dates(draft: Draft) -> None:
-    draft.members["Fecha_Expiracion"] = 0
-
-
-def others_session(draft: Draft) -> None:
-    if "Token_Sesion" in draft.members:
-        draft.members["Token_Sesion"] = draft.others_token
-
-
-Fault = tuple[int, Callable[[Draft], None]]
-ROUTE: list[Fault] = [(404, wrong_path), (405, wrong_method), (401, no_credential)]
-BODY: list[Fault] = [(415, wrong_type), (415, coded), (413, too_large), (400, malformed)]
-ROWS: dict[tuple[str, str], list[Fault]] = {
-    ("POST", "/sesiones"): [*ROUTE, *BODY, (422, bad_device)],
-    ("PUT", "/sesiones"): [
-        *ROUTE,
-        *BODY,
-        (422, bad_device),
-        (404, no_session),
-        (409, immutable),
-        (422, bad_dates),
-    ],
-    **{
-        ("DELETE", path): [
-            *ROUTE,
-            *BODY,
-            (400, malformed_query),
-            (422, no_designation),
-            (403, others_session),
-        ]
-        for path in LOGOUTS
-    },
-}
-
-
-@pytest.mark.parametrize(("method", "path"), ROWS)
-async def test_errors_in_the_order_of_the_row(client: Client, method: str, path: str) -> None:
-    others_token = (await client.create(STRANGER))["Token_Sesion"]
-    for (status, first), (_, second) in itertools.combinations(ROWS[method, path], 2):
-        for faults in [first], [first, second], [second, first]:
-            sesion = await client.create()
-            caller = {"x-auth-token": sesion["Token_Sesion"]}
-            draft = Draft(
-                method,
-                path,
-                sesion,
-                JSON | (caller if method == "DELETE" else SERVICE),
-                others_token=others_token,
-            )
-            for fault in faults:
-                fault(draft)
-            check_problem(await draft.send(client), status)
-            assert await client.alive(caller["x-auth-token"])
-
-
-@pytest.mark.parametrize(("method", "path"), ROWS)
-async def test_the_drafts_are_good(client: Client, method: str, path: str) -> None:
-    sesion = await client.create()
-    caller = {"x-auth-token": sesion["Token_Sesion"]}
-    headers = JSON | (caller if method == "DELETE" else SERVICE)
-    assert (await Draft(method, path, sesion, headers).send(client)).status in (200, 201)
-
-
-# 503
-
-
-@pytest.fixture(scope="module", params=["in process", "over a socket"])
-def without_redis(request: pytest.FixtureRequest) -> Iterable[Client]:
-    url = "unix:///nonexistent/redis.sock"
-    if request.param == "in process":
-        yield Client(open_app(url), None)
-    else:
-        with Service(SESIONES_REDIS_URL=url, SESIONES_SERVICE_KEY=KEY) as service:
-            yield Client(None, service)
-
-
-async def test_without_redis(without_redis: Client) -> None:
-    sesion = dict.fromkeys(FIELDS, 1) | {"Token_Sesion": UNKNOWN, "Dispositivo": "d"}
-    body = orjson.dumps(sesion)
-    caller = {"x-auth-token": UNKNOWN}
-    for method, path in CALLER_ROUTES:
-        reply = await without_redis.send(method, path, caller)
-        if method == "HEAD":
-            assert reply.status == 503
-        else:
-            check_problem(reply, 503)
-    for method in "POST", "PUT":
-        reply = await without_redis.send(method, "/sesiones", SERVICE | JSON, body)
-        check_problem(reply, 503)
-
-
-async def test_what_needs_no_redis_comes_before_503(without_redis: Client) -> None:
-    send = without_redis.send
-    check_problem(await send("GET", "/nada"), 404)
-    check_problem(await send("GET", "/sesiones"), 405)
-    for method, path in CALLER_ROUTES[2:]:
-        check_problem(await send(method, path), 401)
-        check_problem(await send(method, path, {"x-auth-token": MALFORMED}), 401)
-    for method in "POST", "PUT":
-        check_problem(await send(method, "/sesiones", JSON, b"{}"), 401)
-        check_problem(await send(method, "/sesiones", SERVICE, b"{}"), 415)
-        check_problem(await send(method, "/sesiones", SERVICE | JSON, b" " * 17_000), 413)
-        check_problem(await send(method, "/sesiones", SERVICE | JSON, b"{"), 400)
-        check_problem(await send(method, "/sesiones", SERVICE | JSON, b"{}"), 422)
-    # No token can name a session: no need to ask.
-    sesion = dict.fromkeys(FIELDS, 1) | {"Token_Sesion": MALFORMED, "Dispositivo": "d"}
-    check_problem(await without_redis.put(sesion), 404)

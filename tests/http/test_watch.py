@@ -68,7 +68,7 @@ def test_no_secret_is_in_the_log_of_a_start(own_redis: RedisServer) -> None:
             assert KEY not in service.log
 
 
-def test_a_redis_that_is_away_at_the_start_is_a_warning_without_a_request() -> None:
+def test_redis_that_is_away_at_the_start_is_a_warning_without_a_request() -> None:
     with Service(SESIONES_REDIS_URL=f"redis://127.0.0.1:{free_port()}") as service:
         (line,) = start_lines(service)
     assert " WARNING " in line
@@ -76,7 +76,7 @@ def test_a_redis_that_is_away_at_the_start_is_a_warning_without_a_request() -> N
     assert "refused" in line
 
 
-def test_a_redis_that_hangs_delays_no_start() -> None:
+def test_redis_that_hangs_delays_no_start() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         begun = time.monotonic()
         with Service(SESIONES_REDIS_URL=f"redis://127.0.0.1:{silent.getsockname()[1]}") as service:
@@ -87,7 +87,7 @@ def test_a_redis_that_hangs_delays_no_start() -> None:
         assert time.monotonic() - begun < 10
 
 
-def test_a_redis_that_comes_up_later_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redis_that_comes_up_later_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     with Service(SESIONES_REDIS_URL=f"redis://127.0.0.1:{port}") as service:
         assert " does not answer: " in service.log
@@ -96,7 +96,7 @@ def test_a_redis_that_comes_up_later_is_a_line(monkeypatch: pytest.MonkeyPatch) 
         assert len(start_lines(service)) == 1
 
 
-def test_a_replica_is_a_warning(own_redis: RedisServer) -> None:
+def test_replica_is_a_warning(own_redis: RedisServer) -> None:
     with (
         replica_of(own_redis) as replica,
         Service(SESIONES_REDIS_URL=replica.url) as service,
@@ -106,7 +106,7 @@ def test_a_replica_is_a_warning(own_redis: RedisServer) -> None:
     assert ", replica; " in line
 
 
-def test_what_may_not_be_asked_is_left_out_and_not_asked_again(
+def test_command_that_the_acl_forbids_is_left_out_and_not_asked_again(
     own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(watch, "LOOK_SECONDS", 0.05)
@@ -140,7 +140,7 @@ def test_another_eviction_policy_is_a_warning_at_start(own_redis: RedisServer, p
     assert "silent logout" in line
 
 
-def test_evictions_are_a_warning_when_they_begin_and_are_repeated_now_and_then(
+def test_evictions_are_a_warning_that_is_repeated_each_hour(
     own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(watch, "LOOK_SECONDS", 0.05)
@@ -178,7 +178,7 @@ def test_evictions_are_a_warning_when_they_begin_and_are_repeated_now_and_then(
         assert len(caplog.messages) == count
 
 
-def test_what_answers_and_is_no_redis_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_server_that_is_no_redis_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
@@ -195,7 +195,7 @@ def test_what_answers_and_is_no_redis_is_a_warning(caplog: pytest.LogCaptureFixt
         thread.join()
 
 
-def test_a_setting_that_does_not_exist_is_a_warning_with_the_nearest_name(
+def test_unknown_setting_is_a_warning_with_the_nearest_name(
     redis_server: RedisServer,
 ) -> None:
     variables = {
@@ -216,7 +216,7 @@ def test_a_setting_that_does_not_exist_is_a_warning_with_the_nearest_name(
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_secret_on_the_command_line_is_a_warning(own_redis: RedisServer, workers: str) -> None:
+def test_secret_on_the_command_line_is_a_warning(own_redis: RedisServer, workers: str) -> None:
     def warned(*flags: str, **variables: str) -> list[str]:
         with Service("--workers", workers, *flags, **variables) as service:
             assert KEY not in service.log
@@ -229,7 +229,7 @@ def test_a_secret_on_the_command_line_is_a_warning(own_redis: RedisServer, worke
     assert warned(*flags) == ["--redis-url", "--service-key"]
 
 
-def test_the_log_of_a_usual_start_has_no_warning(redis_server: RedisServer) -> None:
+def test_log_of_a_usual_start_has_no_warning(redis_server: RedisServer) -> None:
     assert not any(name.startswith("SESIONES_") for name in environment())
     with Service(SESIONES_REDIS_URL=redis_server.url) as service:
         assert "WARNING" not in service.log

@@ -51,7 +51,7 @@ def stop(service: Service) -> float:
     return time.monotonic() - begun
 
 
-def test_workers_end_when_the_first_process_is_killed(redis_server: RedisServer) -> None:
+def test_workers_end_when_the_supervisor_is_killed(redis_server: RedisServer) -> None:
     with two_workers(redis_server) as service:
         assert service.process is not None
         pids = workers(service.log)
@@ -63,7 +63,7 @@ def test_workers_end_when_the_first_process_is_killed(redis_server: RedisServer)
             assert next_one.request("GET", "/livez").status == 200
 
 
-def test_workers_answer_what_is_in_flight_when_the_first_process_is_killed(
+def test_workers_answer_what_is_in_flight_when_the_supervisor_is_killed(
     redis_server: RedisServer,
 ) -> None:
     with two_workers(redis_server) as service, service.connect() as connection:
@@ -78,7 +78,7 @@ def test_workers_answer_what_is_in_flight_when_the_first_process_is_killed(
         assert b"connection: close" in answer
 
 
-def test_a_worker_that_cannot_be_started_is_tried_again(redis_server: RedisServer) -> None:
+def test_worker_that_cannot_be_started_is_tried_again(redis_server: RedisServer) -> None:
     with two_workers(redis_server) as service:
         assert service.process is not None
         parent = service.process.pid
@@ -96,7 +96,7 @@ def test_a_worker_that_cannot_be_started_is_tried_again(redis_server: RedisServe
         assert "Traceback" not in service.log
 
 
-def test_a_stop_while_no_worker_can_be_started_ends_the_service(redis_server: RedisServer) -> None:
+def test_stop_while_no_worker_can_be_started_ends_the_service(redis_server: RedisServer) -> None:
     with two_workers(redis_server) as service:
         assert service.process is not None
         resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (3, 3))
@@ -110,9 +110,7 @@ LIMITED = ("sh", "-c", 'ulimit -n "$0" && exec "$@"')
 
 @pytest.mark.parametrize("limit", ["22", "63"])
 @pytest.mark.parametrize("count", ["1", "2"])
-def test_a_start_with_too_few_file_descriptors_is_one_line_and_exit_1(
-    limit: str, count: str
-) -> None:
+def test_start_with_too_few_file_descriptors_is_one_line_and_exit_1(limit: str, count: str) -> None:
     serve = sys.executable, "-m", "sesiones", "serve", "--port", "0", "--workers", count
     code, line = refused([*LIMITED, limit, *serve])
     assert code == 1
@@ -120,7 +118,7 @@ def test_a_start_with_too_few_file_descriptors_is_one_line_and_exit_1(
 
 
 @pytest.mark.parametrize("count", ["1", "2"])
-def test_it_serves_and_stops_with_the_fewest_file_descriptors(
+def test_service_with_the_fewest_file_descriptors_serves_and_stops(
     redis_server: RedisServer, count: str
 ) -> None:
     class Limited(Service):
@@ -132,14 +130,14 @@ def test_it_serves_and_stops_with_the_fewest_file_descriptors(
         assert "Traceback" not in service.log
 
 
-def test_a_hung_worker_does_not_keep_a_stopping_service(redis_server: RedisServer) -> None:
+def test_hung_worker_does_not_delay_a_stop_beyond_its_bound(redis_server: RedisServer) -> None:
     with two_workers(redis_server) as service:
         os.kill(workers(service.log)[0], signal.SIGSTOP)
         assert stop(service) < STOP_SECONDS
         assert "does not end and is killed" in service.log
 
 
-def test_a_dead_worker_is_replaced_at_once_beside_a_hung_one(redis_server: RedisServer) -> None:
+def test_dead_worker_is_replaced_at_once_beside_a_hung_one(redis_server: RedisServer) -> None:
     with two_workers(redis_server) as service:
         hung, dead = workers(service.log)
         os.kill(hung, signal.SIGSTOP)
@@ -149,7 +147,7 @@ def test_a_dead_worker_is_replaced_at_once_beside_a_hung_one(redis_server: Redis
         assert is_running(hung)
 
 
-def test_a_hung_worker_is_killed_and_replaced(redis_server: RedisServer) -> None:
+def test_hung_worker_is_killed_and_replaced(redis_server: RedisServer) -> None:
     with two_workers(redis_server) as service:
         hung = workers(service.log)[0]
         os.kill(hung, signal.SIGSTOP)
@@ -158,7 +156,7 @@ def test_a_hung_worker_is_killed_and_replaced(redis_server: RedisServer) -> None
         assert stop(service) < 3
 
 
-def test_a_dead_worker_is_replaced_where_the_end_of_children_was_ignored(
+def test_dead_worker_is_replaced_where_sigchld_was_ignored(
     redis_server: RedisServer,
 ) -> None:
     with two_workers(redis_server, command=IGNORING_CHILDREN) as service:
@@ -180,7 +178,7 @@ os.execv(sys.executable, [sys.executable, "-m", "sesiones", *sys.argv[1:]])
 )
 
 
-def test_a_pause_of_the_first_process_kills_no_worker(redis_server: RedisServer) -> None:
+def test_pause_of_the_supervisor_kills_no_worker(redis_server: RedisServer) -> None:
     with two_workers(redis_server) as service:
         assert service.process is not None
         group = [*workers(service.log), service.process.pid]
@@ -209,7 +207,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("count", ["1", "2"])
 @pytest.mark.parametrize("method", ["shutdown", "on_tick"])
-def test_an_event_loop_that_hangs_does_not_keep_a_stopping_service(
+def test_event_loop_that_hangs_does_not_delay_a_stop_beyond_its_bound(
     redis_server: RedisServer, tmp_path: Path, method: str, count: str
 ) -> None:
     program = tmp_path / "stuck.py"
