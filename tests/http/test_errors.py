@@ -10,7 +10,6 @@ import pytest
 
 from tests.harness.api import (
     CALLER_ROUTES,
-    FIELDS,
     JSON,
     LOGOUTS,
     MALFORMED,
@@ -21,6 +20,7 @@ from tests.harness.api import (
     check_problem,
     open_app,
 )
+from tests.harness.contract import FIELDS
 from tests.harness.service import Reply, Service
 from tests.harness.stores import KEY
 

@@ -16,6 +16,7 @@ import uvloop
 
 from sesiones.http.fast_check import FastCheckProtocol
 from sesiones.http.problems import Problem, unauthorized
+from sesiones.http.responses import _IDENTITY
 from sesiones.http.routes import Routes
 from sesiones.sesion import Sesion
 from tests.harness.fuzzer import fuzz_in_process, fuzz_over_sockets
@@ -201,12 +202,6 @@ def not_found_for_a_method(routes: Routes, path: str, method: str) -> Any:
     if found := routes.endpoints.get(path, {}).get(method):
         return found
     raise Problem(404, "x")
-
-
-HEAD = (
-    b"HTTP/1.1 200 OK\r\n%bcache-control: no-store\r\n"
-    b"x-id-usuario: %d\r\nx-id-sesion: %d\r\nx-fecha-expiracion: %d\r\n"
-)
 
 
 @pytest.mark.parametrize(
