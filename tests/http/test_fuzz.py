@@ -226,7 +226,7 @@ def not_found_for_a_method(routes: Routes, path: str, method: str) -> Any:
             (
                 "verificar has a body",
                 "sesiones.http.responses._VERIFIED",
-                HEAD + b"content-length: 2\r\n%b\r\n{}",
+                _IDENTITY + b"content-length: 2\r\n%b\r\n{}",
             ),
             (
                 "surrogates in a device",
