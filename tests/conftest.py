@@ -7,7 +7,7 @@ import pytest
 from redis import Redis
 
 from sesiones.store import SessionStore
-from tests.harness.redis_server import RedisCluster, RedisServer
+from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
 from tests.harness.service import TOKEN, Service
 from tests.harness.stores import KEY, open_store
 
@@ -61,6 +61,27 @@ def cluster() -> Iterator[RedisCluster]:
     """Three masters."""
     with RedisCluster(3) as cluster:
         yield cluster
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "server",
+        pytest.param("sentinel", marks=pytest.mark.sentinel),
+        pytest.param("cluster", marks=pytest.mark.cluster),
+    ],
+)
+def deployment_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a server, of a master with Sentinels, or of a Cluster of three masters."""
+    if request.param == "server":
+        with RedisServer(port=str(free_port())) as server:
+            yield f"redis://127.0.0.1:{server.port}"
+    elif request.param == "sentinel":
+        with RedisSentinels(1, down_after_milliseconds=5000) as sentinels:
+            yield sentinels.url
+    else:
+        with RedisCluster(3) as cluster:
+            yield cluster.url
 
 
 @pytest.fixture

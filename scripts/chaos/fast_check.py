@@ -2,8 +2,8 @@
 one with the fast check and one without, get the same bytes at the same time.
 
 The inputs are made to confuse the fast check: pipelines, splits at any byte, clients that leave or
-shut their side, and near-copies of messages that it remembers, so that a message is taken for
-another one wherever that is possible. The oracle judges the answers too.
+shut their side, and near-copies of requests of which it has templates, so that a message is taken
+for another one wherever that is possible. The oracle judges the answers too.
 """
 
 import os
@@ -26,7 +26,7 @@ from tests.harness.oracle import Violation
 
 INPUTS, SHORT_INPUTS = 1_000_000, 4_000
 NEW_MESSAGE = 1 / 64
-"""The share of inputs at which another message becomes the one that the fast check remembers."""
+"""The share of inputs at which another message becomes the one that is made a template."""
 HEADS = [
     b"GET /sesiones/self HTTP/1.1\r\nHost: h\r\n%b\r\n",
     b"HEAD /sesiones/self HTTP/1.1\r\nHost: h\r\n%b\r\n",

@@ -196,7 +196,7 @@ class HttpProtocol(HttpToolsProtocol):
                 if self._input is not DISCARD:
                     head = self._without_upgrade()
                     self.parser.feed_data(head)  # another parser
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if isinstance(error, httptools.HttpParserInvalidURLError):
                 self.url = b"?"  # the method before it was read
             self._refuse(MALFORMED)

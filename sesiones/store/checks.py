@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from itertools import starmap
 
 from sesiones.metrics import Metrics
 from sesiones.policy import SessionPolicy
@@ -155,7 +154,7 @@ class CheckQueue:
         on_master: bool = False,
     ) -> tuple[list[Sesion | None], int]:
         """The sessions, active or not, and how many were slid."""
-        keys = list(map(self._keys.session, batch))
+        keys = [self._keys.session(token) for token in batch]
         commands = self._runner.commands
         execute: Execute = commands.execute
         if on_master:
@@ -175,7 +174,7 @@ class CheckQueue:
             ended = replies.pop()
             slides: int = replies.pop()
             records = zip(batch, replies[::2], replies[1::2], strict=True)
-            sesiones = list(starmap(session_of, records))
+            sesiones = [session_of(token, text, expiry) for token, text, expiry in records]
             for entry in ended:
                 digest = entry[0].decode()
                 key = next(key for key in keys if key.endswith(digest))

@@ -10,23 +10,12 @@ from starlette.applications import Starlette
 
 from sesiones import tokens
 from sesiones.http.app import create_app
-from sesiones.http.problems import TITLES
 from sesiones.settings import Settings
 from tests.harness import asgi
+from tests.harness.contract import FIELDS, TITLES, WITH_FIELDS
 from tests.harness.service import Reply, Service
 from tests.harness.stores import KEY
 
-FIELDS = [
-    "ID_Sesion",
-    "ID_Usuario",
-    "Token_Sesion",
-    "Fecha_Inicio",
-    "Fecha_Expiracion",
-    "Estado_Sesion",
-    "Ultima_Actividad",
-    "Dispositivo",
-]
-IDENTITY = ["x-id-usuario", "x-id-sesion", "x-fecha-expiracion"]
 SERVICE = {"Authorization": f"Bearer {KEY}"}
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -50,10 +39,11 @@ def users_of_one_bucket() -> tuple[int, int]:
     return 7, next(user for user in itertools.count(8) if tokens.user_bucket(user) == first)
 
 
-USER, NEIGHBOUR = users_of_one_bucket()
-"""They share a bucket."""
-STRANGER = 8
-assert tokens.user_bucket(STRANGER) != tokens.user_bucket(USER)
+USER, BUCKET_MATE = users_of_one_bucket()
+"""Two users whose sessions share a bucket."""
+OTHER_USER = 8
+"""A user of another bucket."""
+assert tokens.user_bucket(OTHER_USER) != tokens.user_bucket(USER)
 
 
 class Client:
@@ -118,8 +108,7 @@ def check_problem(reply: Reply, status: int) -> None:
     assert list(problem)[:4] == members
     assert (problem["type"], problem["title"]) == ("about:blank", TITLES[status])
     assert (problem["status"], type(problem["detail"])) == (status, str)
-    # 409 and 422 name fields; nothing else does.
-    assert list(problem)[4:] == (["errores"] if status in (409, 422) else [])
+    assert list(problem)[4:] == (["errores"] if status in WITH_FIELDS else [])
     for error in problem.get("errores", []):
         assert list(error) == ["campo", "motivo"]
         assert error["campo"] in FIELDS

@@ -5,6 +5,7 @@ import asyncio
 import itertools
 import json
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
@@ -101,6 +102,9 @@ class FixedStore(Sessions):
 
     def on_owner_change(self, _: object) -> None:
         """No key changes its owner."""
+
+    def answered_at(self, _: str) -> float:
+        return time.monotonic()
 
     def _update(self, record: Any, given: Sequence[Any]) -> list[Any]:
         text, expiry = record

@@ -8,12 +8,11 @@ from typing import Any
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from sesiones import tokens
 from sesiones.http.fast_check import FastCheckProtocol
 from sesiones.sesion import Sesion
 
 HOST = b"Host: localhost\r\n"
-TOKEN = tokens.make(7).encode()
+TOKEN = b"ses_eQz07k5PgmNH6t8HHwcCd5EjWpENcRm0S9HRDtcfiSpz0"
 SESION = Sesion(4096, 7, TOKEN.decode(), 1, 2, 1, 1, "x")
 
 

@@ -74,8 +74,8 @@ def test_request_that_takes_5_seconds_is_a_408(service: Service, token: bytes) -
         "a head behind an answer": (head + head[:-2], b"", [200, 408]),
         "a body behind an answer": (head + post(LENGTH, body=b"{"), b"", [200, 408]),
         # Already answered: there is nothing to add.
-        "a body that nobody reads": (unauthorized + LENGTH + b"\r\n{", b"", [401]),
-        "chunks that nobody reads": (unauthorized + CHUNKED + b"\r\n", b"1\r\n \r\n", [401]),
+        "a body that no endpoint reads": (unauthorized + LENGTH + b"\r\n{", b"", [401]),
+        "chunks that no endpoint reads": (unauthorized + CHUNKED + b"\r\n", b"1\r\n \r\n", [401]),
     }
     with ExitStack() as stack:
         connections: dict[str, socket.socket] = {}

@@ -10,17 +10,17 @@ import pytest
 
 from tests.harness.api import (
     CALLER_ROUTES,
-    FIELDS,
     JSON,
     LOGOUTS,
     MALFORMED,
+    OTHER_USER,
     SERVICE,
-    STRANGER,
     UNKNOWN,
     Client,
     check_problem,
     open_app,
 )
+from tests.harness.contract import FIELDS
 from tests.harness.service import Reply, Service
 from tests.harness.stores import KEY
 
@@ -131,7 +131,7 @@ ROWS: dict[tuple[str, str], list[Fault]] = {
 
 @pytest.mark.parametrize(("method", "path"), ROWS)
 async def test_errors_come_in_the_order_of_the_row(client: Client, method: str, path: str) -> None:
-    others_token = (await client.create(STRANGER))["Token_Sesion"]
+    others_token = (await client.create(OTHER_USER))["Token_Sesion"]
     for (status, first), (_, second) in itertools.combinations(ROWS[method, path], 2):
         for faults in [first], [first, second], [second, first]:
             sesion = await client.create()

@@ -70,7 +70,7 @@ def sample(both: tuple[Service, Service]) -> dict[str, bytes]:
 
 def exchange(service: Service, data: bytes, pieces: int = 1) -> tuple[bytes, bool]:
     """What comes back for the bytes, sent in that many pieces, and whether all of it could be
-    read: closing on bytes that nobody read resets the connection."""
+    read: closing on unread bytes resets the connection."""
     received = b""
     with service.connect() as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -16,6 +16,7 @@ import uvloop
 
 from sesiones.http.fast_check import FastCheckProtocol
 from sesiones.http.problems import Problem, unauthorized
+from sesiones.http.responses import _IDENTITY
 from sesiones.http.routes import Routes
 from sesiones.sesion import Sesion
 from tests.harness.fuzzer import fuzz_in_process, fuzz_over_sockets
@@ -203,12 +204,6 @@ def not_found_for_a_method(routes: Routes, path: str, method: str) -> Any:
     raise Problem(404, "x")
 
 
-HEAD = (
-    b"HTTP/1.1 200 OK\r\n%bcache-control: no-store\r\n"
-    b"x-id-usuario: %d\r\nx-id-sesion: %d\r\nx-fecha-expiracion: %d\r\n"
-)
-
-
 @pytest.mark.parametrize(
     ("target", "flaw"),
     [
@@ -230,8 +225,8 @@ HEAD = (
             ),
             (
                 "verificar has a body",
-                "sesiones.http.fast_check._VERIFIED",
-                HEAD + b"content-length: 2\r\n%b\r\n{}",
+                "sesiones.http.responses._VERIFIED",
+                _IDENTITY + b"content-length: 2\r\n%b\r\n{}",
             ),
             (
                 "surrogates in a device",

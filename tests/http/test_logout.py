@@ -6,12 +6,12 @@ import orjson
 import pytest
 
 from tests.harness.api import (
+    BUCKET_MATE,
     FORM,
     JSON,
     LOGOUTS,
     MALFORMED,
-    NEIGHBOUR,
-    STRANGER,
+    OTHER_USER,
     UNKNOWN,
     Client,
     bad_fields,
@@ -119,8 +119,8 @@ async def test_logout_ends_an_inactive_session(client: Client) -> None:
     "designated",
     [
         UNKNOWN,
-        "ses_LGJC5JmzFYT4_snPbryPEo0-We2-ASA-Ns2TRAKTdfaGY",  # a stranger's
-        "ses_eQhdM_NAd2fCrII9FxKhwQXw7RZktjCoT_sZCIXlImGiI",  # a neighbour's
+        "ses_LGJC5JmzFYT4_snPbryPEo0-We2-ASA-Ns2TRAKTdfaGY",  # another user's, of another bucket
+        "ses_eQhdM_NAd2fCrII9FxKhwQXw7RZktjCoT_sZCIXlImGiI",  # another user's, of the same bucket
         MALFORMED,
         "",
         "ñ",
@@ -154,7 +154,7 @@ async def test_token_sesion_with_a_lone_surrogate_is_that_of_no_session(
 
 
 @pytest.mark.parametrize("path", LOGOUTS)
-@pytest.mark.parametrize("user", [STRANGER, NEIGHBOUR])
+@pytest.mark.parametrize("user", [OTHER_USER, BUCKET_MATE])
 @pytest.mark.parametrize("state", [0, 1])
 async def test_token_sesion_of_another_user_is_a_403(
     client: Client, path: str, user: int, state: int
@@ -169,7 +169,7 @@ async def test_token_sesion_of_another_user_is_a_403(
 
 async def test_logout_all_ends_every_session_of_the_user_alone(client: Client) -> None:
     first, second, inactive = [await client.create() for _ in range(3)]
-    others = [await client.create(user) for user in (STRANGER, NEIGHBOUR)]
+    others = [await client.create(user) for user in (OTHER_USER, BUCKET_MATE)]
     await client.put(inactive, Estado_Sesion=0)
     reply = await client.end("/sesiones/logoutAll", first["Token_Sesion"], inactive["Token_Sesion"])
     assert (reply.status, reply.body) == (200, b'{"Sesiones_Eliminadas":3}')

@@ -23,9 +23,7 @@ from tests.harness import asgi
 from tests.harness.api import (
     CALLER_ROUTES,
     DEVICE,
-    FIELDS,
     FORM,
-    IDENTITY,
     JSON,
     LOGOUTS,
     MALFORMED,
@@ -36,6 +34,7 @@ from tests.harness.api import (
     bad_fields,
     check_problem,
 )
+from tests.harness.contract import FIELDS, IDENTITY
 from tests.harness.records import record, write_record
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service

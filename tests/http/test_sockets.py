@@ -260,12 +260,12 @@ def test_unix_socket_is_served_with_mode_0660_and_removed(
 ) -> None:
     path = tmp_path / "sesiones.sock"
     with socket.socket(socket.AF_UNIX) as killed:
-        killed.bind(str(path))  # a stale file: nobody listens
+        killed.bind(str(path))  # a stale file: no server listens on it
     flags = ("--uds", str(path), "--workers", "2")
     with running(*flags, SESIONES_REDIS_URL=redis_server.url) as (process, _):
         assert comes_true(lambda: answers(path), 10)
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
-        # Whoever reaches the socket may make sessions: the file's mode decides who does.
+        # Every process that can open the socket may make sessions: the file's mode decides.
         connection = UnixConnection(path)
         connection.request("POST", "/sesiones", SESSION, FORM)
         assert connection.getresponse().status == 201

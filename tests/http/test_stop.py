@@ -115,7 +115,7 @@ def test_stop_answers_a_request_that_comes_on_an_idle_connection(
             assert response.read() or "verificar" in requests[number // 3][1]
         begun = time.monotonic()
         assert service.process.wait(timeout=10) == 0
-        assert time.monotonic() - begun < 1  # nobody else is waited for
+        assert time.monotonic() - begun < 1  # no other client is waited for
 
 
 CHECK = b"GET /sesiones/self HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -199,8 +199,8 @@ def test_worker_that_is_terminated_is_replaced_at_once(
 def test_stop_accepts_no_connection_while_it_answers_the_last_ones(
     slow_redis: RedisServer, workers: str
 ) -> None:
-    """A connection that nobody will ever serve must be refused: whoever balances the load then
-    tries elsewhere, instead of waiting."""
+    """A connection that the service will not serve must be refused, so that a load balancer tries
+    another node instead of waiting."""
     variables = {"SESIONES_REDIS_URL": slow_redis.url, "SESIONES_REDIS_TIMEOUT": "8"}
     with Service("--workers", workers, **variables) as service:
         token = new_session(service)

@@ -2,34 +2,13 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from sesiones.redis_client import connection
-from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
 from tests.harness.virtual_loop import CLOCK
-
-KINDS = [
-    "server",
-    pytest.param("sentinel", marks=pytest.mark.sentinel),
-    pytest.param("cluster", marks=pytest.mark.cluster),
-]
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Of a server, a master with Sentinels, or a Cluster of three masters."""
-    if request.param == "server":
-        with RedisServer(port=str(free_port())) as server:
-            yield f"redis://127.0.0.1:{server.port}"
-    elif request.param == "sentinel":
-        with RedisSentinels(1, down_after_milliseconds=5000) as sentinels:
-            yield sentinels.url
-    else:
-        with RedisCluster(3) as cluster:
-            yield cluster.url
 
 
 @pytest.fixture

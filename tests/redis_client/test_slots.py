@@ -216,7 +216,7 @@ async def test_expired_session_stays_indexed_while_its_key_may_be_on_another_nod
     source = cluster.owner(slot)
     target = next(port for port in cluster.master_ports if port != source)
     # Every check slides, so that it is a write.
-    async with open_store(cluster.url, touch_seconds=0) as store:
+    async with open_store(cluster.url, timeout_seconds=0.5, touch_seconds=0) as store:
         made = [await store.create(user, device) for device in ("one", "two", "three")]
         mine, other, expired = made
         key, member = session_key(expired.Token_Sesion), session_key(expired.Token_Sesion)[-22:]

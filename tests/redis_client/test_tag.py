@@ -23,7 +23,7 @@ from tests.redis_client.relays import relays_before
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
 TIMEOUT_SECONDS = 0.5
-SERVER_AND_CLUSTER = pytest.mark.parametrize("url", ["server", "cluster"], indirect=True)
+SERVER_AND_CLUSTER = pytest.mark.parametrize("deployment_url", ["server", "cluster"], indirect=True)
 ERROR = "a connection to Redis is out of step"
 
 
@@ -69,8 +69,8 @@ class Mixed(WrappedCommands):
 
 
 @pytest.fixture(params=["swap", "shift"])
-async def mixed(url: str, request: pytest.FixtureRequest) -> AsyncIterator[Mixed]:
-    commands = Mixed(connect(url, TIMEOUT_SECONDS), request.param)
+async def mixed(deployment_url: str, request: pytest.FixtureRequest) -> AsyncIterator[Mixed]:
+    commands = Mixed(connect(deployment_url, TIMEOUT_SECONDS), request.param)
     yield commands
     await commands.aclose()
 
@@ -129,10 +129,10 @@ def untagged(_: bytes, tagged: Any) -> Any:
 
 @SERVER_AND_CLUSTER
 async def test_without_the_tag_a_caller_has_another_users_session(
-    url: str, monkeypatch: pytest.MonkeyPatch
+    deployment_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So these tests would find out that the tag is not compared."""
-    mixed = Mixed(connect(url, TIMEOUT_SECONDS), "swap")
+    mixed = Mixed(connect(deployment_url, TIMEOUT_SECONDS), "swap")
     store = store_on(mixed, timeout_seconds=TIMEOUT_SECONDS)
     own = [await store.create(user, f"of {user}") for user in (11, 12)]
     monkeypatch.setattr(scripts, "untagged", untagged)
@@ -204,10 +204,10 @@ async def check_beside_spoilt_replies(
 @SERVER_AND_CLUSTER
 @pytest.mark.parametrize("how", ["twice", "never"])
 async def test_reply_that_comes_twice_or_never_gives_no_caller_anothers_session(
-    url: str, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    deployment_url: str, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     spoiler = Spoiler(how)
-    with relays_before(url, monkeypatch, spoiler.new_filter) as (through, relays):
+    with relays_before(deployment_url, monkeypatch, spoiler.new_filter) as (through, relays):
         async with open_store(through, timeout_seconds=TIMEOUT_SECONDS, touch_seconds=60) as store:
             outcomes = await check_beside_spoilt_replies(store, spoiler)
     wrong = [
@@ -222,13 +222,13 @@ async def test_reply_that_comes_twice_or_never_gives_no_caller_anothers_session(
         assert ERROR in caplog.text or "Redis is unavailable" in caplog.text
 
 
-@pytest.mark.parametrize("url", ["server"], indirect=True)
+@pytest.mark.parametrize("deployment_url", ["server"], indirect=True)
 async def test_without_the_tag_a_reply_that_comes_twice_gives_another_users_session(
-    url: str, monkeypatch: pytest.MonkeyPatch
+    deployment_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scripts, "untagged", untagged)
     spoiler = Spoiler("twice")
-    with relays_before(url, monkeypatch, spoiler.new_filter) as (through, _):
+    with relays_before(deployment_url, monkeypatch, spoiler.new_filter) as (through, _):
         async with open_store(through, timeout_seconds=TIMEOUT_SECONDS, touch_seconds=60) as store:
             # Few users: a call carries a check or two, and the next one's reply has the same shape.
             outcomes = await check_beside_spoilt_replies(store, spoiler, users=9, replies=200)

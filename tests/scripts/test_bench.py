@@ -46,7 +46,10 @@ def test_bench_writes_the_rounds_it_prints_and_a_chart(tmp_path: Path) -> None:
 
 
 def test_bench_stops_at_a_wrong_reply(tmp_path: Path) -> None:
-    wrong = "bench.SERVERS[:] = [bench.Server('fast', 'x', bench.bare_uvicorn)]"
+    wrong = (
+        "from scripts import bench_servers as servers; "
+        "servers.SERVERS[:] = [servers.Server('fast', 'x', servers.bare_uvicorn)]"
+    )
     done = run(tmp_path, "--only", "fast", code=wrong)
     assert done.returncode != 0
     assert "a wrong reply" in done.stderr

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from scripts.chaos import churn
+from scripts.chaos.watch import rise
 from sesiones.store import scripts
 from sesiones.store.events import SessionEvents
 
@@ -36,6 +37,6 @@ def test_rise_is_that_of_the_trend_and_not_of_the_noise() -> None:
     noise = random.Random(7)
     moments = [second / 2 for second in range(600)]
     flat = [(moment, 2e6 + noise.gauss(0, 2e4) + 2e4 * math.sin(moment)) for moment in moments]
-    assert abs(churn.rise(flat)) < 0.005
+    assert abs(rise(flat)) < 0.005
     leaking = [(moment, bytes_ + 150 * moment) for moment, bytes_ in flat]
-    assert churn.rise(leaking) == pytest.approx(300 * 150 / 2e6, abs=0.005)
+    assert rise(leaking) == pytest.approx(300 * 150 / 2e6, abs=0.005)

@@ -18,7 +18,7 @@ import uvloop
 from redis import Redis
 from redis.asyncio import ConnectionPool
 
-from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer
+from tests.harness.redis_server import RedisServer
 
 with warnings.catch_warnings():  # it would rather have another HTTP library
     warnings.simplefilter("ignore")
@@ -55,8 +55,6 @@ def bare_run(main: Any) -> Any:
         loop.close()
 
 
-CLUSTER = pytest.param(RedisCluster, marks=pytest.mark.cluster)
-SENTINELS = pytest.param(RedisSentinels, marks=pytest.mark.sentinel)
 RUNS = pytest.mark.parametrize("run", [asyncio_run, uvloop_run, bare_run])
 
 
@@ -196,9 +194,10 @@ def test_logout_of_a_loop_that_ended_long_ago_is_replayed_by_the_next(
 
 
 @RUNS
-@pytest.mark.parametrize("deployment", [RedisServer, CLUSTER, SENTINELS])
+# A loop that is closed by hand may leave a task that has not begun: Python says so.
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 def test_loop_that_ends_with_calls_in_flight_is_no_outage(
-    deployment: Any, run: Run, caplog: pytest.LogCaptureFixture
+    deployment_url: str, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nor is any of its tasks destroyed (no_complaint)."""
     leaving: list[asyncio.Task[Any]] = []
@@ -224,15 +223,14 @@ def test_loop_that_ends_with_calls_in_flight_is_no_outage(
         assert time.monotonic() - begun < 2
         assert all(answer is None or isinstance(answer, StoreUnavailable) for answer in answers)
 
-    with deployment() as redis:
-        first = open_store(redis.url)  # a Cluster and Sentinels take a moment
-        asyncio.run(available(partial(first.create, 7, "laptop")))
-        caplog.clear()
-        store = open_store(redis.url)
-        run(leave())
-        assert all(task.done() for task in leaving)
-        run(close())
-        gc.collect()
+    first = open_store(deployment_url)  # a Cluster and Sentinels take a moment
+    asyncio.run(available(partial(first.create, 7, "laptop")))
+    caplog.clear()
+    store = open_store(deployment_url)
+    run(leave())
+    assert all(task.done() for task in leaving)
+    run(close())
+    gc.collect()
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
@@ -250,14 +248,12 @@ def test_second_loop_meets_the_timeout_and_no_loop_error() -> None:
         assert asyncio.run(store.find(token)) is not None
 
 
-@pytest.mark.parametrize("deployment", [CLUSTER, SENTINELS])
-def test_sentinel_and_cluster_are_usable_in_one_loop_after_another(deployment: Any) -> None:
-    with deployment() as redis:
-        store = open_store(redis.url)
-
-        for run in asyncio_run, uvloop_run, asyncio_run:
-            token = run(available(partial(store.create, 7, "laptop"))).Token_Sesion
-            assert run(available(partial(store.find, token))) is not None
+@pytest.mark.parametrize("deployment_url", ["sentinel", "cluster"], indirect=True)
+def test_sentinel_and_cluster_are_usable_in_one_loop_after_another(deployment_url: str) -> None:
+    store = open_store(deployment_url)
+    for run in asyncio_run, uvloop_run, asyncio_run:
+        token = run(available(partial(store.create, 7, "laptop"))).Token_Sesion
+        assert run(available(partial(store.find, token))) is not None
 
 
 def test_test_client_of_starlette_uses_a_loop_for_each_request(

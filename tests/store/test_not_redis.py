@@ -91,7 +91,7 @@ def relay(server: RedisServer) -> Iterator[Relay]:
 def relayed_service(relay: Relay) -> Iterator[Service]:
     with Service(
         "--http",
-        "httptools",  # the other of the two lanes
+        "httptools",  # without the fast check
         SESIONES_REDIS_URL=f"redis://127.0.0.1:{relay.port}",
         SESIONES_REDIS_TIMEOUT=str(TIMEOUT_SECONDS),
     ) as service:
