@@ -38,7 +38,7 @@ UNPACKABLE: list[Any] = [
 
 
 def found_out(programs: st.SearchStrategy[Any], played: Callable[[Any], None]) -> None:
-    """Some program of many fails."""
+    """Assert that one of many programs fails."""
 
     @settings(
         max_examples=5000,

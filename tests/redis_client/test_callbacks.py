@@ -63,7 +63,7 @@ async def test_error_of_a_callback_whose_caller_was_cancelled_is_logged(
 async def test_callback_is_called_before_later_replies_and_the_loss_of_the_connection(
     cancelled: bool,
 ) -> None:
-    """Else a loss would queue the tombstones for replay before the last of them is there."""
+    """Otherwise a loss would queue the tombstones for replay before the last of them is there."""
 
     echo = Echo()
     told: list[Any] = []

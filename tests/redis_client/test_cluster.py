@@ -171,7 +171,7 @@ async def test_node_that_fails_costs_its_users_alone(cluster: RedisCluster, fail
 async def test_refused_writes_cost_no_check_while_the_masters_confirm_the_node(
     cluster: RedisCluster,
 ) -> None:
-    """Checks answer, while the other masters say that the node is still the slot's."""
+    """Checks are answered while the other masters say that the slot is still the node's."""
     async with open_store(cluster.url, timeout_seconds=0.5, touch_seconds=0) as store:
         made = [await available(partial(store.create, user, "laptop")) for user in range(400, 430)]
         for client in cluster.clients.values():

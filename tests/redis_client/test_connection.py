@@ -99,7 +99,7 @@ async def test_large_replies_are_read_whole(commands: Commands, redis: "Redis") 
 
 @pytest.mark.parametrize("greeting", [b"", b"-ERR max number of clients reached\r\n"])
 async def test_server_that_hangs_up_at_once_is_a_redis_error(greeting: bytes) -> None:
-    """As one does that has too many clients."""
+    """A server that has too many clients does so."""
 
     async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(greeting)

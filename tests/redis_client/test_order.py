@@ -85,7 +85,7 @@ class _Call:
 
 
 class _Play:
-    """One program on one connection."""
+    """Plays one program on one connection."""
 
     def __init__(self, variant: type[PipelinedConnection]) -> None:
         self.wire = Wire(self._received)
@@ -95,7 +95,7 @@ class _Play:
         self.calls: list[_Call] = []
         self.confirmations: list[asyncio.Future[int]] = []
         self.written: list[list[bytes]] = []
-        """The commands whose bytes have all come, in their order."""
+        """The commands that have arrived as a whole, in their order."""
         self.replies: list[Any] = []
         """The replies that were given, in their order."""
         self.next_is_error = self.silent = False

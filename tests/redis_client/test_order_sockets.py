@@ -36,7 +36,7 @@ class EchoServer:
         self.connections += 1
         commands = hiredis.Reader()
         left = self._random.randrange(50, 5000)
-        """The bytes that are said until something goes wrong."""
+        """How many bytes are sent until something goes wrong."""
         while data := await reader.read(65536):
             commands.feed(data)
             output = b""

@@ -187,7 +187,7 @@ async def test_sessions_survive_two_failovers() -> None:
 
 @pytest.mark.anyio
 async def test_replaced_master_that_still_answers_is_left() -> None:
-    """Sentinel would leave it a master for 8 s, and its connections open."""
+    """Sentinel would tell the old master after 8 s only, and leaves its connections open."""
     with RedisSentinels(replicas=2, sentinels=3) as redis:
         (old,) = redis.named()
         async with (
@@ -211,7 +211,7 @@ async def test_replaced_master_that_still_answers_is_left() -> None:
 async def test_checks_are_answered_while_most_sentinels_confirm_a_master_that_refuses_writes() -> (
     None
 ):
-    """Checks answer, while a majority of the Sentinels says that it is the master."""
+    """A majority of the Sentinels has to say that it is still the master."""
     with (
         RedisSentinels(replicas=0, sentinels=1) as redis,
         socket.create_server(("127.0.0.1", 0)) as deaf,
@@ -274,7 +274,8 @@ def failed_over(watch: "Redis", master: int) -> bool:
 @pytest.mark.parametrize("reply", ["+OK", ":1", "*0", "*1\r\n*2\r\n$4\r\nname\r\n$1\r\nx"])
 @pytest.mark.parametrize("position", [0, 2])
 def test_one_of_three_sentinels_that_is_none_changes_nothing(reply: str, position: int) -> None:
-    """The first or the last to be asked: a majority is there, to find the master and to follow."""
+    """It is the first or the last to be asked. The other two are a majority, which finds and
+    follows the master."""
 
     async def follow(network: Network, commands: SentinelMaster) -> None:
         network.sentinels[position].answer = lambda *_: bytearray(f"{reply}\r\n".encode())

@@ -107,7 +107,7 @@ async def test_silent_idle_connection_is_noticed_without_traffic(
 async def test_answered_at_is_when_the_answered_command_was_sent(
     network: Network, commands: Server
 ) -> None:
-    """Not when its reply was read: a paused process may read it long after."""
+    """A paused process may read the reply long after that."""
     assert await commands.execute("PING") == b"PONG"
     (node, _) = network.nodes
     node.silence(True)

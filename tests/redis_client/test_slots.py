@@ -15,7 +15,7 @@ from redis import Redis
 from sesiones import tokens
 from sesiones.sesion import Sesion, StoreUnavailable
 from sesiones.store import SessionStore
-from tests.harness.records import index_key, session_key, slot_of
+from tests.harness.records import counter_key, index_key, session_key, slot_of
 from tests.harness.redis_server import RedisCluster
 from tests.harness.stores import available, open_store
 
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
 
 
 def users_with_own_slots(start: int, number: int) -> list[int]:
-    """Users of different slots, which are those of none before them."""
+    """Users of different slots, in which no earlier user is."""
     taken = {slot_of(user) for user in range(start)}
     users: list[int] = []
     while len(users) < number:
@@ -46,6 +46,29 @@ def state_of(cluster: RedisCluster, user: int) -> dict[str, Any]:
                     pipeline.execute_command(command, key)
                 found[key] = pipeline.execute()[1::2]
     return found
+
+
+async def move_slot(cluster: RedisCluster, user: int, target: int, choose: random.Random) -> None:
+    """Move the user's slot to another node, key by key in any order."""
+    slot, call = slot_of(user), asyncio.to_thread
+    source = cluster.owner(slot)
+    if source == target:
+        return
+    await call(cluster.begin_move, slot, source, target)
+    while keys := await call(cluster.run, source, "CLUSTER", "GETKEYSINSLOT", slot, 100):
+        await call(cluster.move_keys, source, target, choose.choice(keys))
+        await asyncio.sleep(0.002)
+    await call(cluster.end_move, slot, source, target)
+
+
+def check_index(cluster: RedisCluster, user: int) -> None:
+    """The index names the user's sessions, and every key of theirs expires."""
+    keys = state_of(cluster, user)
+    sessions = [key for key in keys if ":h:" in key]
+    assert all(expires > 0 for key, (_, expires) in keys.items() if key[-2:] != ":n")
+    port = cluster.owner(slot_of(user))
+    members = cluster.clients[port].zrange(index_key(user), 0, -1)
+    assert sorted(members) == sorted(key.rsplit(":", 1)[1] for key in sessions)
 
 
 async def test_slots_that_move_under_load_cost_no_answer(cluster: RedisCluster) -> None:
@@ -93,17 +116,6 @@ async def test_slots_that_move_under_load_cost_no_answer(cluster: RedisCluster) 
         for token in live:
             assert await store.find(token) is not None
 
-    async def move(user: int, target: int) -> None:
-        slot, call = slot_of(user), asyncio.to_thread
-        source = cluster.owner(slot)
-        if source == target:
-            return
-        await call(cluster.begin_move, slot, source, target)
-        while keys := await call(cluster.run, source, "CLUSTER", "GETKEYSINSLOT", slot, 100):
-            await call(cluster.move_keys, source, target, choose.choice(keys))
-            await asyncio.sleep(0.002)
-        await call(cluster.end_move, slot, source, target)
-
     # Every check slides, so that it is a write.
     async with open_store(cluster.url, touch_seconds=0) as store, asyncio.TaskGroup() as tasks:
         for user in users:
@@ -111,17 +123,38 @@ async def test_slots_that_move_under_load_cost_no_answer(cluster: RedisCluster) 
         for target in cluster.master_ports[:2]:
             await asyncio.sleep(0.2)  # until the nodes agree on the moves before
             for user in users:
-                await move(user, target)
+                await move_slot(cluster, user, target, choose)
         moving = False
     assert len(done) == 6
     assert sum(done.values()) > 1000
     for user in users:
-        keys = state_of(cluster, user)
-        sessions = [key for key in keys if ":h:" in key]
-        assert all(expires > 0 for key, (_, expires) in keys.items() if key[-2:] != ":n")
-        port = cluster.owner(slot_of(user))
-        members = cluster.clients[port].zrange(index_key(user), 0, -1)
-        assert sorted(members) == sorted(key.rsplit(":", 1)[1] for key in sessions)
+        check_index(cluster, user)
+
+
+def writes(store: SessionStore, one: Sesion, two: Sesion) -> list[Callable[[], Awaitable[Any]]]:
+    """Writes to the sessions of a user, the last of which ends all of them."""
+    return [
+        lambda: store.create(one.ID_Usuario, "three"),
+        lambda: store.update(one._replace(Dispositivo="uno")),
+        lambda: store.update(two._replace(Fecha_Expiracion=two.Fecha_Expiracion - 5)),
+        lambda: store.end(one.Token_Sesion, two.Token_Sesion),
+        lambda: store.end_all(one.Token_Sesion, one.Token_Sesion),
+    ]
+
+
+async def whole_or_not_at_all(
+    cluster: RedisCluster, user: int, operations: list[Callable[[], Awaitable[Any]]]
+) -> list[Any]:
+    """The outcomes of the operations. One that is unavailable has written nothing."""
+    outcomes: list[Any] = []
+    for operation in operations:
+        before = await asyncio.to_thread(state_of, cluster, user)
+        try:
+            outcomes.append(await operation())
+        except StoreUnavailable:
+            outcomes.append(StoreUnavailable)
+            assert await asyncio.to_thread(state_of, cluster, user) == before
+    return outcomes
 
 
 async def test_slot_of_which_some_keys_have_moved_answers_checks(cluster: RedisCluster) -> None:
@@ -137,13 +170,8 @@ async def test_slot_of_which_some_keys_have_moved_answers_checks(cluster: RedisC
         call, slot = asyncio.to_thread, slot_of(user)
         source = cluster.owner(slot)
         one, two = [await store.create(user, device) for device in ("one", "two")]
-        index = index_key(user)
-        keys = [
-            session_key(one.Token_Sesion),
-            session_key(two.Token_Sesion),
-            index,
-            index.rpartition("u:")[0] + "n",
-        ]
+        keys = [session_key(sesion.Token_Sesion) for sesion in (one, two)]
+        keys += [index_key(user), counter_key(user)]
         await call(cluster.begin_move, slot, source, target)
         for key, moved in zip(keys, splits[number % len(splits)], strict=True):
             if moved:
@@ -155,25 +183,13 @@ async def test_slot_of_which_some_keys_have_moved_answers_checks(cluster: RedisC
             assert found.ID_Sesion == sesion.ID_Sesion
         assert await store.find(tokens.make(user)) is None
 
-        operations: list[Callable[[], Awaitable[Any]]] = [
-            lambda: hasty.create(user, "three"),
-            lambda: hasty.update(one._replace(Dispositivo="uno")),
-            lambda: hasty.update(two._replace(Fecha_Expiracion=two.Fecha_Expiracion - 5)),
-            lambda: hasty.end(one.Token_Sesion, two.Token_Sesion),
-            lambda: hasty.end_all(one.Token_Sesion, one.Token_Sesion),
-        ]
+        operations = writes(hasty, one, two)
         if number >= len(splits):
             operations = operations[-1:]
-        for operation in operations:
-            before = await call(state_of, cluster, user)
-            try:
-                outcome = await operation()
-            except StoreUnavailable:
-                outcome = StoreUnavailable
-                assert await call(state_of, cluster, user) == before
-            outcomes.append(outcome)
+        done = await whole_or_not_at_all(cluster, user, operations)
+        outcomes.extend(done)
         left = [key for key in await call(state_of, cluster, user) if ":h:" in key]
-        if isinstance(outcome, int):
+        if isinstance(done[-1], int):
             assert not left
         for sesion in one, two:
             found = await store.find(sesion.Token_Sesion)
@@ -245,7 +261,7 @@ async def test_expired_session_stays_indexed_while_its_key_may_be_on_another_nod
 async def test_node_that_is_added_serves_the_slot_that_is_moved_to_it(
     cluster: RedisCluster,
 ) -> None:
-    """It has no slots, and the service does not know it, until one is moved to it."""
+    """The node has no slots, and the service does not know it, until one is moved to it."""
     user = 3000
     slot = slot_of(user)
     source = cluster.owner(slot)

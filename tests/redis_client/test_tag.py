@@ -131,7 +131,7 @@ def untagged(_: bytes, tagged: Any) -> Any:
 async def test_without_the_tag_a_caller_has_another_users_session(
     deployment_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So these tests would find out that the tag is not compared."""
+    """The tests of the tag can fail: this is what they would find."""
     mixed = Mixed(connect(deployment_url, TIMEOUT_SECONDS), "swap")
     store = store_on(mixed, timeout_seconds=TIMEOUT_SECONDS)
     own = [await store.create(user, f"of {user}") for user in (11, 12)]

@@ -50,7 +50,7 @@ class IgnoresAFailedWrite(_WritesItsOwnWay):
 
 
 class TakesBackAFailedWrite(_WritesItsOwnWay):
-    """As if nothing were out of a command whose write has raised."""
+    """A command whose write has raised is taken for unsent."""
 
     def write(self, arguments: tuple[Argument, ...], entry: _InFlight) -> None:
         command = hiredis.pack_command(arguments)  # type: ignore[arg-type]
@@ -97,7 +97,7 @@ class KeepsStrayReplies(PipelinedConnection):
 
 
 class ForgetsLateCommands(PipelinedConnection):
-    """A late reply costs its caller alone."""
+    """A late reply fails its own caller only, and the connection stays in use."""
 
     def _late(self) -> None:
         if self._in_flight and self._seconds_left() <= 0:

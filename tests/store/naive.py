@@ -26,7 +26,7 @@ from tests.store.races import PER_USER, Wrap
 
 
 class Naive(SessionStore):
-    """A store that does something without a script: step by step, from the client."""
+    """A store that does an operation without a script: step by step, from the client."""
 
     commands: Commands
 
@@ -127,7 +127,7 @@ class BelievesTheIndex(Naive):
 
 
 class TokenPerTry(Naive):
-    """The token is made in the loop that tries again."""
+    """Each try of a create makes a token of its own."""
 
     async def create(self, ID_Usuario: int, Dispositivo: str, login: Login = NO_LOGIN) -> Sesion:
         while True:
@@ -140,7 +140,7 @@ class TokenPerTry(Naive):
 
 
 class LosesReplies(WrappedCommands):
-    """Every other command is executed, or not even that, and has no reply."""
+    """Half of the commands have no reply. Most of those are executed."""
 
     async def execute(self, *arguments: Argument, **how: Any) -> Any:
         lost = random.random() < 0.5
@@ -152,7 +152,7 @@ class LosesReplies(WrappedCommands):
 
 
 class NoTwin(WrappedCommands):
-    """Refused writes look like any other failure, so nothing is tried without them."""
+    """Refused writes look like any other failure, so that no check is tried without a write."""
 
     async def execute(self, *arguments: Argument, **how: Any) -> Any:
         try:

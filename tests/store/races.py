@@ -95,7 +95,7 @@ class Nodes:
         return self.random.choice(self.stores)
 
     async def race(self, *operations: Awaitable[Any]) -> list[Any]:
-        """All at once, or one or two round trips apart, in any order."""
+        """Run the operations at once, or one or two round trips apart, in any order."""
 
         async def begin(operation: Awaitable[Any], delay: int) -> Any:
             for _ in range(delay):

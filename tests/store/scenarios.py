@@ -105,7 +105,8 @@ async def sessions_expire(nodes: Nodes, user: int) -> list[str]:
 
 
 async def sessions_without_expiry(nodes: Nodes, user: int) -> list[str]:
-    """4. Every operation, some of them cut off in the middle; the observer does the rest."""
+    """4. Every operation runs, some of them cancelled in the middle. The observer looks at the
+    keys."""
     sesion = await nodes.any().create(user, "a")
     token = sesion.Token_Sesion
     cut = asyncio.create_task(nodes.any().create(user, "b"))

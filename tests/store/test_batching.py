@@ -139,7 +139,7 @@ async def test_error_of_a_call_reaches_its_callers_alone() -> None:
 
 @virtual
 async def test_overdue_question_does_not_wait_for_another_call() -> None:
-    """Whether the call before it fails or not."""
+    """The call before it may fail or not."""
     for error in None, StoreUnavailable("x"):
         asked = Asked(batch_max=1, in_flight_max=1, timeout=0.1)
         asked.submit(*range(50))
@@ -170,7 +170,7 @@ async def test_question_that_waited_through_a_pause_is_not_overdue() -> None:
 
 @virtual
 async def test_pause_lengthens_the_time_of_the_questions_that_waited_alone() -> None:
-    """Else each pause of a busy process would let all later questions wait for longer, too."""
+    """Otherwise each pause of a busy process would let all later questions wait for longer, too."""
     loop = cast(VirtualLoop, asyncio.get_running_loop())
     asked = Asked(batch_max=1, in_flight_max=1, timeout=0.3)
     asked.submit(0)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Node:
-    """An address of a node, whose life can be watched."""
+    """The address of a node. A weak reference can point to it."""
 
 
 class Nodes:

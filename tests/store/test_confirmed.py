@@ -72,7 +72,7 @@ def pair() -> Iterator[Pair]:
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine has its replica confirm within a second."""
+    """The replica has a second to confirm, since the machine may be busy."""
     monkeypatch.setattr(connection, "CONFIRMED_SECONDS", 1.0)
 
 
@@ -98,7 +98,7 @@ async def unconfirmed(ask: Awaitable[Any], count: str = "0 of 1") -> None:
 
 @pytest.mark.usefixtures("patient")
 async def test_replica_has_what_is_acknowledged(pair: Pair) -> None:
-    """At once, not some time later."""
+    """The replica has it as soon as the store has answered."""
     with pair.replica.client() as replica:
         async with store_with(pair) as store:
             for number in range(50):
@@ -165,7 +165,7 @@ async def test_operation_that_changes_nothing_is_confirmed_by_a_write_of_its_own
 
 @pytest.mark.usefixtures("patient")
 async def test_second_try_changes_nothing(pair: Pair) -> None:
-    """A write that is there for WAIT alone leaves the record as it is."""
+    """The write that WAIT needs leaves the record as it is."""
     async with store_with(pair) as store:
         token = tokens.make(8)
         made = await store._create(8, "laptop", token)
@@ -179,7 +179,7 @@ async def test_second_try_changes_nothing(pair: Pair) -> None:
 
 
 async def test_checks_do_not_wait_for_a_replica(pair: Pair) -> None:
-    """For what waits for a replica."""
+    """Writes wait for the replica on the same connection."""
     async with store_with(pair) as store:
         token = (await available(lambda: store.create(7, "laptop"))).Token_Sesion
         took = []
@@ -230,7 +230,7 @@ async def test_more_replicas_than_there_are_confirm_nothing(pair: Pair) -> None:
 
 @pytest.mark.usefixtures("patient")
 async def test_cancelled_callers_cost_no_other_its_answer(pair: Pair) -> None:
-    """At any moment; the others have their answers, and only their own."""
+    """They are cancelled at any moment. The others have their answers, and only their own."""
     async with store_with(pair) as store:
 
         async def live(user: int) -> None:
@@ -258,7 +258,7 @@ async def test_cancelled_callers_cost_no_other_its_answer(pair: Pair) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 async def test_master_that_goes_before_its_wait_is_unavailable(number: signal.Signals) -> None:
-    """After it has replied to the write, before it has to the WAIT."""
+    """The master has replied to the write, and not yet to the WAIT."""
     with (
         RedisServer(port=str(free_port())) as master,
         replica_of(master) as replica,
@@ -281,7 +281,7 @@ async def test_master_that_goes_before_its_wait_is_unavailable(number: signal.Si
 
 
 async def test_write_is_confirmed_by_a_wait_that_is_sent_after_it(pair: Pair) -> None:
-    """The one that is out says nothing of it: the replica stalls in between."""
+    """The WAIT that is in flight does not count: the replica stalls after it."""
     commands = connect(pair.url, 5)
     set_x = "SET", "x", 1, "EX", 1
     try:
@@ -316,7 +316,7 @@ async def test_error_does_not_wait_for_a_replica(pair: Pair) -> None:
 
 
 def test_unconfirmed_write_is_503_and_one_line_of_log(pair: Pair) -> None:
-    """A 503 that asks for another try; one line in the log for all of them."""
+    """Each 503 asks for another try, and one line in the log stands for all of them."""
     with Service(
         SESIONES_REDIS_URL=pair.url, SESIONES_WAIT_REPLICAS="1", SESIONES_REDIS_TIMEOUT="5"
     ) as service:

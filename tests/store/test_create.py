@@ -85,7 +85,7 @@ async def test_id_is_the_counter_of_the_bucket_times_4096_plus_the_bucket(
 async def test_no_id_repeats_after_lost_writes(
     redis: Redis, store: SessionStore, lost: str
 ) -> None:
-    """A counter that is gone, or that is back where it was, does not count from there."""
+    """The counter is gone, or back at an earlier number: the next ID does not count from there."""
     ids = []
     for _ in range(10):
         before = redis.get(counter_key(7))
@@ -106,7 +106,7 @@ async def test_id_of_an_ended_session_is_not_used_again(redis: Redis, store: Ses
 
 
 async def test_integers_up_to_2_to_the_53_are_exact(redis: Redis, open_more: Opener) -> None:
-    """Exact: Lua's own formatting rounds from 10^14 on."""
+    """The default number format of Lua rounds from 10^14 on."""
     store = open_more(touch_seconds=60)
     bucket = tokens.user_bucket(INT_MAX)
     redis.set(counter_key(INT_MAX), 2**41 - 2)
@@ -121,7 +121,8 @@ async def test_integers_up_to_2_to_the_53_are_exact(redis: Redis, open_more: Ope
 
 
 def test_second_try_of_a_create_changes_nothing(redis: Redis) -> None:
-    """As of a create whose reply was lost. Nor does it end another session for the limit."""
+    """The reply of the first try was lost. The second one ends no other session for the limit,
+    either."""
     for number in range(2):
         names = [f"{base(7)}h:{number}", index_key(7), counter_key(7)]
         made = redis.eval(lua("create"), 3, *names, *create_arguments(7, "d", limit=2))
@@ -179,7 +180,7 @@ async def test_create_beside_a_bad_counter_is_refused_and_writes_nothing(
 
 
 async def test_limit_ends_the_session_that_expires_first(open_more: Opener, redis: Redis) -> None:
-    """Not the oldest, nor the least used."""
+    """That need not be the oldest one, nor the one that is used least."""
     store = open_more(max_per_user=3)
     made = [await store.create(7, name) for name in ("uno", "dos", "tres")]
     neighbour = await store.create(NEIGHBOUR, "ajena")
@@ -203,7 +204,7 @@ async def test_inactive_sessions_count_for_the_limit(open_more: Opener, redis: R
 async def test_lowered_limit_ends_thousands_at_the_next_create(
     open_more: Opener, redis: Redis
 ) -> None:
-    """By far more than unpack() in Lua could take."""
+    """There are far more of them than unpack() in Lua could take."""
     store = open_more(max_per_user=10_000)
     first = await store.create(7, "primera")
     expiry = first.Fecha_Expiracion

@@ -97,7 +97,7 @@ async def test_inactive_caller_is_unauthenticated(redis: Redis, store: SessionSt
 async def test_end_all_ends_every_live_session_of_the_user_alone(
     redis: Redis, store: SessionStore
 ) -> None:
-    """Inactive ones too."""
+    """Inactive sessions end, too."""
     made = [await store.create(7, str(i)) for i in range(5)]
     neighbour = await store.create(NEIGHBOUR, "ajena")
     await store.update(made[1]._replace(Estado_Sesion=0))

@@ -35,7 +35,7 @@ AGAIN_SECONDS = 2
 async def stores_at(
     url: str, number: int = 2, timeout_seconds: float = 0.25, **options: Any
 ) -> AsyncIterator[list[SessionStore]]:
-    """Those of several nodes; the first one has the options."""
+    """The stores of several nodes, of which the first has the options."""
     async with contextlib.AsyncExitStack() as stack:
         yield [
             await stack.enter_async_context(
@@ -46,7 +46,7 @@ async def stores_at(
 
 
 async def goes(store: SessionStore, *sesiones: Sesion, seconds: float = AGAIN_SECONDS) -> None:
-    """Another node does not accept them for long."""
+    """Wait until another node refuses the sessions, too."""
     deadline = time.monotonic() + seconds
     for sesion in sesiones:
         while await available(partial(store.find, sesion.Token_Sesion)) is not None:
@@ -58,7 +58,7 @@ async def goes(store: SessionStore, *sesiones: Sesion, seconds: float = AGAIN_SE
 
 
 class Past:
-    """A server's keys as they were, for when it has lost what came after."""
+    """The keys of a server as they were, to be brought back: then it has lost its last writes."""
 
     def __init__(self, redis: "Redis") -> None:
         self.redis = redis
@@ -87,7 +87,8 @@ def url_of(redis: "Redis") -> str:
 async def test_sessions_ended_in_any_way_stay_ended_after_lost_writes(
     own: "Redis", caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By a logout, a logout of all, the limit or an operator; whether the caller waits or not."""
+    """A logout, a logout of all, the limit or an operator ended them, whether the caller waited or
+    not."""
     caplog.set_level(logging.INFO)
     async with stores_at(url_of(own), max_per_user=4) as (node, other):
         caller, logged_out, left = [await node.create(7, name) for name in "abc"]
@@ -133,7 +134,7 @@ async def test_sessions_ended_in_any_way_stay_ended_after_lost_writes(
 
 
 async def test_session_that_a_second_try_makes_again_lives(own: "Redis") -> None:
-    """A create's second try, when the session of the first one has ended in between."""
+    """The session of the first try has ended in between."""
     async with stores_at(url_of(own)) as (node, other):
         token = tokens.make(7)
         await node._create(7, "laptop", token)
@@ -168,7 +169,7 @@ async def test_each_new_master_gets_every_tombstone(own: "Redis") -> None:
 
 
 async def test_replay_waits_while_writes_are_refused(own: "Redis") -> None:
-    """Checks answer, without what has ended; it goes once writes are back."""
+    """Checks answer meanwhile, and refuse the ended session. It is deleted once writes are back."""
     async with stores_at(url_of(own), touch_seconds=0) as (node, other):
         ended, live = [await node.create(7, name) for name in "ab"]
         past = Past(own)
@@ -200,7 +201,7 @@ async def test_aclose_leaves_no_task(own: "Redis") -> None:
 
 
 async def test_restart_that_lost_the_last_writes_gets_the_tombstones(tmp_path: Path) -> None:
-    """Without a request to the node meanwhile."""
+    """There is no request to the node meanwhile."""
     data, copy = tmp_path / "data", tmp_path / "copy"
     with RedisServer(data, appendfsync="always") as server:
         async with stores_at(server.url) as (node, other):
@@ -228,7 +229,7 @@ def cut_off(master: "Redis", replica: RedisServer) -> None:
 async def end_and_fail_over(
     stores: list[SessionStore], user: int, master: RedisServer, replica: RedisServer, replicas: int
 ) -> None:
-    """A logout of which the replica that takes over knows nothing."""
+    """A session ends on the master alone, then the replica takes over."""
     node, other = stores
     with (
         master.client() as redis,
@@ -277,7 +278,8 @@ async def test_logout_survives_a_failover_by_sentinel(replicas: int) -> None:
 
 @pytest.mark.sentinel
 async def test_stale_sentinel_does_not_name_the_master() -> None:
-    """It is asked first, and the master that it names is up; the others name another one."""
+    """The stale Sentinel is asked first, and the master that it names is up. The others name
+    another one."""
     with (
         RedisSentinels(replicas=0, sentinels=1) as stale,
         RedisSentinels(replicas=0, sentinels=3) as redis,
@@ -291,7 +293,7 @@ async def test_stale_sentinel_does_not_name_the_master() -> None:
 
 @pytest.mark.cluster
 async def test_logout_survives_a_failover_of_a_cluster() -> None:
-    """And a session that ended in another shard stays ended."""
+    """A session that ended in another shard stays ended, too."""
     with RedisCluster(3, 3) as cluster:
         first, second, _, replica, *_ = cluster.servers
         async with stores_at(cluster.url) as stores:
@@ -309,7 +311,7 @@ def user_of(cluster: RedisCluster, port: int) -> int:
 
 @pytest.mark.cluster
 async def test_replay_waits_for_a_slot_that_is_being_moved() -> None:
-    """Until all keys of the slot are on one side."""
+    """The replay is tried again until all keys of the slot are on one node."""
     with RedisCluster(2) as cluster:
         source, target = cluster.servers
         user = user_of(cluster, source)

@@ -41,7 +41,7 @@ async def test_find_altered_token_returns_none(store: SessionStore) -> None:
 async def test_find_inactive_session_returns_none_and_writes_nothing(
     redis: Redis, store: SessionStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not seen, not slid, and no error either."""
+    """It is not slid, and no error is logged."""
     sesion = await store.create(7, "d")
     await store.update(sesion._replace(Estado_Sesion=0))
     age(redis, sesion, 100)
@@ -94,7 +94,8 @@ async def test_find_is_unavailable_when_the_store_has_a_bug(
 async def test_hundreds_of_checks_at_once_get_their_own_answers(
     redis: Redis, store: SessionStore
 ) -> None:
-    """More than one call may carry, of many buckets, with others in between."""
+    """There are more of them than one call may carry, of many buckets, and ended sessions between
+    them."""
     made = [await store.create(user, "d") for user in range(400)]
     for sesion in made[::3]:
         await store.end(sesion.Token_Sesion, sesion.Token_Sesion)

@@ -109,7 +109,7 @@ async def test_refused_update_ends_no_unindexed_session(
 async def test_pruning_an_index_deletes_the_keys_that_it_names(
     redis: Redis, store: SessionStore, operation: str
 ) -> None:
-    """Were they there when the clock steps back, they would live outside their index."""
+    """A key that stayed would be a session outside its index when the clock steps back."""
     made = [age(redis, await store.create(7, name), 100) for name in "abcd"]
     neighbour = await store.create(NEIGHBOUR, "d")
     mine, other, *expired = made

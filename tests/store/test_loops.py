@@ -47,7 +47,7 @@ def uvloop_run(main: Any) -> Any:
 
 
 def bare_run(main: Any) -> Any:
-    """As programs did before asyncio.run(): nothing is cancelled or closed at the end."""
+    """Programs did so before asyncio.run(): nothing is cancelled or closed at the end."""
     loop = asyncio.new_event_loop()
     try:
         return loop.run_until_complete(main)
@@ -104,7 +104,7 @@ def test_connections_are_closed_with_their_loop(redis_server: RedisServer, run: 
 
 
 def test_store_is_usable_in_a_loop_of_each_thread(redis_server: RedisServer) -> None:
-    """And no call hangs."""
+    """No call hangs."""
     store = open_store(redis_server.url, timeout_seconds=2)
     sesion = asyncio.run(store.create(7, "laptop"))
     found: list[Any] = []
@@ -199,7 +199,7 @@ def test_logout_of_a_loop_that_ended_long_ago_is_replayed_by_the_next(
 def test_loop_that_ends_with_calls_in_flight_is_no_outage(
     deployment_url: str, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nor is any of its tasks destroyed (no_complaint)."""
+    """None of its tasks is destroyed, either: no_complaint would fail."""
     leaving: list[asyncio.Task[Any]] = []
 
     async def leave() -> None:
@@ -259,7 +259,7 @@ def test_sentinel_and_cluster_are_usable_in_one_loop_after_another(deployment_ur
 def test_test_client_of_starlette_uses_a_loop_for_each_request(
     redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It has a loop of its own for each request, and another for each lifespan."""
+    """The test client has a loop for each request, and another for each lifespan."""
     caplog.set_level(logging.ERROR)
     environ = {"SESIONES_REDIS_URL": redis_server.url, "SESIONES_REDIS_TIMEOUT": "5"}
     app = create_app(Settings.read(environ, {}), open_without_key=True)
@@ -320,7 +320,7 @@ def test_connections_of_the_client_are_closed_with_their_loop(service: Service, 
 
 
 def test_client_is_usable_in_a_loop_of_each_thread(service: Service) -> None:
-    """And each thread keeps its loop for several calls, beside the others."""
+    """Each thread keeps its loop for several calls, beside the others."""
     token = create_at(service)
     client = SessionClient(f"http://127.0.0.1:{service.port}", timeout_seconds=5)
     found: list[Any] = []
@@ -369,7 +369,7 @@ def test_client_reads_a_reply_that_arrived_while_its_process_was_paused(service:
 
 
 def test_answered_at_may_be_asked_in_another_thread() -> None:
-    """It does so whenever it ends a session, and before it queues what is to be replayed."""
+    """The store asks whenever it ends a session, and before it queues tombstones for replay."""
     server = Server(ConnectionPool(), 0.25)
     connections: set[Any] = server._open_connections
     connections.add(Mock(answered_at=1.0))

@@ -43,7 +43,7 @@ def real_log() -> Iterator[None]:
 
 
 async def slowest_check(store: SessionStore, token: str, until: asyncio.Event) -> float:
-    """In seconds, of checks that follow one another."""
+    """The seconds of the slowest of checks that follow one another."""
     slowest = 0.0
     while not until.is_set():
         begun = time.monotonic()

@@ -26,7 +26,7 @@ def black_hole(connection: socket.socket) -> None:
 
 
 def hang_up(connection: socket.socket) -> None:
-    """At once, as a server that has too many clients or is just starting."""
+    """A server that has too many clients, or is just starting, does so at once."""
 
 
 def hang_up_in_a_reply(connection: socket.socket) -> None:
@@ -35,7 +35,7 @@ def hang_up_in_a_reply(connection: socket.socket) -> None:
 
 
 def answer_without_end(connection: socket.socket) -> None:
-    """Bytes come, a reply never does."""
+    """Bytes come, and never a whole reply."""
     connection.recv(65536)
     connection.sendall(b"*1\r\n*1000000\r\n")
     while True:

@@ -64,7 +64,7 @@ def killed(server: RedisServer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def configured(server: RedisServer, setting: str, value: str, before: str) -> Iterator[None]:
-    """Another setting, for new connections."""
+    """The server has another setting, and its connections have to be opened again."""
     with server.client() as redis:
         redis.config_set(setting, value)
         try:

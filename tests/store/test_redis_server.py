@@ -45,7 +45,7 @@ def append_only_file(redis: Redis) -> bytes:
 
 
 async def test_token_is_nowhere_in_redis(open_more: Opener, redis: Redis) -> None:
-    """Not in a command, a key, a value or the append-only file; nor is its random part."""
+    """Neither it nor its random part is in a command, a key, a value or the append-only file."""
     store = open_more(touch_seconds=0)
     with redis.monitor() as monitor:  # type: ignore[no-untyped-call]
         made = [await store.create(user, "el dispositivo") for user in (7, 7, 7, 8)]
@@ -84,7 +84,7 @@ async def test_only_counters_have_no_expiry(redis: Redis, store: SessionStore) -
 async def test_scripts_are_loaded_again_by_a_server_that_lost_them(
     redis: Redis, store: SessionStore
 ) -> None:
-    """As by one that was restarted or replaced."""
+    """A server that was restarted or replaced has no scripts."""
     redis.script_flush()
     mine = await store.create(7, "d")
     redis.script_flush()
@@ -134,7 +134,7 @@ async def test_full_memory_refuses_create_and_update_alone(
 async def test_refused_writes_cost_no_check(
     open_more: Opener, own_server: RedisServer, refuse: Fault, reason: str
 ) -> None:
-    """Checks answer without sliding; everything else is refused, with nothing written."""
+    """Checks answer without a slide. Everything else is refused, with nothing written."""
     store = open_more(own_server.url, touch_seconds=0)
     with own_server.client() as redis:
         mine, other = await store.create(7, "a"), await store.create(7, "b")
@@ -161,7 +161,7 @@ async def test_refused_writes_cost_no_check(
 
 @pytest.mark.cluster
 def test_check_takes_keys_of_many_slots() -> None:
-    """As arguments, and so does its read-only twin: their flag allows it."""
+    """They are arguments of the script, as in its read-only twin: a flag of both allows that."""
     with RedisCluster(1) as cluster, Redis(port=cluster.master_ports[0]) as node:
         session_keys = []
         for user in range(300):

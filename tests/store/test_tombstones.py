@@ -23,7 +23,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def kept(clock: Clock) -> Tombstones:
-    """Of a node whose Redis answers at every moment."""
+    """The tombstones of a node whose Redis answers at every moment."""
     return Tombstones(lambda _: clock.now)
 
 
@@ -58,7 +58,7 @@ def test_tombstones_last_a_minute(clock: Clock, kept: Tombstones) -> None:
 
 
 def test_minute_of_a_tombstone_counts_back_from_the_last_answer_of_the_owner(clock: Clock) -> None:
-    """However late the loss of the connection is noticed."""
+    """The loss of the connection may be noticed late."""
     answered = {"eQ": clock.now, "ab": clock.now}
     kept = Tombstones(answered.__getitem__)
     kept.add([key(1), key(2, "ab")])

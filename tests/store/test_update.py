@@ -81,7 +81,7 @@ async def test_update_of_no_live_session_returns_none(redis: Redis, store: Sessi
 async def test_update_names_every_immutable_field_that_differs(
     redis: Redis, store: SessionStore, fields: tuple[str, ...]
 ) -> None:
-    """Named all at once, before the dates, and nothing is written."""
+    """The fields are named at once and before bad dates, and nothing is written."""
     sesion = await store.create(7, "d")
     before = state(redis)
     changes: Any = {field: getattr(sesion, field) + 1 for field in fields}

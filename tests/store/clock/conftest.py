@@ -29,7 +29,7 @@ async def fake(clock: Clock) -> AsyncIterator[ClockedRedis]:
 
 @pytest.fixture
 def redis(fake: ClockedRedis) -> Redis:
-    """The same, to see what is really there."""
+    """A plain client, to see what is really there."""
     return fake.redis
 
 

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.anyio
 async def test_lower_max_ends_older_sessions_at_their_expiry(
     clock: Clock, open_more: Opener
 ) -> None:
-    """Not at once: their expiry stands, but it is slid no further. docs/settings.md says so."""
+    """They do not end at once: their expiry stands, but it is slid no further
+    (docs/settings.md)."""
     sesion = await open_more().create(7, "portátil")
     lowered = open_more(max_seconds=2000)
     clock.now += 1500

@@ -24,12 +24,12 @@ pytestmark = pytest.mark.anyio
 
 
 def sessions(redis: Redis) -> list[str]:
-    """The session keys that physically exist."""
+    """The session keys that exist, whether their sessions live or not."""
     return [key for key in keys(redis) if "}:h:" in key]
 
 
 async def test_fakeredis_follows_the_clock(clock: Clock, redis: Redis) -> None:
-    """Otherwise everything below would pass for the wrong reason."""
+    """Otherwise the tests below would pass for the wrong reason."""
     redis.set("key", 1, ex=10)
     script = "return {redis.call('TIME')[1], redis.call('EXPIRETIME', 'key')}"
     assert redis.eval(script, 0) == [b"%d" % START, START + 10]
@@ -73,7 +73,7 @@ async def test_session_is_dead_at_the_second_of_its_expiry(
 async def test_dead_session_of_another_user_is_not_forbidden(
     clock: Clock, redis: Redis, store: SessionStore
 ) -> None:
-    """Not 403, in the caller's bucket and in another one."""
+    """It is no 403, in the bucket of the caller and in another one."""
     dead = [await store.create(user, "ajeno") for user in (8, NEIGHBOUR)]
     clock.now += 1
     caller = (await store.create(7, "portátil")).Token_Sesion
@@ -142,7 +142,7 @@ async def test_session_slides_when_due(
 
 
 async def test_window_of_one_second_ends_on_time(clock: Clock, open_more: Opener) -> None:
-    """It never gets old enough to slide."""
+    """Such a session never gets old enough to slide."""
     store = open_more(idle_seconds=1, touch_seconds=60)
     sesion = await store.create(7, "portátil")
     clock.now += 0.999
@@ -176,7 +176,7 @@ async def test_clock_that_steps_back_lengthens_lives_by_as_much(
 
 
 async def test_clock_that_steps_back_takes_no_date_back(clock: Clock, store: SessionStore) -> None:
-    """As after a failover to a server whose clock is behind. No session ends, either."""
+    """This happens in a failover to a server whose clock is behind. No session ends, either."""
     clock.now += 100
     sesion = await store.create(7, "portátil")
     clock.now = START
@@ -301,7 +301,8 @@ async def test_put_of_dates(
 async def test_nothing_but_the_counter_is_left_when_sessions_have_expired(
     clock: Clock, redis: Redis, store: SessionStore
 ) -> None:
-    """Neither of sessions that were used nor of those that ended: only the bucket's counter."""
+    """Neither sessions that were used nor those that ended leave a key. The counter of the bucket
+    stays."""
     for device in range(5):
         sesion = await store.create(7, f"portátil {device}")
         clock.now += 60
