@@ -93,6 +93,7 @@ FAMILIES = (
         ("timeout", "connection", "refused", "unconfirmed"),
     ),
     CREATED := Family("counter", "sesiones_sessions_created", "Sessions made."),
+    UPDATED := Family("counter", "sesiones_sessions_updated", "Updates that changed a session."),
     ENDED := Family(
         "counter",
         "sesiones_sessions_ended",

@@ -65,22 +65,39 @@ async def test_each_operation_is_counted_once(redis_server: RedisServer, redis: 
         assert await store.end(second, second) == 1
         assert await store.end(second, second) != 1
         assert await store.end_all(third, "") == 2
+        one, two, three = [await store.create(8, "d") for _ in range(3)]
+        assert await store.update(one._replace(Dispositivo="e")) is not None
+        listed = await store.list_sessions(one.Token_Sesion)
+        assert listed is not None
+        assert len(listed) == 3
+        assert await store.end_one(one.Token_Sesion, two.ID_Sesion) == 1
+        assert await store.end_others(one.Token_Sesion) == 1
+        assert len(await store.sessions(8)) == 1
+        assert await store.end_user(8) == 1
+        await store.revoke((await store.create(8, "d")).Token_Sesion)
+        await store.revoke(three.Token_Sesion)
         assert counted(store.metrics) == {
-            "sesiones_checks_total['valid']": 2,
+            "sesiones_checks_total['valid']": 5,
             "sesiones_checks_total['invalid']": 2,
-            "sesiones_slides_total[]": 2,
-            "sesiones_sessions_created_total[]": 4,
+            "sesiones_slides_total[]": 5,
+            "sesiones_sessions_created_total[]": 8,
+            "sesiones_sessions_updated_total[]": 1,
             "sesiones_sessions_ended_total['limit']": 1,
-            "sesiones_sessions_ended_total['logout']": 1,
+            "sesiones_sessions_ended_total['logout']": 2,
             "sesiones_sessions_ended_total['logout_all']": 2,
+            "sesiones_sessions_ended_total['id']": 1,
+            "sesiones_sessions_ended_total['others']": 1,
+            "sesiones_sessions_ended_total['operator']": 1,
         }
         for family in Exposition(store.metrics).collect():
             for sample in family.samples:
                 if sample.name == "sesiones_operation_seconds_count":
-                    expected = {"check": 4, "create": 4, "update": 1, "logout": 2, "logout_all": 1}
+                    expected = {"check": 7, "create": 8, "update": 2, "logout": 2, "logout_all": 1}
+                    expected |= {"list": 2, "end_one": 1, "end_others": 1, "end_user": 1}
+                    expected |= {"revoke": 2}
                     assert sample.value == expected[sample.labels["operation"]]
                 elif sample.name == "sesiones_redis_seconds_count":
-                    assert sample.value == 8  # of what it has ended, a store knows itself
+                    assert sample.value == 23  # of what it has ended, a store knows itself
 
 
 @pytest.mark.anyio
@@ -166,7 +183,7 @@ def test_each_check_counts_once_whichever_worker_answers(counting: Service) -> N
             counting.request("GET", path, {"x-auth-token": tokens.make(7)})
             counting.request("GET", path, {"x-auth-token": "x"})
             counting.request("GET", path)
-    for path in "/livez", "/readyz", "/healthz", "/metrics", "/", "/sesiones":
+    for path in "/livez", "/readyz", "/healthz", "/metrics", "/", "/sesion":
         counting.request("GET", path)
     after = scrape(counting)
     outcomes = {"valid": 20, "invalid": 20, "missing": 40, "unavailable": 0}

@@ -1,5 +1,5 @@
-"""Sessions that were created or ended: the metric, a line in the log, and the tombstone of an ended
-session.
+"""Sessions that were created, changed or ended: the metric, a line in the log, and the tombstone of
+an ended session.
 
 A logoutAll can end thousands of sessions at once, and a line of log takes as long as a check. So
 tombstones and metrics are written at once, and all lines but the first few in slices, between which
@@ -12,7 +12,8 @@ from collections import deque
 from typing import Any
 
 from sesiones import tokens
-from sesiones.metrics import CREATED, ENDED, Metrics
+from sesiones.metrics import CREATED, ENDED, UPDATED, Metrics
+from sesiones.sesion import Sesion
 from sesiones.store.keys import SESSION
 from sesiones.store.records import number
 from sesiones.store.tombstones import Tombstones
@@ -36,6 +37,14 @@ class SessionEvents:
     def created(self, ID_Sesion: int, ID_Usuario: int, token: str) -> None:
         self._metrics.add(CREATED)
         _log("created", ID_Sesion, ID_Usuario, tokens.fingerprint(token))
+
+    def updated(self, sesion: Sesion, fields: list[str]) -> None:
+        """``fields``: what has changed. An update that changed nothing is none."""
+        if fields:
+            self._metrics.add(UPDATED)
+            changed = ", ".join(fields)
+            fingerprint = tokens.fingerprint(sesion.Token_Sesion)
+            _log("changed", sesion.ID_Sesion, sesion.ID_Usuario, fingerprint, changed=changed)
 
     def ended(self, reason: str, base: str, entries: list[Any]) -> None:
         """``entries``: the sessions that a script has ended, as delete() in lua/session.lua returns
@@ -65,7 +74,7 @@ class SessionEvents:
     def _write_line(self) -> None:
         reason, (digest, ID_Sesion, ID_Usuario) = self._waiting.popleft()
         fingerprint = tokens.fingerprint_of_digest(digest.decode())
-        _log("ended", number(ID_Sesion), number(ID_Usuario), fingerprint, reason)
+        _log("ended", number(ID_Sesion), number(ID_Usuario), fingerprint, reason=reason)
 
 
 def _log(
@@ -73,9 +82,10 @@ def _log(
     ID_Sesion: int | None,
     ID_Usuario: int | None,
     fingerprint: str,
-    reason: str | None = None,
+    **detail: str,
 ) -> None:
-    why = f": {reason}" if reason else ""
+    """``detail``: what follows a colon, under the name of its field in JSON; if anything does."""
+    why = "".join(f": {text}" for text in detail.values())
     logger.info(
         "%s session %s of user %s, ses_#%s%s",
         *(event, ID_Sesion, ID_Usuario, fingerprint, why),
@@ -84,6 +94,6 @@ def _log(
             "ID_Sesion": ID_Sesion,
             "ID_Usuario": ID_Usuario,
             "token": f"ses_#{fingerprint}",
-        }
-        | ({"reason": reason} if reason else {}),
+            **detail,
+        },
     )

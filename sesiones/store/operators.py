@@ -43,11 +43,9 @@ class OperatorTools:
     async def sessions(self, ID_Usuario: int, *, deep: bool) -> list[UserSession]:
         """The user's live sessions, active or not, in the order of a list."""
         listed = await self._list(ID_Usuario, deep)
-        base = f"{self._keys.base(tokens.user_bucket(ID_Usuario))}{SESSION}"
+        base = self._keys.base(tokens.user_bucket(ID_Usuario))
         with unavailable():
-            return user_sessions_of(
-                [entry for entry in listed if f"{base}{entry[0].decode()}" not in self._tombstones]
-            )
+            return user_sessions_of(base, listed, self._tombstones)
 
     async def end_user(self, ID_Usuario: int, ID_Sesion: int | None, *, deep: bool) -> int:
         """End one session of the user, or all. Return how many ended."""

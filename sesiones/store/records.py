@@ -7,6 +7,8 @@ import orjson
 
 from sesiones import tokens
 from sesiones.sesion import INT_MAX, Sesion, UserSession
+from sesiones.store.keys import SESSION
+from sesiones.store.tombstones import Tombstones
 
 logger = logging.getLogger("sesiones.store")
 
@@ -54,10 +56,14 @@ def user_session_of(digest: str, text: bytes, expiry: int) -> UserSession | None
     return UserSession(sesion.ID_Sesion, sesion.ID_Usuario, fingerprint, *sesion[3:])
 
 
-def user_sessions_of(entries: list[Any]) -> list[UserSession]:
-    """The sessions of a list (list_index() in lua/session.lua): the most recently used first, then
-    the newest first."""
-    found = (user_session_of(entry[0].decode(), entry[1], entry[2]) for entry in entries)
+def user_sessions_of(base: str, entries: list[Any], tombstones: Tombstones) -> list[UserSession]:
+    """The sessions of a list (list_index() in lua/session.lua) but those that have ended: the most
+    recently used first, then the newest first. ``base``: what their keys begin with."""
+    found = (
+        user_session_of(digest.decode(), text, expiry)
+        for digest, text, expiry, _ in entries
+        if f"{base}{SESSION}{digest.decode()}" not in tombstones
+    )
     sessions = [session for session in found if session is not None]
     return sorted(sessions, key=lambda each: (-each.Ultima_Actividad, -each.ID_Sesion))
 

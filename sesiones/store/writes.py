@@ -1,4 +1,4 @@
-"""The operations that write: create, update, end, end_all, on one event loop's connections.
+"""The operations that write, on one event loop's connections.
 
 What a script has ended becomes tombstones in the callback of its reply. A connection calls it in
 the same turn of the event loop in which it reads the reply, whether the caller still waits, was
@@ -83,7 +83,7 @@ class SessionWrites:
 
         def on_reply(reply: Any) -> Sesion | LimitReached | None:
             if reply[0] == b"refused":
-                return LimitReached(user_sessions_of(reply[1]))
+                return LimitReached(user_sessions_of(base_of(key), reply[1], self._tombstones))
             text, expiry, *endings = reply
             # Where the session of a first try has ended meanwhile, the second one has made it anew.
             self._tombstones.discard(key)
@@ -124,8 +124,11 @@ class SessionWrites:
 
         def on_reply(reply: Any) -> Sesion | Immutable | BadDates | None:
             match reply:
-                case [b"ok", text, expiry]:
-                    return session_of(token, text, expiry)
+                case [b"ok", text, expiry, *changed]:
+                    sesion = session_of(token, text, expiry)
+                    if sesion is not None:
+                        self._events.updated(sesion, [field.decode() for field in changed])
+                    return sesion
                 case [b"absent", *reason]:
                     return session_of(token, *reason)
                 case [b"unindexed", ended]:

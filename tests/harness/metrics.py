@@ -15,5 +15,5 @@ def counted(metrics: Metrics) -> dict[str, float]:
             for family in Exposition(metrics).collect()
             for s in family.samples
         )
-        if value and re.search(r"checks_total|slides|created|ended|errors|in_flight", name)
+        if value and re.search(r"checks_total|slides|created|updated|ended|errors|in_flight", name)
     }

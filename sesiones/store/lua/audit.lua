@@ -24,6 +24,9 @@ local function audit_session(base, digest)
     elseif tonumber(score) ~= session.expiracion then
       fault('the session and the index differ in when it expires')
     end
+    if own_life(key) == false then
+      fault('the field 2 is not a life in seconds')
+    end
   end
 end
 

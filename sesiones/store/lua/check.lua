@@ -32,9 +32,19 @@ local function check(key)
   if not session then
     return text, expiracion
   end
+  local own = own_life(key)
+  local last = session.inicio + (own or max)
+  local slid = math.max(expiracion, math.min(now + session.ventana, last))
+  if own and slid > last then
+    -- A node of a version that knows no field 2 has extended the session beyond its own life.
+    slid = last
+    if slid <= now then
+      expire(key, session, slid)
+      return false, false
+    end
+  end
   session.actividad = now
-  local last = math.min(now + session.ventana, session.inicio + life(key, max))
-  local outcome = write(key, session, math.max(expiracion, last))
+  local outcome = write(key, session, slid)
   if not outcome then
     slides = slides + 1
     return session.text, session.expiracion

@@ -32,6 +32,11 @@ for _, digest in ipairs(digests) do
     ended[#ended + 1] = delete(base, digest)
   end
 end
+if keeps_own then
+  -- Out of the range that is removed next: the index must not go with its last member, because a
+  -- Cluster that is moving the slot would not let it be made again.
+  redis.call('ZADD', index, '0', own)
+end
 -- The index may have been deleted with its last member.
 redis.pcall('ZREMRANGEBYSCORE', index, '(' .. int(now), '+inf')
 if keeps_own then

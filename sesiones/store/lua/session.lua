@@ -88,10 +88,15 @@ local function read(key)
   return nil, expiracion and 'the field 1 is not a session' or text
 end
 
--- Return value: how many seconds from its Fecha_Inicio the session at the key may live: its own
--- maximum, or else the given one.
-local function life(key, max)
-  return tonumber(redis.call('HGET', key, '2') or max) or max
+-- Return value: the own maximum life, in seconds, of the session at the key; nil when it has none.
+-- Malformed text counts as none, and false says so.
+local function own_life(key)
+  local text = redis.call('HGET', key, '2')
+  local seconds = text and string.match(text, '^%d+$') and tonumber(text)
+  if seconds and seconds >= 1 and seconds <= SECONDS_MAX then
+    return seconds
+  end
+  return text and false or nil
 end
 
 -- Why the caller may not end the designated session (nil when that is not live).
@@ -153,6 +158,15 @@ local function prune_and_expire(index)
   if latest[2] then
     -- Rounded and bounded: a score that no script of ours gives must not fail the others' checks.
     redis.call('EXPIREAT', index, int(math.min(math.ceil(latest[2]), INT_MAX)))
+  end
+end
+
+-- Ends a session whose life is over by its own maximum, as if Redis had expired it then.
+local function expire(key, session, expiracion)
+  local base, digest = split(key)
+  local index = base .. 'u:' .. session.usuario
+  if not wrong_type(redis.pcall('ZADD', index, int(expiracion), digest)) then
+    prune_and_expire(index)
   end
 end
 

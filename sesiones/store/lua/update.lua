@@ -12,7 +12,8 @@
 -- ARGV[8]  integer: max, how many seconds a session lives at the most
 --
 -- Return value: an array that begins with one of these words:
---   'ok', text, expiry        the session as it now stands, as fetch() in session.lua returns it
+--   'ok', text, expiry,       the session as it now stands, as fetch() in session.lua returns it;
+--     text...                 and the names of what has changed, 'Ventana' for the window
 --   'absent', text or false   no session lives at the key; what is wrong with its record, if it has
 --                             one
 --   'unindexed', array        an array with the session, as delete() returns it: it has ended,
@@ -41,10 +42,20 @@ end
 -- Ultima_Actividad never goes back, nor beyond now.
 local given_window = expiracion - actividad
 actividad = math.max(session.actividad, math.min(actividad, now))
-session.actividad, session.estado, session.dispositivo = actividad, ARGV[5], ARGV[7]
 
-if expiracion ~= session.expiracion then
-  local last = session.inicio + life(KEYS[1], tonumber(ARGV[8]))
+local own = own_life(KEYS[1])
+local last = session.inicio + (own or tonumber(ARGV[8]))
+local ventana = session.ventana
+if expiracion == session.expiracion then
+  if own and expiracion > last then
+    -- A node of a version that knows no field 2 has extended the session beyond its own life.
+    expiracion = last
+    if expiracion <= now then
+      expire(KEYS[1], session, expiracion)
+      return {'absent', false}
+    end
+  end
+else
   if given_window < 1 then
     return {'dates', 'window'}
   elseif expiracion > last then
@@ -54,8 +65,21 @@ if expiracion ~= session.expiracion then
   if expiracion <= now then
     return {'dates', 'past'}
   end
-  session.ventana = given_window
+  ventana = given_window
 end
+
+local reply = {'ok', false, false}
+local function note(field, stored, new)
+  if stored ~= new then
+    reply[#reply + 1] = field
+  end
+  return new
+end
+note('Fecha_Expiracion', session.expiracion, expiracion)
+session.estado = note('Estado_Sesion', session.estado, ARGV[5])
+session.actividad = note('Ultima_Actividad', session.actividad, actividad)
+session.dispositivo = note('Dispositivo', session.dispositivo, ARGV[7])
+session.ventana = note('Ventana', session.ventana, ventana)
 
 local outcome = write(KEYS[1], session, expiracion)
 if type(outcome) == 'string' then
@@ -63,4 +87,5 @@ if type(outcome) == 'string' then
 elseif outcome then
   return {'unindexed', {outcome}}
 end
-return {'ok', session.text, session.expiracion}
+reply[2], reply[3] = session.text, session.expiracion
+return reply
