@@ -30,6 +30,14 @@ IDENTITY = ["x-id-usuario", "x-id-sesion", "x-fecha-expiracion"]
 SERVICE = {"Authorization": f"Bearer {KEY}"}
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+LOGIN_FIELDS = [
+    "Ventana",
+    "Vida_Maxima",
+    "Token_Anterior",
+    "Cerrar_Otras",
+    "Max_Sesiones",
+    "Sustituye",
+]
 LOGOUTS = ["/sesiones/logout", "/sesiones/logoutAll"]
 CALLER_ROUTES = [
     ("GET", "/sesiones/self"),
@@ -37,8 +45,23 @@ CALLER_ROUTES = [
     ("GET", "/sesiones/verificar"),
     ("POST", "/sesiones/verificar/a/b"),
     *(("DELETE", path) for path in LOGOUTS),
+    ("GET", "/sesiones"),
+    ("HEAD", "/sesiones"),
+    ("DELETE", "/sesiones/logoutOthers"),
+    ("DELETE", "/sesiones/4096"),
 ]
 """The routes that a token authenticates for."""
+BACKEND_ROUTES = [
+    ("POST", "/sesiones"),
+    ("PUT", "/sesiones"),
+    ("GET", "/sesiones/usuarios/7"),
+    ("HEAD", "/sesiones/usuarios/7"),
+    ("DELETE", "/sesiones/usuarios/7"),
+    ("DELETE", "/sesiones/usuarios/7/4096"),
+    ("POST", "/sesiones/introspeccion"),
+    ("POST", "/sesiones/revocacion"),
+]
+"""The routes that need a service key."""
 UNKNOWN = "ses_eQz07k5PgmNH6t8HHwcCd5EjWpENcRm0S9HRDtcfiSpz0"
 """The token of no session."""
 MALFORMED = UNKNOWN[:-1]
@@ -118,11 +141,12 @@ def check_problem(reply: Reply, status: int) -> None:
     assert list(problem)[:4] == members
     assert (problem["type"], problem["title"]) == ("about:blank", TITLES[status])
     assert (problem["status"], type(problem["detail"])) == (status, str)
-    # 409 and 422 name fields; nothing else does.
-    assert list(problem)[4:] == (["errores"] if status in (409, 422) else [])
+    # 409 and 422 name fields; nothing else does. The 409 of a POST lists sessions.
+    further = ["Sesiones"] if status == 409 and "Sesiones" in problem else ["errores"]
+    assert list(problem)[4:] == (further if status in (409, 422) else [])
     for error in problem.get("errores", []):
         assert list(error) == ["campo", "motivo"]
-        assert error["campo"] in FIELDS
+        assert error["campo"] in FIELDS + LOGIN_FIELDS
         assert error["motivo"]
     assert ("www-authenticate" in reply.headers) == (status == 401)
     assert ("allow" in reply.headers) == (status == 405)

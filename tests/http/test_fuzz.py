@@ -199,7 +199,7 @@ def broken(*_: Any, **__: Any) -> Any:
 
 def not_found_for_a_method(routes: Routes, path: str, method: str) -> Any:
     if found := routes.endpoints.get(path, {}).get(method):
-        return found
+        return found, {}
     raise Problem(404, "x")
 
 
@@ -214,8 +214,8 @@ HEAD = (
     [
         pytest.param(target, flaw, id=name)
         for name, target, flaw in [
-            ("last token wins", "sesiones.http.sessions.caller_token", last_token),
-            ("token must be ASCII", "sesiones.http.sessions.caller_token", ascii_token),
+            ("last token wins", "sesiones.http.authentication.caller_token", last_token),
+            ("token must be ASCII", "sesiones.http.authentication.caller_token", ascii_token),
             (
                 "any token is a session's",
                 "tests.harness.in_process.FixedStore.execute",
@@ -230,7 +230,7 @@ HEAD = (
             ),
             (
                 "verificar has a body",
-                "sesiones.http.fast_check._VERIFIED",
+                "sesiones.http.responses._VERIFIED",
                 HEAD + b"content-length: 2\r\n%b\r\n{}",
             ),
             (
@@ -241,12 +241,12 @@ HEAD = (
             (
                 "JSON that fails",
                 "sesiones.http.requests.PARSERS",
-                {b"application/json": json.loads},
+                {b"application/json": lambda body, _: json.loads(body)},
             ),
             (
                 "a query that fails",
                 "sesiones.http.requests.parse_form",
-                lambda text: dict(pair.split("=") for pair in text.decode().split("&") if pair),
+                lambda text, *_: dict(pair.split("=") for pair in text.decode().split("&") if pair),
             ),
             ("paths are decoded", "sesiones.http.routes.raw_path", lambda scope: scope["path"]),
             (
