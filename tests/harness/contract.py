@@ -173,9 +173,10 @@ def error_headers(status: int) -> set[str]:
 
 
 def path_of(sent: str) -> str:
-    """The path of OPERATIONS that a path as it was sent leads to, else the same path."""
+    """The path of OPERATIONS that a path as it was sent leads to, else the same path; "" for one
+    with a brace, which leads nowhere."""
     if "{" in sent:
-        return sent.replace("{", "")  # it leads nowhere
+        return ""
     for path in OPERATIONS:
         pairs = list(zip(path.split("/"), sent.split("/"), strict=False))
         if path.count("/") == sent.count("/") and all(_stands_for(*pair) for pair in pairs):

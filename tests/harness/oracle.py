@@ -58,6 +58,7 @@ _ROUTES = contract.OPERATIONS | {
 _FIELDS = {*contract.FIELDS, *contract.LOGIN}
 _PROBLEM = "problem"
 _MALFORMED = frozenset((status, _PROBLEM) for status in (400, 431, 501))
+_PROBED = re.compile(b"|".join(map(str.encode, contract.OPERATORS_PATHS)))
 _STARTS = {b'{"ID_Sesion"': SESSION, b'{"Sesiones_': COUNT, b'{"active"': ACTIVE}
 _ALWAYS = {"date", "cache-control", "content-length"}
 _KNOWN = _ALWAYS | {"content-type", "connection", *IDENTITY, *contract.ERROR_HEADERS}
@@ -264,7 +265,7 @@ class Oracle:
                 self._check_credential(seen, {token for token, _ in self.live.values()})
         elif shows == OWN_LIST:
             self._check_own_list(seen, body)
-        elif shows in (LIST, ACTIVE, EMPTY):
+        elif shows in (LIST, ACTIVE) or (shows == EMPTY and not _PROBED.search(data)):
             self._check_backend(data, body, shows)
         elif shows != OTHER:
             self._check_identity(seen, head.fields, body)
