@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import orjson
 from starlette.applications import Starlette
@@ -156,3 +156,39 @@ def check_problem(reply: Reply, status: int) -> None:
 
 def bad_fields(reply: Reply) -> list[str]:
     return [error["campo"] for error in reply.json()["errores"]]
+
+
+# What the endpoints of management share.
+
+LISTED = [
+    *("ID_Sesion", "Fecha_Inicio", "Fecha_Expiracion", "Estado_Sesion"),
+    *("Ultima_Actividad", "Dispositivo"),
+]
+"""The members of a session in a list."""
+INTROSPECTION, REVOCATION = "/sesiones/introspeccion", "/sesiones/revocacion"
+
+
+def caller(sesion: dict[str, Any]) -> dict[str, str]:
+    return {"x-auth-token": sesion["Token_Sesion"]}
+
+
+async def list_own(client: Client, sesion: dict[str, Any]) -> list[dict[str, Any]]:
+    reply = await client.send("GET", "/sesiones", caller(sesion))
+    assert reply.status == 200, reply
+    sessions: list[dict[str, Any]] = reply.json()["Sesiones"]
+    return sessions
+
+
+async def list_user(client: Client, user: int) -> list[int]:
+    reply = await client.send("GET", f"/sesiones/usuarios/{user}", SERVICE)
+    assert reply.status == 200, reply
+    return [session["ID_Sesion"] for session in reply.json()["Sesiones"]]
+
+
+async def post(client: Client, path: str, token: str) -> Reply:
+    return await client.send("POST", path, SERVICE | FORM, urlencode({"token": token}).encode())
+
+
+def check_count(reply: Reply, count: int) -> None:
+    assert (reply.status, reply.body) == (200, b'{"Sesiones_Eliminadas":%d}' % count), reply
+    assert reply.headers["content-type"] == "application/json"

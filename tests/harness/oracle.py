@@ -267,7 +267,7 @@ class Oracle:
             self._check_own_list(seen, body)
         elif shows in (LIST, ACTIVE) or (shows == EMPTY and not _PROBED.search(data)):
             self._check_backend(data, body, shows)
-        elif shows != OTHER:
+        elif shows not in (OTHER, EMPTY):
             self._check_identity(seen, head.fields, body)
 
     def _check_identity(self, seen: bytes, fields: Mapping[str, str], body: bytes) -> None:

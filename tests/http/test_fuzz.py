@@ -3,7 +3,6 @@
 SESIONES_TEST_EXAMPLES sets for how long.
 """
 
-import json
 import re
 import socket
 from types import SimpleNamespace
@@ -238,11 +237,7 @@ HEAD = (
                 "sesiones.sesion._FORBIDDEN_IN_DEVICE",
                 re.compile(r"[\x00-\x1f\x7f-\x9f]"),
             ),
-            (
-                "JSON that fails",
-                "sesiones.http.requests.PARSERS",
-                {b"application/json": lambda body, _: json.loads(body)},
-            ),
+            ("JSON that fails", "sesiones.http.requests._no_constant", broken),
             (
                 "a query that fails",
                 "sesiones.http.requests.parse_form",
