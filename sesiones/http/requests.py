@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -28,14 +29,15 @@ BODY_MAX_BYTES = 16 * 1024
 DECIMAL = re.compile(r"0|[1-9][0-9]{0,15}")
 _MALFORMED_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
-FIELDS = (*Sesion._fields, *(field.name for field in dataclasses.fields(Login)))
-"""The members that the API knows."""
+SESSION_FIELDS = Sesion._fields
+LOGIN_FIELDS = (*SESSION_FIELDS, *(field.name for field in dataclasses.fields(Login)))
+"""The members that a POST knows."""
 
 Members = Mapping[str, Any]
 
 
-def parse_json(body: bytes) -> Members:
-    """The members of a JSON object (RFC 8259).
+def parse_json(body: bytes, unique: Collection[str] = SESSION_FIELDS) -> Members:
+    """The members of a JSON object (RFC 8259). ``unique``: those that may be there once only.
 
     This uses the standard library's parser, because orjson keeps the last of two members of one
     name and reads integers over 2^64 as floats.
@@ -43,7 +45,7 @@ def parse_json(body: bytes) -> Members:
     try:
         value = json.loads(
             body.decode("utf-8"),
-            object_pairs_hook=_unique,
+            object_pairs_hook=partial(_unique, fields=unique),
             parse_constant=_no_constant,
             parse_int=_bounded,
         )
@@ -54,7 +56,7 @@ def parse_json(body: bytes) -> Members:
     return value
 
 
-def parse_form(text: bytes, unique: Iterable[str] = FIELDS) -> Members:
+def parse_form(text: bytes, unique: Collection[str] = SESSION_FIELDS) -> Members:
     """The members of an application/x-www-form-urlencoded body or query (WHATWG URL, 5.1).
     ``unique``: those that may be there once only.
 
@@ -73,7 +75,7 @@ def parse_form(text: bytes, unique: Iterable[str] = FIELDS) -> Members:
         raise Problem(400, "El formulario o la consulta no son válidos.") from None
 
 
-def _unique(pairs: list[tuple[str, Any]], fields: Iterable[str] = FIELDS) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]], fields: Collection[str]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
         names = [name for name, _ in pairs]
@@ -91,19 +93,15 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-PARSERS: dict[bytes, Callable[[bytes], Members]] = {
-    b"application/json": parse_json,
-    b"application/x-www-form-urlencoded": parse_form,
-}
-OAUTH_PARSERS: dict[bytes, Callable[[bytes], Members]] = {
-    b"application/x-www-form-urlencoded": lambda body: parse_form(body, ["token"]),
-}
+Parser = Callable[[bytes, Collection[str]], Members]
+FORM_PARSERS: Mapping[bytes, Parser] = {b"application/x-www-form-urlencoded": parse_form}
+PARSERS: Mapping[bytes, Parser] = {b"application/json": parse_json, **FORM_PARSERS}
 
 
 async def read_token(request: Request) -> str:
     """The parameter ``token`` of an OAuth request (RFC 7662, 2.1; RFC 7009, 2.1), which is a form.
     Raises Problem 415, 413 or 400."""
-    members, _ = await read_body(request, parsers=OAUTH_PARSERS)
+    members, _ = await read_body(request, unique=["token"], parsers=FORM_PARSERS)
     token: str = members.get("token", "")
     if not token:  # RFC 6749, 3.1: a parameter without a value is as good as omitted
         raise Problem(400, "Falta el parámetro token.")
@@ -114,11 +112,13 @@ async def read_body(
     request: Request,
     *,
     optional: bool = False,
-    parsers: Mapping[bytes, Callable[[bytes], Members]] = PARSERS,
+    unique: Collection[str] = SESSION_FIELDS,
+    parsers: Mapping[bytes, Parser] = PARSERS,
 ) -> tuple[Members, bool]:
     """The members of the body, and whether it is a form. Raises Problem 415, 413 or 400.
 
-    ``optional``: an empty body has no members, whatever its type and coding.
+    ``optional``: an empty body has no members, whatever its type and coding. ``unique``: the
+    members that may be there once only. ``parsers``: by media type.
     """
     try:
         parse = _parser(request.scope["headers"], parsers)
@@ -129,12 +129,10 @@ async def read_body(
     body = await _collect(request)
     if optional and not body:
         return {}, False
-    return parse(body), parse is parse_form
+    return parse(body, unique), parse is parse_form
 
 
-def _parser(
-    headers: Headers, parsers: Mapping[bytes, Callable[[bytes], Members]]
-) -> Callable[[bytes], Members]:
+def _parser(headers: Headers, parsers: Mapping[bytes, Parser]) -> Parser:
     """The parser for a body with these headers. Raises Problem 415."""
     codings = b",".join(_values(headers, b"content-encoding")).split(b",")
     if any(coding.strip().lower() not in (b"", b"identity") for coding in codings):
@@ -198,7 +196,7 @@ class _Reader:
             return valid_integer(campo, value, (low, high))
         except (TypeError, ValueError):
             self._errores.setdefault(campo, f"debe ser un entero entre {low} y {high}")
-            return low
+            return high  # so that a bad Vida_Maxima is not blamed on Ventana too
 
     def optional_integer(self, campo: str, bounds: tuple[int, int]) -> int | None:
         return self.integer(campo, bounds) if campo in self._members else None
@@ -229,7 +227,8 @@ class _Reader:
 
     def finish(self) -> None:
         if self._errores:
-            raise unprocessable(*self._errores.items())
+            order = LOGIN_FIELDS.index
+            raise unprocessable(*sorted(self._errores.items(), key=lambda error: order(error[0])))
 
 
 def unprocessable(*errores: tuple[str, str]) -> Problem:

@@ -62,11 +62,12 @@ class Routes(BaseRoute):
 
     def __init__(self, endpoints: Mapping[str, Mapping[str, Endpoint | None]]) -> None:
         self.endpoints = endpoints
-        self._numbered = {
-            _FIELD.sub("{}", path): (_FIELD.findall(path), methods)
+        self._fixed = {path: methods for path, methods in endpoints.items() if "{" not in path}
+        self._numbered = [
+            (re.compile(_FIELD.sub(rf"(?P<\1>{DECIMAL.pattern})", path)), methods)
             for path, methods in endpoints.items()
-            if "{" in path
-        }
+            if path not in self._fixed
+        ]
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         return (Match.FULL if scope["type"] == "http" else Match.NONE), {}
@@ -94,12 +95,12 @@ class Routes(BaseRoute):
 
     def _match(self, path: str) -> tuple[Mapping[str, Endpoint | None] | None, dict[str, int]]:
         """The methods of a path, and the numbers in it."""
-        if path in self.endpoints and "{" not in path:
-            return self.endpoints[path], {}
-        numbers = [int(segment) for segment in path.split("/") if DECIMAL.fullmatch(segment)]
-        shape = "/".join("{}" if DECIMAL.fullmatch(each) else each for each in path.split("/"))
-        fields, methods = self._numbered.get(shape, ([], None))
-        values = dict(zip(fields, numbers, strict=False))
-        if all(BOUNDS[field][0] <= value <= BOUNDS[field][1] for field, value in values.items()):
-            return methods, values
+        if path in self._fixed:
+            return self._fixed[path], {}
+        for pattern, methods in self._numbered:
+            match = pattern.fullmatch(path)
+            if match:
+                numbers = {field: int(digits) for field, digits in match.groupdict().items()}
+                if all(BOUNDS[field][0] <= n <= BOUNDS[field][1] for field, n in numbers.items()):
+                    return methods, numbers
         return None, {}

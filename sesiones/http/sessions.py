@@ -10,7 +10,6 @@ from starlette.types import Receive, Scope, Send
 from sesiones.http import requests, responses
 from sesiones.http.authentication import Authentication
 from sesiones.http.problems import Problem, unauthorized, unavailable
-from sesiones.http.requests import Members
 from sesiones.http.responses import json_response
 from sesiones.policy import SessionPolicy
 from sesiones.sesion import BadDates, Immutable, Refusal, StoreUnavailable
@@ -53,14 +52,16 @@ class Endpoints:
 
     async def create(self, request: Request) -> Response:
         """POST /sesiones: a new session, and what else its login asks for."""
-        members, form = await self._service_body(request)
+        self._authentication.backend(request.scope)
+        members, form = await requests.read_body(request, unique=requests.LOGIN_FIELDS)
         ID_Usuario, Dispositivo, login = requests.creation(members, self._policy, form=form)
         sesion = await self._store.create(ID_Usuario, Dispositivo, login)
         return json_response(sesion.to_json(), status=201)
 
     async def update(self, request: Request) -> Response:
         """PUT /sesiones: change the live session that Token_Sesion designates."""
-        members, form = await self._service_body(request)
+        self._authentication.backend(request.scope)
+        members, form = await requests.read_body(request)
         updated = await self._store.update(requests.update(members, form=form))
         match updated:
             case None:
@@ -95,7 +96,3 @@ class Endpoints:
         if ended is Refusal.FORBIDDEN:
             raise Problem(403, "Token_Sesion es la sesión de otro usuario.")
         return json_response(orjson.dumps({"Sesiones_Eliminadas": ended}))
-
-    async def _service_body(self, request: Request) -> tuple[Members, bool]:
-        self._authentication.backend(request.scope)
-        return await requests.read_body(request)

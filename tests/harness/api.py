@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import orjson
 from starlette.applications import Starlette
@@ -19,6 +19,14 @@ from tests.harness.stores import KEY
 SERVICE = {"Authorization": f"Bearer {KEY}"}
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+LOGIN_FIELDS = [
+    "Ventana",
+    "Vida_Maxima",
+    "Token_Anterior",
+    "Cerrar_Otras",
+    "Max_Sesiones",
+    "Sustituye",
+]
 LOGOUTS = ["/sesiones/logout", "/sesiones/logoutAll"]
 CALLER_ROUTES = [
     ("GET", "/sesiones/self"),
@@ -26,8 +34,23 @@ CALLER_ROUTES = [
     ("GET", "/sesiones/verificar"),
     ("POST", "/sesiones/verificar/a/b"),
     *(("DELETE", path) for path in LOGOUTS),
+    ("GET", "/sesiones"),
+    ("HEAD", "/sesiones"),
+    ("DELETE", "/sesiones/logoutOthers"),
+    ("DELETE", "/sesiones/4096"),
 ]
 """The routes that a token authenticates for."""
+BACKEND_ROUTES = [
+    ("POST", "/sesiones"),
+    ("PUT", "/sesiones"),
+    ("GET", "/sesiones/usuarios/7"),
+    ("HEAD", "/sesiones/usuarios/7"),
+    ("DELETE", "/sesiones/usuarios/7"),
+    ("DELETE", "/sesiones/usuarios/7/4096"),
+    ("POST", "/sesiones/introspeccion"),
+    ("POST", "/sesiones/revocacion"),
+]
+"""The routes that need a service key."""
 UNKNOWN = "ses_eQz07k5PgmNH6t8HHwcCd5EjWpENcRm0S9HRDtcfiSpz0"
 """The token of no session."""
 MALFORMED = UNKNOWN[:-1]
@@ -108,10 +131,12 @@ def check_problem(reply: Reply, status: int) -> None:
     assert list(problem)[:4] == members
     assert (problem["type"], problem["title"]) == ("about:blank", TITLES[status])
     assert (problem["status"], type(problem["detail"])) == (status, str)
-    assert list(problem)[4:] == (["errores"] if status in WITH_FIELDS else [])
+    # 409 and 422 name fields; nothing else does. The 409 of a POST lists sessions.
+    further = ["Sesiones"] if status == 409 and "Sesiones" in problem else ["errores"]
+    assert list(problem)[4:] == (further if status in WITH_FIELDS else [])
     for error in problem.get("errores", []):
         assert list(error) == ["campo", "motivo"]
-        assert error["campo"] in FIELDS
+        assert error["campo"] in FIELDS + LOGIN_FIELDS
         assert error["motivo"]
     assert ("www-authenticate" in reply.headers) == (status == 401)
     assert ("allow" in reply.headers) == (status == 405)
@@ -121,3 +146,39 @@ def check_problem(reply: Reply, status: int) -> None:
 
 def bad_fields(reply: Reply) -> list[str]:
     return [error["campo"] for error in reply.json()["errores"]]
+
+
+# What the endpoints of management share.
+
+LISTED = [
+    *("ID_Sesion", "Fecha_Inicio", "Fecha_Expiracion", "Estado_Sesion"),
+    *("Ultima_Actividad", "Dispositivo"),
+]
+"""The members of a session in a list."""
+INTROSPECTION, REVOCATION = "/sesiones/introspeccion", "/sesiones/revocacion"
+
+
+def caller(sesion: dict[str, Any]) -> dict[str, str]:
+    return {"x-auth-token": sesion["Token_Sesion"]}
+
+
+async def list_own(client: Client, sesion: dict[str, Any]) -> list[dict[str, Any]]:
+    reply = await client.send("GET", "/sesiones", caller(sesion))
+    assert reply.status == 200, reply
+    sessions: list[dict[str, Any]] = reply.json()["Sesiones"]
+    return sessions
+
+
+async def list_user(client: Client, user: int) -> list[int]:
+    reply = await client.send("GET", f"/sesiones/usuarios/{user}", SERVICE)
+    assert reply.status == 200, reply
+    return [session["ID_Sesion"] for session in reply.json()["Sesiones"]]
+
+
+async def post(client: Client, path: str, token: str) -> Reply:
+    return await client.send("POST", path, SERVICE | FORM, urlencode({"token": token}).encode())
+
+
+def check_count(reply: Reply, count: int) -> None:
+    assert (reply.status, reply.body) == (200, b'{"Sesiones_Eliminadas":%d}' % count), reply
+    assert reply.headers["content-type"] == "application/json"

@@ -22,6 +22,24 @@ FIELDS = [
     *("Fecha_Expiracion", "Estado_Sesion", "Ultima_Actividad", "Dispositivo"),
 ]
 """The members of the session object, in their order."""
+LIFE_MAX = 400 * 24 * 3600
+LOGIN = {
+    "Ventana": (1, 43_200),
+    "Vida_Maxima": (1, LIFE_MAX),
+    "Token_Anterior": None,
+    "Cerrar_Otras": (0, 1),
+    "Max_Sesiones": (1, 1000),
+    "Sustituye": (1, INT_MAX),
+}
+"""The members of a POST that may be left out, with their bounds by default; None: a string.
+Ventana is at most Vida_Maxima where that is given."""
+LISTED = [
+    *("ID_Sesion", "Fecha_Inicio", "Fecha_Expiracion", "Estado_Sesion"),
+    *("Ultima_Actividad", "Dispositivo"),
+]
+"""The members of a session in a list; "Actual" follows where the caller came with a token."""
+INTROSPECTION = ["active", "sub", "sid", "iat", "exp", "token_type"]
+"""The members of the introspection of a live token; of any other there is only the first."""
 TOKEN_PATTERN = "ses_[A-Za-z0-9_-]{45}"
 IDENTITY = ["x-id-usuario", "x-id-sesion", "x-fecha-expiracion"]
 """The headers of every successful check; no other response has one of them."""
@@ -48,7 +66,8 @@ TITLES = {
 }
 """Every status of an error, with the title of its problem document."""
 WITH_FIELDS = {409, 422}
-"""The errors whose problem document names fields, in ``errores``."""
+"""The errors whose problem document names fields, in ``errores``. The 409 of a POST has the user's
+sessions instead, in ``Sesiones``."""
 ERROR_HEADERS = {
     "www-authenticate": {401},
     "allow": {405},
@@ -76,6 +95,8 @@ UNEXPECTED = 500
 # What a successful response shows.
 IDENTITY_ONLY, IDENTITY_AND_SESSION = "identity", "identity and session"
 SESSION, COUNT, OTHER = "session", "count", "other"
+OWN_LIST, LIST = "list with Actual", "list"
+ACTIVE, EMPTY = "introspection", "nothing"
 
 
 @dataclass(frozen=True)
@@ -91,6 +112,10 @@ class Operation:
     """"token", "service key", or none."""
     body: tuple[str, ...] = ()
     """The fields that the request must have."""
+    optional: tuple[str, ...] = ()
+    """The fields that it may have."""
+    media_types: tuple[str, ...] = (JSON, FORM)
+    """Those of the body."""
 
     @property
     def statuses(self) -> set[int]:
@@ -106,18 +131,37 @@ VERIFY_PATH = "/sesiones/verificar"
 VERIFY = Operation(200, IDENTITY_ONLY, (401, 503), "token")
 """Any method that the HTTP parser knows, at VERIFY_PATH and at every path below it."""
 WHOAMI = Operation(200, IDENTITY_AND_SESSION, (401, 503), "token")
-CREATE = Operation(201, SESSION, (*_BODY_ERRORS, 503), "service key", ("ID_Usuario", "Dispositivo"))
+CREATE = Operation(
+    *(201, SESSION, (*_BODY_ERRORS, 409, 503), "service key"),
+    body=("ID_Usuario", "Dispositivo"),
+    optional=tuple(LOGIN),
+)
 UPDATE = Operation(200, SESSION, (*_BODY_ERRORS, 404, 409, 422, 503), "service key", tuple(FIELDS))
+_CALLER_ERRORS = (401, 503)
+_OAUTH_ERRORS = (401, 415, 413, 400, 503)
+LIST_OWN = Operation(200, OWN_LIST, _CALLER_ERRORS, "token")
+END_OWN = Operation(200, COUNT, _CALLER_ERRORS, "token")
+LIST_USER = Operation(200, LIST, _CALLER_ERRORS, "service key")
+END_USER = Operation(200, COUNT, _CALLER_ERRORS, "service key")
+INTROSPECT = Operation(200, ACTIVE, _OAUTH_ERRORS, "service key", ("token",), media_types=(FORM,))
+REVOKE = Operation(200, EMPTY, _OAUTH_ERRORS, "service key", ("token",), media_types=(FORM,))
 
 OPERATIONS: dict[str, dict[str, Operation]] = {
-    "/sesiones": {"POST": CREATE, "PUT": UPDATE},
+    "/sesiones": {"GET": LIST_OWN, "HEAD": LIST_OWN, "POST": CREATE, "PUT": UPDATE},
     "/sesiones/self": {"GET": WHOAMI, "HEAD": WHOAMI},
     "/sesiones/logout": {"DELETE": END},
     "/sesiones/logoutAll": {"DELETE": END},
+    "/sesiones/logoutOthers": {"DELETE": END_OWN},
+    "/sesiones/{ID_Sesion}": {"DELETE": END_OWN},
+    "/sesiones/usuarios/{ID_Usuario}": {"GET": LIST_USER, "HEAD": LIST_USER, "DELETE": END_USER},
+    "/sesiones/usuarios/{ID_Usuario}/{ID_Sesion}": {"DELETE": END_USER},
+    "/sesiones/introspeccion": {"POST": INTROSPECT},
+    "/sesiones/revocacion": {"POST": REVOKE},
     "/openapi.json": {"GET": _READ, "HEAD": _READ},
     "/docs": {"GET": _READ, "HEAD": _READ},
 }
-"""The API's operations by path and method, without VERIFY."""
+"""The API's operations by path and method, without VERIFY. A segment in braces stands for a value
+of that field in plain decimal."""
 OPERATORS_PATHS = ["/metrics", "/livez", "/readyz", "/healthz"]
 """GET and HEAD, for probes and scrapers: docs/operate.md describes them, the OpenAPI document does
 not."""
@@ -126,3 +170,24 @@ not."""
 def error_headers(status: int) -> set[str]:
     """The headers that belong to errors of this status."""
     return {name for name, statuses in ERROR_HEADERS.items() if status in statuses}
+
+
+def path_of(sent: str) -> str:
+    """The path of OPERATIONS that a path as it was sent leads to, else the same path; "" for one
+    with a brace, which leads nowhere."""
+    if "{" in sent:
+        return ""
+    for path in OPERATIONS:
+        pairs = list(zip(path.split("/"), sent.split("/"), strict=False))
+        if path.count("/") == sent.count("/") and all(_stands_for(*pair) for pair in pairs):
+            return path
+    return sent
+
+
+def _stands_for(segment: str, sent: str) -> bool:
+    if not segment.startswith("{"):
+        return segment == sent
+    if not (sent.isascii() and sent.isdigit() and len(sent) <= 16 and str(int(sent)) == sent):
+        return False
+    low, high = INTEGERS[segment[1:-1]]
+    return low <= int(sent) <= high

@@ -160,7 +160,11 @@ class _InProcess:
         for at in range(max(len(wire.sent[-1]) for wire in wires)):
             due = [wire for wire in wires if at < len(wire.sent[-1])]
             for wire in due:
-                wire.send(wire.sent[-1][at])
+                try:
+                    wire.send(wire.sent[-1][at])
+                except Exception as error:
+                    self._found(f"{error!r}, after {[*wire.sent]!r}")
+                    wire.transport.close()
             # Where "100 Continue" is due depends on when the body comes.
             expects = any(b"xpect" in piece for wire in due for piece in wire.sent[-1])
             if expects or r.random() < SETTLED:

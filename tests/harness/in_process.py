@@ -23,7 +23,7 @@ from sesiones.http.protocol import BODY, HEAD, HttpProtocol
 from sesiones.redis_client import OnReply
 from sesiones.sesion import Sesion
 from sesiones.settings import Settings
-from sesiones.store.scripts import CREATE, END, END_ALL, UPDATE
+from sesiones.store.scripts import CREATE, END, END_ALL, END_USER, LIST, REVOKE, UPDATE
 from tests.harness.stores import KEY
 
 NOW = 1_800_000_000
@@ -61,6 +61,11 @@ class Sessions:
             self.live[sesion["ID_Sesion"]] = token, sesion["ID_Usuario"]
 
 
+def _numbers(text: bytes) -> list[bytes]:
+    """The integers of a session's record."""
+    return text.partition(b":")[0].split()
+
+
 class FixedStore(Sessions):
     """Stands in for the Redis client, and replies what the scripts would reply for four sessions.
     Nothing changes them, so that two connections that send the same get the same."""
@@ -83,6 +88,8 @@ class FixedStore(Sessions):
         tagged = [arguments[-1], self._reply(arguments, keys)]
         return tagged if on_reply is None else on_reply(tagged)
 
+    execute_on_master = execute
+
     def _reply(self, arguments: tuple[Any, ...], keys: Sequence[str]) -> Any:
         found: list[Any] = [self._records.get(key, (None, None)) for key in keys]
         match arguments[1]:
@@ -92,13 +99,30 @@ class FixedStore(Sessions):
             case UPDATE.sha:
                 return self._update(found[0], arguments[4:])
             case END.sha | END_ALL.sha:
-                caller, designated = (text and text.partition(b":")[0].split() for text, _ in found)
+                caller, designated = (text and _numbers(text) for text, _ in found)
                 if not caller or caller[3] != b"1":
                     return -1
                 if designated and designated[5] != caller[5]:
                     return -2
                 return [[b"A" * 22, *designated[4:]]] if designated else []
+            case LIST.source:
+                return [[digest, *record, 1] for digest, record in self._of_user(keys[0])]
+            case END_USER.sha:
+                ended = [_numbers(text) for _, (text, _) in self._of_user(keys[0])]
+                number = str(arguments[3 + len(keys)]).encode()
+                return [[b"A" * 22, *one[4:]] for one in ended if number in (b"", one[4])]
+            case REVOKE.sha:
+                return [[b"A" * 22, *_numbers(found[0][0])[4:]]] if found[0][0] else []
         return [*itertools.chain(*found), 0, []]
+
+    def _of_user(self, index: str) -> list[tuple[bytes, tuple[bytes, int]]]:
+        """The digest and the record of each session of the index's user."""
+        base, _, user = index.rpartition("u:")
+        return [
+            (key.removeprefix(f"{base}h:").encode(), record)
+            for key, record in self._records.items()
+            if key.startswith(base) and _numbers(record[0])[5] == user.encode()
+        ]
 
     def on_owner_change(self, _: object) -> None:
         """No key changes its owner."""
@@ -110,7 +134,7 @@ class FixedStore(Sessions):
         text, expiry = record
         if text is None:
             return [b"absent", None]
-        begun, *_, number, user = text.partition(b":")[0].split()
+        begun, *_, number, user = _numbers(text)
         if [b"%d" % value for value in given[:3]] != [number, user, begun]:
             return [b"immutable", b"ID_Usuario"]
         if given[3] <= given[5]:

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from tests.harness.contract import FIELDS as MEMBERS
-from tests.harness.contract import FORM, INT_MAX, JSON, OPERATIONS
+from tests.harness.contract import FORM, INT_MAX, JSON, LOGIN, OPERATIONS
 
 SELF, VERIFY = b"/sesiones/self", b"/sesiones/verificar"
 REQUESTS = [
@@ -17,6 +17,10 @@ REQUESTS = [
 # A check and a body that is read are what most inputs are about.
 REQUESTS += [(b"GET", SELF), (b"GET", VERIFY), (b"POST", VERIFY + b"/a/b?c=d")]
 REQUESTS += [(b"POST", b"/sesiones"), (b"PUT", b"/sesiones"), (b"PUT", b"/sesiones")]
+OAUTH = b"/sesiones/introspeccion", b"/sesiones/revocacion"
+NUMBERS = b"0 1 01 +1 -1 1.0 1e3 9007199254740991 9007199254740992 {} %31".split()
+NUMBERS += [b"1" * 17, b""]
+"""What stands for a number in a path, beside those of sessions."""
 METHODS = b"GET HEAD POST PUT DELETE PATCH OPTIONS TRACE CONNECT PROPFIND PRI SOURCE".split()
 METHODS += [b"DESCRIBE", b"get", b"INVENTO", b""]
 TARGETS = [path.encode() for path in (*OPERATIONS, "/livez")]
@@ -137,11 +141,13 @@ class Mutations:
         method, target = r.choice(REQUESTS)
         if r.random() < 0.07:
             method = r.choice(METHODS)
+        takes_key = method in (b"POST", b"PUT") or b"/usuarios/" in target
+        takes_token = target in OAUTH
         target = self._target(target, designates=method == b"DELETE")
         version = b"HTTP/1.1" if r.random() < 0.94 else r.choice(VERSIONS)
         fields = [
             b"Host: h\r\n" if r.random() < 0.95 else r.choice(HOSTS),
-            self._credential(method),
+            self._credential(takes_key=takes_key),
         ]
         while r.random() < 0.2:
             fields.append(r.choice(HEADERS))
@@ -149,6 +155,8 @@ class Mutations:
         if method in (b"POST", b"PUT", b"DELETE") or r.random() < 0.05:
             kind = r.choice(TYPES)
             body = self._json() if kind == TYPES[0] else self._form()
+            if takes_token and r.random() < 0.9:
+                kind, body = TYPES[1], b"token=" + self._token()
             if r.random() < 0.03:
                 body = r.choice((r.randbytes(r.randrange(60)), self._text().encode(), body * 40))
             if r.random() < 0.95:
@@ -167,6 +175,10 @@ class Mutations:
             target = r.choice(TARGETS)
         elif r.random() < 0.03:
             target = b"/" + bytes(r.choices(range(33, 127), k=r.randrange(20)))
+        for at, name in enumerate((b"{ID_Sesion}", b"{ID_Usuario}")):
+            known = r.random() < 0.8
+            number = r.choice(self._objects)[at] if known else r.choice(NUMBERS)
+            target = target.replace(name, number)
         while r.random() < 0.03:
             target += r.choice(TAILS)
         if designates and r.random() < 0.5:
@@ -183,9 +195,9 @@ class Mutations:
             token = token[:at] + r.choice((b"", b"A", b"!", b"\xff", b" ")) + token[at + 1 :]
         return token if r.random() < 0.98 else r.randbytes(r.randrange(60))
 
-    def _credential(self, method: bytes) -> bytes:
+    def _credential(self, *, takes_key: bool) -> bytes:
         r = self.random
-        if method in (b"POST", b"PUT") and r.random() < 0.85:
+        if takes_key and r.random() < 0.85:
             key, roll = self._key, r.random()
             if roll < 0.05:
                 key = key[:-1] if roll < 0.02 else key + r.randbytes(r.randrange(1, 4))
@@ -253,6 +265,8 @@ class Mutations:
                 members[at] = name, self._scalar()
         if r.random() < 0.1:
             members[-1] = members[-1][0], self._encoded(self._string())  # the device
+        while r.random() < 0.15:
+            members.append(self._login())
         if r.random() < 0.1:
             members.append(r.choice(members))
         if r.random() < 0.1:
@@ -261,6 +275,19 @@ class Mutations:
             del members[r.randrange(len(members))]
         return b"{%b}" % b",".join([b'"%b":%b' % member for member in members])
 
+    def _login(self) -> tuple[bytes, bytes]:
+        """A member that a POST may have, most often a good one."""
+        r = self.random
+        name = r.choice([*LOGIN])
+        bounds = LOGIN[name]
+        if r.random() < 0.2:
+            return name.encode(), self._scalar()
+        if bounds is None:
+            return name.encode(), b'"%b"' % r.choice(self.tokens)
+        return name.encode(), b"%d" % min(
+            bounds[0] + (r.randrange(4000) if r.random() < 0.7 else 0), bounds[1]
+        )
+
     def _form(self) -> bytes:
         r = self.random
         values = [value.strip(b'"') for value in r.choice(self._objects)]
@@ -268,6 +295,9 @@ class Mutations:
         while r.random() < 0.3:
             name, value = r.choice(MEMBERS).encode(), r.choice(FORM_VALUES)
             pairs[r.randrange(len(pairs))] = b"%b=%b" % (name, value)
+        while r.random() < 0.15:
+            name, encoded = self._login()
+            pairs.append(b"%b=%b" % (name, encoded.strip(b'"')))
         return r.choice((b"&", b"&", b"&&", b";")).join(pairs)
 
     def _framed(self, body: bytes) -> tuple[bytes, bytes]:

@@ -14,7 +14,17 @@ from typing import Any, NoReturn
 import orjson
 
 from tests.harness import contract
-from tests.harness.contract import COUNT, IDENTITY, OTHER, SESSION, Operation
+from tests.harness.contract import (
+    ACTIVE,
+    COUNT,
+    EMPTY,
+    IDENTITY,
+    LIST,
+    OTHER,
+    OWN_LIST,
+    SESSION,
+    Operation,
+)
 
 TOKEN = re.compile(contract.TOKEN_PATTERN.encode())
 _FIRST = re.compile(rb"[\r\n]*([A-Z-]+) +([!-~]+) +HTTP/1\.([01])\r\n")
@@ -45,8 +55,11 @@ _READ = Operation(200, OTHER)
 _ROUTES = contract.OPERATIONS | {
     path: {"GET": _READ, "HEAD": _READ} for path in contract.OPERATORS_PATHS
 }
+_FIELDS = {*contract.FIELDS, *contract.LOGIN}
 _PROBLEM = "problem"
 _MALFORMED = frozenset((status, _PROBLEM) for status in (400, 431, 501))
+_PROBED = re.compile(b"|".join(map(str.encode, contract.OPERATORS_PATHS)))
+_STARTS = {b'{"ID_Sesion"': SESSION, b'{"Sesiones_': COUNT, b'{"active"': ACTIVE}
 _ALWAYS = {"date", "cache-control", "content-length"}
 _KNOWN = _ALWAYS | {"content-type", "connection", *IDENTITY, *contract.ERROR_HEADERS}
 _KNOWN |= {"content-security-policy", "referrer-policy", "x-content-type-options"}
@@ -83,9 +96,15 @@ class _Head:
                 return contract.IDENTITY_ONLY
             object_too = kind == contract.JSON and self.length > 0
             return contract.IDENTITY_AND_SESSION if object_too else "identity and something else"
-        if kind == contract.JSON and body.startswith(b'{"ID_Sesion"'):
-            return SESSION
-        return COUNT if kind == contract.JSON and body.startswith(b'{"Sesiones_') else OTHER
+        if kind is None and not self.length:
+            return EMPTY
+        if kind == contract.JSON:
+            if body.startswith(b'{"Sesiones":'):
+                return OWN_LIST if b'"Actual":' in body else LIST
+            for start, shows in _STARTS.items():
+                if body.startswith(start):
+                    return shows
+        return OTHER
 
 
 @lru_cache(2048)
@@ -128,13 +147,14 @@ def _members(body: bytes) -> dict[str, Any]:
 def _check_problem(status: int, body: bytes) -> None:
     problem = _members(body)
     errores = problem.pop("errores", None)
+    sessions = problem.pop("Sesiones", None) if status == 409 else None
     expected = {"type": "about:blank", "title": contract.TITLES.get(status), "status": status}
     if not isinstance(problem.pop("detail", None), str) or problem != expected:
         _fail("problem document", body)
-    if (errores is not None) != (status in contract.WITH_FIELDS):
+    if (errores is not None) != (status in contract.WITH_FIELDS and sessions is None):
         _fail("errores", body)
     for error in errores or ():
-        if list(error) != ["campo", "motivo"] or error["campo"] not in contract.FIELDS:
+        if list(error) != ["campo", "motivo"] or error["campo"] not in _FIELDS:
             _fail("errores", body)
     if TOKEN.search(body):
         _fail("a token in an error", body)
@@ -144,7 +164,7 @@ def _check_problem(status: int, body: bytes) -> None:
 def _allowed(method: bytes, target: bytes) -> frozenset[tuple[int, str]]:
     """The status of each answer to one well-formed request, with what it shows."""
     match = _PATH.fullmatch(target.partition(b"?")[0].partition(b"#")[0])
-    path = match[1].decode() if match else ""
+    path = contract.path_of(match[1].decode()) if match else ""
     if f"{path}/".startswith(f"{contract.VERIFY_PATH}/"):
         operation: Operation | None = contract.VERIFY
     elif path not in _ROUTES:
@@ -154,7 +174,13 @@ def _allowed(method: bytes, target: bytes) -> frozenset[tuple[int, str]]:
     if operation is None:
         return frozenset({(405, _PROBLEM)})
     errors = operation.statuses - {operation.success}
-    return frozenset({(operation.success, operation.shows), *((one, _PROBLEM) for one in errors)})
+    shows = {operation.shows}
+    if method == b"HEAD" and operation.shows in (OWN_LIST, LIST):
+        shows = {OTHER}  # the body would say what it is
+    elif operation.shows == OTHER:
+        shows.add(EMPTY)
+    successes = ((operation.success, one) for one in shows)
+    return frozenset({*successes, *((one, _PROBLEM) for one in errors)})
 
 
 class Oracle:
@@ -235,8 +261,13 @@ class Oracle:
             count = _members(body)
             if list(count) != ["Sesiones_Eliminadas"] or count["Sesiones_Eliminadas"] < 0:
                 _fail("count", body)
-            self._check_credential(seen, {token for token, _ in self.live.values()})
-        elif shows != OTHER:
+            if self._key not in seen:
+                self._check_credential(seen, {token for token, _ in self.live.values()})
+        elif shows == OWN_LIST:
+            self._check_own_list(seen, body)
+        elif shows in (LIST, ACTIVE) or (shows == EMPTY and not _PROBED.search(data)):
+            self._check_backend(data, body, shows)
+        elif shows not in (OTHER, EMPTY):
             self._check_identity(seen, head.fields, body)
 
     def _check_identity(self, seen: bytes, fields: Mapping[str, str], body: bytes) -> None:
@@ -265,6 +296,36 @@ class Oracle:
             self.live[sesion["ID_Sesion"]] = token, sesion["ID_Usuario"]
         elif token not in data and token not in _CHUNK_LINE.sub(b"", data):
             _fail("a token that was not sent", token)
+
+    def _check_own_list(self, seen: bytes, body: bytes) -> None:
+        own = self._listed(body, [*contract.LISTED, "Actual"])
+        actual = [session["ID_Sesion"] for session in own if session["Actual"]]
+        if len(actual) != 1:
+            _fail("not one session is the caller's", body)
+        token, user = self.live.get(actual[0], (b"", -1))
+        self._check_credential(seen, {token})
+        for session in own:
+            if self.live.get(session["ID_Sesion"], (b"", user))[1] != user:
+                _fail("another user's session in a list", body)
+
+    def _check_backend(self, data: bytes, body: bytes, shows: str) -> None:
+        """A user's list, an introspection, or the answer to a revocation."""
+        if self._key not in data:
+            _fail("answered without the service key", data)
+        if shows == LIST:
+            self._listed(body, contract.LISTED)
+        elif shows == ACTIVE and (found := _members(body)) != {"active": False}:
+            token, user = self.live.get(int(found["sid"]), (b"", -1))
+            sent = token in data or token in _CHUNK_LINE.sub(b"", data)
+            if list(found) != contract.INTROSPECTION or found["sub"] != str(user) or not sent:
+                _fail("not the introspection of a token that was sent", body)
+
+    @staticmethod
+    def _listed(body: bytes, members: list[str]) -> list[dict[str, Any]]:
+        sessions: list[dict[str, Any]] = _members(body)["Sesiones"]
+        if any(list(session) != members for session in sessions) or TOKEN.search(body):
+            _fail("list", body)
+        return sessions
 
     def _session(self, body: bytes) -> dict[str, Any]:
         sesion = _members(body)

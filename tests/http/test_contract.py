@@ -30,7 +30,8 @@ def test_routes_are_those_of_the_contract(service: Service) -> None:
     methods |= {path: ["GET", "HEAD"] for path in contract.OPERATORS_PATHS}
     assert {path: list(found) for path, found in table.endpoints.items()} == methods
     for path, allowed in methods.items():
-        refused = service.request("PROPFIND", path)
+        sent = path.replace("{ID_Usuario}", "0").replace("{ID_Sesion}", "1")
+        refused = service.request("PROPFIND", sent)
         assert (refused.status, refused.headers["allow"]) == (405, ", ".join(allowed))
 
 

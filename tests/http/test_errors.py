@@ -188,8 +188,10 @@ async def test_every_route_without_redis_is_a_503(without_redis: Client) -> None
 async def test_what_needs_no_redis_comes_before_503(without_redis: Client) -> None:
     send = without_redis.send
     check_problem(await send("GET", "/nada"), 404)
-    check_problem(await send("GET", "/sesiones"), 405)
+    check_problem(await send("GET", "/sesiones/logout"), 405)
     for method, path in CALLER_ROUTES[2:]:
+        if method == "HEAD":
+            continue
         check_problem(await send(method, path), 401)
         check_problem(await send(method, path, {"x-auth-token": MALFORMED}), 401)
     for method in "POST", "PUT":

@@ -3,7 +3,6 @@
 SESIONES_TEST_EXAMPLES sets for how long.
 """
 
-import json
 import re
 import socket
 from types import SimpleNamespace
@@ -200,7 +199,7 @@ def broken(*_: Any, **__: Any) -> Any:
 
 def not_found_for_a_method(routes: Routes, path: str, method: str) -> Any:
     if found := routes.endpoints.get(path, {}).get(method):
-        return found
+        return found, {}
     raise Problem(404, "x")
 
 
@@ -209,8 +208,8 @@ def not_found_for_a_method(routes: Routes, path: str, method: str) -> Any:
     [
         pytest.param(target, flaw, id=name)
         for name, target, flaw in [
-            ("last token wins", "sesiones.http.sessions.caller_token", last_token),
-            ("token must be ASCII", "sesiones.http.sessions.caller_token", ascii_token),
+            ("last token wins", "sesiones.http.authentication.caller_token", last_token),
+            ("token must be ASCII", "sesiones.http.authentication.caller_token", ascii_token),
             (
                 "any token is a session's",
                 "tests.harness.in_process.FixedStore.execute",
@@ -233,15 +232,11 @@ def not_found_for_a_method(routes: Routes, path: str, method: str) -> Any:
                 "sesiones.sesion._FORBIDDEN_IN_DEVICE",
                 re.compile(r"[\x00-\x1f\x7f-\x9f]"),
             ),
-            (
-                "JSON that fails",
-                "sesiones.http.requests.PARSERS",
-                {b"application/json": json.loads},
-            ),
+            ("JSON that fails", "sesiones.http.requests._no_constant", broken),
             (
                 "a query that fails",
                 "sesiones.http.requests.parse_form",
-                lambda text: dict(pair.split("=") for pair in text.decode().split("&") if pair),
+                lambda text, *_: dict(pair.split("=") for pair in text.decode().split("&") if pair),
             ),
             ("paths are decoded", "sesiones.http.routes.raw_path", lambda scope: scope["path"]),
             (

@@ -104,7 +104,9 @@ async def test_head_has_no_body(redis: "Redis", service: Service) -> None:
         (caller, "/sesiones/self", 200),
         ({}, "/sesiones/self", 401),
         ({}, "/sesiones/verificar", 401),
-        (caller, "/sesiones", 405),
+        (caller, "/sesiones", 200),
+        ({}, "/sesiones", 401),
+        (caller, "/sesiones/logout", 405),
         (caller, "/", 404),
     ]:
         reply = await client.send("HEAD", path, headers)
@@ -296,7 +298,13 @@ async def test_unknown_path_leads_to_the_documentation(client: Client) -> None:
 @pytest.mark.parametrize(
     ("path", "allowed"),
     [
-        ("/sesiones", ["POST", "PUT"]),
+        ("/sesiones", ["GET", "HEAD", "POST", "PUT"]),
+        ("/sesiones/logoutOthers", ["DELETE"]),
+        ("/sesiones/9007199254740991", ["DELETE"]),
+        ("/sesiones/usuarios/0", ["DELETE", "GET", "HEAD"]),
+        ("/sesiones/usuarios/0/1", ["DELETE"]),
+        ("/sesiones/introspeccion", ["POST"]),
+        ("/sesiones/revocacion", ["POST"]),
         ("/sesiones/self", ["GET", "HEAD"]),
         ("/sesiones/logout", ["DELETE"]),
         ("/sesiones/logoutAll", ["DELETE"]),
