@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from sesiones.sesion import (
         BadDates,
         Immutable,
+        LimitReached,
+        Login,
         Refusal,
         Sesion,
         StoreUnavailable,
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BadDates",
     "Immutable",
+    "LimitReached",
+    "Login",
     "Refusal",
     "Sesion",
     "SessionStore",

@@ -1,10 +1,15 @@
 """The session policy: how long sessions live, and how many a user may have. It bounds what a login
-may ask for."""
+may ask for.
+
+Settings import this module, and must stay free of orjson. So the functions import sesion.py when
+they are called.
+"""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from sesiones.sesion import INT_MAX, Login, valid_integer, valid_text
+if TYPE_CHECKING:
+    from sesiones.sesion import Login
 
 LIFE_MAX_SECONDS = 400 * 24 * 3600
 """The longest Vida_Maxima."""
@@ -28,6 +33,8 @@ class SessionPolicy:
     def login_bounds(self, Vida_Maxima: int | None) -> dict[str, tuple[int, int]]:
         """The least and the greatest value of each integer field of a login with that
         Vida_Maxima."""
+        from sesiones.sesion import INT_MAX
+
         return {
             "Vida_Maxima": (1, LIFE_MAX_SECONDS),
             "Ventana": (1, self.max_seconds if Vida_Maxima is None else Vida_Maxima),
@@ -36,9 +43,13 @@ class SessionPolicy:
             "Sustituye": (1, INT_MAX),
         }
 
-    def resolve(self, login: Login) -> Login:
+    def resolve(self, login: "Login") -> "Login":
         """The login with plain ints and strs, its window and its limit filled in. Raises TypeError
         or ValueError for a field that the API would refuse; any str may be a Token_Anterior."""
+        from sesiones.sesion import Login, valid_integer, valid_text
+
+        if not isinstance(login, Login):
+            raise TypeError("the login must be a Login")
         life = _optional("Vida_Maxima", login.Vida_Maxima, (1, LIFE_MAX_SECONDS))
         bounds = self.login_bounds(life)
         window = _optional("Ventana", login.Ventana, bounds["Ventana"])
@@ -55,4 +66,6 @@ class SessionPolicy:
 
 
 def _optional(field: str, value: object, bounds: tuple[int, int]) -> int | None:
+    from sesiones.sesion import valid_integer
+
     return None if value is None else valid_integer(field, value, bounds)

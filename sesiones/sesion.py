@@ -128,13 +128,19 @@ class Login:
     """The ID_Sesion of a session of the user that this one replaces. It ends."""
 
 
+NO_LOGIN = Login()
+"""A login that asks for nothing more than a session."""
+
+
 class UserSession(NamedTuple):
     """A live session as its user's list has it: without its token, which Redis does not hold."""
 
     ID_Sesion: int
-    ID_Usuario: int
-    fingerprint: str
-    """The first 8 hex digits of the token's SHA-256: ``ses_#<fingerprint>`` in the log."""
+    ID_Usuario: int | None
+    """None in SessionClient.list_sessions(), because the API's list does not name the user."""
+    fingerprint: str | None
+    """The first 8 hex digits of the token's SHA-256: ``ses_#<fingerprint>`` in the log. None in a
+    SessionClient's lists: the API has nothing of a token in a list."""
     Fecha_Inicio: int
     Fecha_Expiracion: int
     Estado_Sesion: int
@@ -171,6 +177,14 @@ class BadDates:
     beyond the absolute lifetime (lifetime), or would have passed already (past)."""
 
     reason: Literal["window", "lifetime", "past"]
+
+
+BAD_DATES: dict[Literal["window", "lifetime", "past"], str] = {
+    "window": "debe ser posterior a Ultima_Actividad",
+    "lifetime": "supera la vida máxima de la sesión",
+    "past": "dejaría la sesión ya expirada",
+}
+"""What the API says of Fecha_Expiracion, for each reason of a BadDates."""
 
 
 class LimitReached(Exception):

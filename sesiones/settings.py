@@ -15,6 +15,10 @@ from sesiones import redis_url
 from sesiones.policy import SessionPolicy
 
 SECONDS_MAX = 2**31 - 1
+MAX_PER_USER_MAX = 10_000
+"""Scripts over larger indexes would stop Redis for too long."""
+SERVICE_KEY = r"[!-+\--~]{32,}"
+"""The pattern of one service key: no comma, which separates keys."""
 FILE_MAX_BYTES = 64 * 1024
 
 
@@ -51,7 +55,7 @@ def _redis_url(text: str) -> str:
 
 def _service_keys(text: str) -> tuple[str, ...]:
     keys = tuple(key.strip() for key in text.split(","))
-    if any(not re.fullmatch(r"[!-+\--~]{32,}", key) for key in keys):
+    if any(not re.fullmatch(SERVICE_KEY, key) for key in keys):
         raise ValueError(
             "must be keys of at least 32 printable ASCII characters each, separated by commas"
         )
@@ -164,7 +168,7 @@ class Settings:
     )
     max_per_user: int = _setting(
         SessionPolicy.max_per_user,
-        _integer(1, 10_000),
+        _integer(1, MAX_PER_USER_MAX),
         "sessions that a user may have",
     )
     at_limit: Literal["end", "refuse"] = _setting(

@@ -53,6 +53,7 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "max_seconds": [("1800", 1800), ("2147483647", 2147483647)],
     "touch_seconds": [("0", 0), ("60", 60)],
     "max_per_user": [("1", 1), ("10000", 10_000)],
+    "at_limit": [("end", "end"), ("refuse", "refuse")],
     "redis_timeout": [("0.25", 0.25), (".5", 0.5), ("2", 2.0)],
     "wait_replicas": [("0", 0), ("2", 2)],
     "service_key": [(KEY, (KEY,)), (f"{KEY}, {'~' * 40}", (KEY, "~" * 40))],
@@ -81,6 +82,7 @@ BAD: dict[str, list[str]] = {
     "max_seconds": [*NOT_A_COUNT, "0"],
     "touch_seconds": [*NOT_A_COUNT, "2147483648"],
     "max_per_user": [*NOT_A_COUNT, "0", "10001", "1000000"],
+    "at_limit": ["", "End", "end,refuse", "ask", "1"],
     "redis_timeout": ["", "0", "-1", "nan", "inf", "1e3", "61", ".", "1\n"],
     "wait_replicas": [*NOT_A_COUNT, "101"],
     "service_key": [
@@ -131,6 +133,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         max_seconds=43200,
         touch_seconds=1,
         max_per_user=1000,
+        at_limit="end",
         redis_timeout=0.25,
         wait_replicas=0,
         service_key=(),

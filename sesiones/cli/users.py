@@ -70,10 +70,13 @@ async def _warn_of_missing(
 @contextmanager
 def _events_logged(log_format: str) -> Iterator[None]:
     """Log ended sessions on standard error, in the service's format. Errors are left out, because
-    the command ends with its own line about them."""
+    the command ends with its own line about them, and so are slow operations: only a service must
+    be fast."""
     handler = ConsoleHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter(TEXT_FORMAT))
-    handler.addFilter(lambda record: record.levelno < logging.ERROR)
+    handler.addFilter(
+        lambda record: record.levelno < logging.ERROR and not hasattr(record, "operation")
+    )
     logger = logging.getLogger("sesiones")
     level = logger.level
     logger.addHandler(handler)

@@ -12,14 +12,8 @@ from sesiones.http.authentication import Authentication
 from sesiones.http.problems import Problem, unauthorized, unavailable
 from sesiones.http.responses import json_response
 from sesiones.policy import SessionPolicy
-from sesiones.sesion import BadDates, Immutable, Refusal, StoreUnavailable
+from sesiones.sesion import BAD_DATES, BadDates, Immutable, Refusal, StoreUnavailable
 from sesiones.store import SessionStore
-
-BAD_DATES = {
-    "window": "debe ser posterior a Ultima_Actividad",
-    "lifetime": "supera la vida máxima de la sesión",
-    "past": "dejaría la sesión ya expirada",
-}
 
 
 class Endpoints:

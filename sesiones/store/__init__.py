@@ -15,6 +15,7 @@ from sesiones.metrics import CHECKS, Metrics
 from sesiones.policy import SessionPolicy
 from sesiones.redis_client import Commands, connect
 from sesiones.sesion import (
+    NO_LOGIN,
     BadDates,
     Immutable,
     LimitReached,
@@ -38,9 +39,6 @@ from sesiones.store.timings import Timings
 from sesiones.store.tombstones import Tombstones
 from sesiones.store.writes import SessionWrites
 from sesiones.tasks import PerLoop
-
-NO_LOGIN = Login()
-"""A login that asks for nothing more than a session."""
 
 
 class SessionStore:

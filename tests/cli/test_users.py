@@ -17,6 +17,7 @@ from sesiones.store import SessionStore
 from tests.harness.command_line import CommandLine
 from tests.harness.records import (
     NEIGHBOUR,
+    age,
     counter_key,
     digest,
     evict,
@@ -59,6 +60,19 @@ def test_text_lists_a_line_for_each_session(sesiones: CommandLine) -> None:
     assert (code, errors) == (0, "")
     assert out.startswith(f"user 7: 3 live sessions ({PLACE})\n")
     assert out.count("  active  started 20") == out.count("device of 7\n") == 3
+
+
+def test_sessions_are_listed_in_the_order_of_the_api(sesiones: CommandLine, own: "Redis") -> None:
+    """The most recently used first, then the newest first."""
+    made = sesiones.create(7, 7, 7, 7)
+    for sesion, seconds in zip(made, (30, 60, 10, 30), strict=True):
+        age(own, sesion, seconds)
+    wanted = [made[number].ID_Sesion for number in (2, 3, 0, 1)]
+    for words in ["7"], ["7", "--deep"]:
+        listed = orjson.loads(sesiones.users(*words, "--json")[1])
+        assert [each["ID_Sesion"] for each in listed] == wanted
+        lines = sesiones.users(*words)[1].splitlines()[1:]
+        assert [int(line.split()[0]) for line in lines] == wanted
 
 
 def test_end_and_end_all_end_sessions_of_the_user_alone(
@@ -130,6 +144,23 @@ def test_each_ended_session_is_a_log_line_of_the_service(
     assert (line["event"], line["reason"]) == ("ended", "operator")
     assert line["ID_Sesion"] == made[1].ID_Sesion
     assert sesiones.users("8", "--end-all")[2].count("ended session") == 0
+
+
+def test_each_of_many_ended_sessions_is_a_log_line(sesiones: CommandLine) -> None:
+    """A service writes so many lines in slices."""
+    made = sesiones.create(*[7] * 50)
+    errors = sesiones.users("7", "--end-all")[2]
+    found = re.findall(r"ended session (\d+) of user 7, ses_#[0-9a-f]{8}: operator\n", errors)
+    assert sorted(map(int, found)) == sorted(ids(made))
+
+
+def test_slow_operation_is_not_reported(
+    sesiones: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sesiones.store.timings.SLOW_SECONDS", 0.0)
+    sesiones.create(7)
+    for words in ["7"], ["7", "--deep"]:
+        assert sesiones.users(*words)[2] == ""
 
 
 # Sessions that the index does not name

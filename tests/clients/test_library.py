@@ -196,6 +196,7 @@ def test_create_takes_no_token() -> None:
         "self",
         "ID_Usuario",
         "Dispositivo",
+        "login",
     ]
 
 
@@ -204,6 +205,7 @@ BAD_SETTINGS: dict[str, list[Any]] = {
     "max_seconds": [2**31, 0],
     "touch_seconds": [-1, False],
     "max_per_user": [0, 1_000_001],
+    "at_limit": ["", "ask", None, True],
     "timeout_seconds": [0, -1, 0.0009, 61, True, float("nan"), float("inf"), None],
     "wait_replicas": [-1, True, 101],
     "key_prefix": ["a b", "", "x" * 33, "{a}", "a\n", None, b"a"],

@@ -12,7 +12,7 @@ from redis import Redis
 
 from sesiones.cli import doctor
 from sesiones.redis_client import connect
-from sesiones.sesion import Sesion, StoreUnavailable
+from sesiones.sesion import Login, Sesion, StoreUnavailable
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
 from tests.harness.records import slot_of
@@ -96,6 +96,26 @@ async def serve(store: SessionStore, admin: "Redis", url: str) -> None:
     finally:
         admin.config_set("min-replicas-to-write", 0)
     assert await store.end_all(sesion.Token_Sesion, sesion.Token_Sesion) == 1
+    await manage(store)
+
+
+async def manage(store: SessionStore) -> None:
+    """What the owner of sessions and a backend do with them."""
+    one = await store.create(7, "laptop")
+    two = await store.create(7, "phone", Login(Sustituye=1, Vida_Maxima=60))
+    listed = await store.list_sessions(one.Token_Sesion)
+    assert listed is not None
+    assert len(listed) == len(await store.sessions(7)) == 2
+    assert await store.end_one(one.Token_Sesion, two.ID_Sesion) == 1
+    assert await store.end_one(one.Token_Sesion, two.ID_Sesion) == 0
+    login = Login(Token_Anterior=one.Token_Sesion, Cerrar_Otras=1)
+    three = await store.create(7, "laptop", login)
+    assert await store.end_others(three.Token_Sesion) == 0
+    other = await store.create(8, "phone", Login(Token_Anterior=three.Token_Sesion))
+    await store.revoke(other.Token_Sesion)
+    await store.revoke(other.Token_Sesion)
+    await store.create(7, "laptop")
+    assert await store.end_user(7) == 1
 
 
 async def operate(store: SessionStore, admin: "Redis", url: str) -> None:

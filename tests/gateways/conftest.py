@@ -257,6 +257,16 @@ def stand(gateway: Gateway, running: RunningGateway, backend: Backend) -> Stand:
     return Stand(gateway, running, backend)
 
 
+@pytest.fixture(scope="session")
+def logged(gateway: Gateway, backend: Backend) -> Iterator[Stand]:
+    """The gateway in front of nodes that log every request."""
+    with (
+        Backend(backend.redis, backend.application, SESIONES_ACCESS_LOG="1") as logged,
+        RunningGateway(gateway, logged.ports, backend.application.port) as running,
+    ):
+        yield Stand(gateway, running, logged)
+
+
 @pytest.fixture
 def redis(backend: Backend) -> Iterator["Redis"]:
     with Redis(unix_socket_path=str(backend.redis.socket)) as client:

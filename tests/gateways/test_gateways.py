@@ -23,7 +23,7 @@ import pytest
 from scripts.gateways import Gateway, RunningGateway
 from tests.gateways.client import exchange, load, raw
 from tests.gateways.conftest import IDENTITY, SPOOFED, Arrived, Backend, Stand
-from tests.harness.service import Reply
+from tests.harness.service import Reply, Service, comes_true
 
 OUTAGE_SECONDS = 3.0
 """A client gets its 503 within this time: the gateway asks two nodes, each for about a second."""
@@ -360,22 +360,78 @@ def test_targets_refused(stand: Stand, target: str, method: str) -> None:
     assert not stand.arrived
 
 
-@pytest.mark.parametrize(
-    "target", ["/sesiones", "/..", "/../", "/../../sesiones", "/..%2f", "/%2e%2e", "//sesiones"]
-)
-@pytest.mark.parametrize("method", ["POST", "PUT"])
+HIDDEN = [
+    ("POST", "/sesiones"),
+    ("PUT", "/sesiones"),
+    ("GET", "/sesiones/usuarios/7"),
+    ("HEAD", "/sesiones/usuarios/7"),
+    ("DELETE", "/sesiones/usuarios/7"),
+    ("DELETE", "/sesiones/usuarios/7/1"),
+    ("POST", "/sesiones/introspeccion"),
+    ("POST", "/sesiones/revocacion"),
+]
+"""What the application's backend alone may ask of the service."""
+
+SPELLINGS = [
+    "{path}",
+    "{path}/",
+    "{path}?a=b",
+    "{path}%20",
+    "{path};a",
+    "/{path}",
+    "//{path}",
+    "/..{path}",
+    "/.{path}",
+    "/a/..{path}",
+    "/../..{path}",
+    "/%2e%2e{path}",
+    "/..%2f{path}",
+    "/%2f{path}",
+    "/%73{rest}",
+    "/%2573{rest}",
+    "{upper}",
+    "/sesiones/verificar/../..{path}",
+    "/sesiones/verificar{path}",
+    "/sesiones/self/../..{path}",
+    "/_sesiones{path}",
+    "/_sesiones/../..{path}",
+    "http://127.0.0.1:8000{path}",
+    "http://sesiones{path}",
+    "/..",
+    "/../",
+    "/%2e%2e",
+]
+"""Ways to write a path; {rest} is without its first two characters, "/s"."""
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize(("method", "path"), HIDDEN)
 def test_service_hidden(
-    stand: Stand, session: dict[str, Any], method: str, target: str, redis: Any
+    logged: Stand, session: dict[str, Any], method: str, path: str, spelling: str
 ) -> None:
-    """`POST` and `PUT /sesiones` of the service cannot be reached through it"""
-    before = redis.dbsize()
-    form = b"ID_Usuario=1&Dispositivo=a"
-    head = (
-        f"{method} {target} HTTP/1.1\r\nHost: a\r\nx-auth-token: {session['Token_Sesion']}\r\n"
-        f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(form)}\r\n\r\n"
-    )
-    assert raw(stand.port, head.encode() + form) in (200, 301, 307, 308, 400)
-    assert redis.dbsize() == before
+    """nothing of the service but the check can be reached through it: neither `POST` and `PUT \
+/sesiones` nor `/sesiones/usuarios`, `/sesiones/introspeccion` and `/sesiones/revocacion`, in any \
+spelling"""
+    live = session["Token_Sesion"]
+    target = spelling.format(path=path, rest=path[2:], upper=path.upper())
+    form = f"token={live}&ID_Usuario=1&Dispositivo=a".encode()
+    for credential in f"x-auth-token: {live}", f"Authorization: Bearer {'k' * 32}":
+        head = (
+            f"{method} {target} HTTP/1.1\r\nHost: a\r\n{credential}\r\n"
+            "Content-Type: application/x-www-form-urlencoded\r\n"
+            f"Content-Length: {len(form)}\r\n\r\n"
+        )
+        assert raw(logged.port, head.encode() + form) in (200, 301, 307, 308, 400, 401, 404)
+    targets = set().union(*map(asked, logged.backend.nodes))
+    assert targets <= {"/sesiones/verificar"}
+
+
+def asked(node: Service) -> set[str]:
+    """The targets that the node was asked for since the last call. It logs every request."""
+    marks = node.log.count("/mark")
+    node.request("GET", "/mark")
+    assert comes_true(lambda: node.log.count("/mark") > marks, 5)
+    return set(re.findall(r'"\S+ (\S+) HTTP', node.log.split("/mark")[-2]))
 
 
 # When something fails

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sesiones import sesion
-from sesiones.http import problems, sessions
+from sesiones.http import problems
 from sesiones.http.app import create_app
 from sesiones.http.routes import Routes
 from sesiones.settings import Settings
@@ -39,7 +39,7 @@ def test_constants_of_the_service_are_those_of_the_contract() -> None:
     assert list(sesion.Sesion._fields) == FIELDS
     assert sesion.BOUNDS == contract.INTEGERS
     assert problems.TITLES == contract.TITLES
-    assert list(sessions.BAD_DATES.values()) == contract.BAD_DATES
+    assert list(sesion.BAD_DATES.values()) == contract.BAD_DATES
 
 
 # The reference, docs/api.es.md

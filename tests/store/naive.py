@@ -10,8 +10,8 @@ from redis.exceptions import NoScriptError, RedisError
 
 from sesiones import tokens
 from sesiones.redis_client import Argument, Commands
-from sesiones.sesion import BadDates, Immutable, Login, Refusal, Sesion
-from sesiones.store import NO_LOGIN, SessionStore
+from sesiones.sesion import NO_LOGIN, BadDates, Immutable, Login, Refusal, Sesion
+from sesiones.store import SessionStore
 from tests.harness.records import (
     base,
     counter_key,
