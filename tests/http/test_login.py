@@ -11,14 +11,14 @@ from starlette.applications import Starlette
 from sesiones.http.app import create_app
 from sesiones.settings import Settings
 from tests.harness.api import (
+    BUCKET_MATE,
     DEVICE,
     FORM,
     JSON,
     LISTED,
     MALFORMED,
-    NEIGHBOUR,
+    OTHER_USER,
     SERVICE,
-    STRANGER,
     UNKNOWN,
     USER,
     Client,
@@ -68,7 +68,7 @@ async def test_login_chooses_window_and_life(
 
 
 async def test_login_with_every_field(client: Client, media_type: dict[str, str]) -> None:
-    previous, others = await client.create(STRANGER), [await client.create() for _ in range(3)]
+    previous, others = await client.create(OTHER_USER), [await client.create() for _ in range(3)]
     reply = await log_in(
         client,
         media_type,
@@ -84,7 +84,7 @@ async def test_login_with_every_field(client: Client, media_type: dict[str, str]
     assert not await client.alive(previous["Token_Sesion"])
 
 
-@pytest.mark.parametrize("user", [USER, NEIGHBOUR, STRANGER])
+@pytest.mark.parametrize("user", [USER, BUCKET_MATE, OTHER_USER])
 async def test_login_ends_the_session_that_it_replaces(
     client: Client, media_type: dict[str, str], user: int
 ) -> None:
@@ -105,7 +105,7 @@ async def test_previous_token_of_no_session_is_ignored(
 async def test_login_ends_the_substituted_session_of_the_user_alone(
     client: Client, media_type: dict[str, str]
 ) -> None:
-    mine, neighbours = await client.create(), await client.create(NEIGHBOUR)
+    mine, neighbours = await client.create(), await client.create(BUCKET_MATE)
     for sesion, alive in (mine, False), (neighbours, True):
         reply = await log_in(client, media_type, Sustituye=sesion["ID_Sesion"])
         assert reply.status == 201
@@ -220,7 +220,7 @@ async def test_refusal_lists_the_sessions_and_ends_nothing(
     refusing: Client, media_type: dict[str, str]
 ) -> None:
     made = [await refusing.create() for _ in range(3)]
-    previous = await refusing.create(STRANGER)
+    previous = await refusing.create(OTHER_USER)
     for fields in {}, {"Max_Sesiones": 2}, {"Token_Anterior": previous["Token_Sesion"]}:
         reply = await log_in(refusing, media_type, **fields)
         check_problem(reply, 409)

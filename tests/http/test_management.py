@@ -12,15 +12,15 @@ from sesiones.sesion import Sesion
 from tests.harness import asgi
 from tests.harness.api import (
     BACKEND_ROUTES,
+    BUCKET_MATE,
     CALLER_ROUTES,
     FORM,
     INTROSPECTION,
     JSON,
     LISTED,
-    NEIGHBOUR,
+    OTHER_USER,
     REVOCATION,
     SERVICE,
-    STRANGER,
     UNKNOWN,
     USER,
     Client,
@@ -46,7 +46,7 @@ OWNER_DELETES = ["/sesiones/logoutOthers", "/sesiones/4096"]
 
 async def test_list_has_every_live_session_of_the_user(client: Client, redis: "Redis") -> None:
     mine, inactive, expired = [await client.create() for _ in range(3)]
-    await client.create(NEIGHBOUR)
+    await client.create(BUCKET_MATE)
     await client.put(inactive, Estado_Sesion=0)
     redis.delete(session_key(expired["Token_Sesion"]))
     sessions = await list_own(client, mine)
@@ -137,7 +137,7 @@ async def test_delete_by_number_ends_that_session(client: Client) -> None:
     check_problem(await client.send("DELETE", path, caller(own)), 401)
 
 
-@pytest.mark.parametrize("user", [NEIGHBOUR, STRANGER])
+@pytest.mark.parametrize("user", [BUCKET_MATE, OTHER_USER])
 async def test_delete_of_another_users_number_tells_nothing(client: Client, user: int) -> None:
     own, others = await client.create(), await client.create(user)
     replies = [
@@ -160,7 +160,7 @@ async def test_delete_by_number_ends_an_inactive_session(client: Client) -> None
 async def test_logout_others_leaves_the_caller_and_other_users(client: Client) -> None:
     own, *others = [await client.create() for _ in range(4)]
     await client.put(others[0], Estado_Sesion=0)
-    neighbour = await client.create(NEIGHBOUR)
+    neighbour = await client.create(BUCKET_MATE)
     check_count(await client.send("DELETE", "/sesiones/logoutOthers", caller(own)), 3)
     check_count(await client.send("DELETE", "/sesiones/logoutOthers", caller(own)), 0)
     assert [session["ID_Sesion"] for session in await list_own(client, own)] == [own["ID_Sesion"]]
@@ -293,7 +293,7 @@ async def test_user_without_sessions_has_an_empty_list(client: Client, redis: "R
 
 async def test_backend_ends_one_session_or_all(client: Client) -> None:
     sessions = [await client.create() for _ in range(4)]
-    neighbour = await client.create(NEIGHBOUR)
+    neighbour = await client.create(BUCKET_MATE)
     base = f"/sesiones/usuarios/{USER}"
     one = f"{base}/{sessions[0]['ID_Sesion']}"
     check_count(await client.send("DELETE", one, SERVICE), 1)
