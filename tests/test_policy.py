@@ -1,6 +1,7 @@
 """The session policy: one set of limits for the settings and for the store."""
 
 from dataclasses import FrozenInstanceError, asdict
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,14 @@ def test_policy_defaults_are_those_of_the_settings() -> None:
 
 
 def test_policy_has_what_the_settings_say() -> None:
-    given = {"idle_seconds": 5, "max_seconds": 6, "touch_seconds": 7, "max_per_user": 8}
-    settings = Settings(**given)  # type: ignore[arg-type]
+    given: dict[str, Any] = {
+        "idle_seconds": 5,
+        "max_seconds": 6,
+        "touch_seconds": 7,
+        "max_per_user": 8,
+        "at_limit": "refuse",
+    }
+    settings = Settings(**given)
     assert asdict(settings.policy) == given
 
 

@@ -27,6 +27,9 @@ logger = logging.getLogger("sesiones.store")
 
 MOVING_SECONDS = 0.01
 """Between two tries of a call whose keys are being moved from one node of a Cluster to another."""
+EXISTS_MAX = 8
+"""Scripts that SCRIPT EXISTS asks for at a time. Redis takes no command of more than ten words from
+a client that has to authenticate first, and its error would not say that a password is missing."""
 MALFORMED_REPLY = "a reply that no script of ours gives"
 
 
@@ -226,14 +229,12 @@ class ScriptRunner:
     async def _probe_master(self, execute: Execute, key: str, deadline: float) -> None:
         with unavailable():
             async with Deadline(deadline):
-                shas = [script.sha for script in scripts.SERVICE_SCRIPTS]
-                for script, loaded in zip(
-                    scripts.SERVICE_SCRIPTS,
-                    await execute("SCRIPT", "EXISTS", *shas),
-                    strict=True,
-                ):
-                    if not loaded:
-                        await execute("SCRIPT", "LOAD", script.source)
+                for start in range(0, len(scripts.SERVICE_SCRIPTS), EXISTS_MAX):
+                    group = scripts.SERVICE_SCRIPTS[start : start + EXISTS_MAX]
+                    loaded = await execute("SCRIPT", "EXISTS", *(script.sha for script in group))
+                    for script, is_loaded in zip(group, loaded, strict=True):
+                        if not is_loaded:
+                            await execute("SCRIPT", "LOAD", script.source)
                 try:
                     await scripts.evaluate(execute, scripts.PROBE, [], key)
                 except ReadOnlyError:
