@@ -88,15 +88,16 @@ local function read(key)
   return nil, expiracion and 'the field 1 is not a session' or text
 end
 
--- Return value: the own maximum life, in seconds, of the session at the key; nil when it has none.
--- Malformed text counts as none, and false says so.
+-- Return value: the own maximum life, in seconds, of the session at the key; nil when it has none;
+-- false when it is malformed, which the scripts take for none.
 local function own_life(key)
   local text = redis.call('HGET', key, '2')
   local seconds = text and string.match(text, '^%d+$') and tonumber(text)
   if seconds and seconds >= 1 and seconds <= SECONDS_MAX then
     return seconds
+  elseif text then
+    return false
   end
-  return text and false or nil
 end
 
 -- Why the caller may not end the designated session (nil when that is not live).
