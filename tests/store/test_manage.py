@@ -46,8 +46,9 @@ async def inactive(store: SessionStore, sesion: Sesion) -> Sesion:
 
 
 def listed(sesion: Sesion, Actual: bool | None = None) -> UserSession:
-    id_, user, token, *rest = sesion
-    return UserSession(id_, user, tokens.fingerprint(token), *rest)._replace(Actual=Actual)
+    fields = sesion._asdict()
+    fingerprint = tokens.fingerprint(fields.pop("Token_Sesion"))
+    return UserSession(**fields, fingerprint=fingerprint, Actual=Actual)
 
 
 # Lists.

@@ -111,6 +111,14 @@ local function refusal(caller, designated)
   end
 end
 
+-- WAIT confirms only what its own connection wrote, so a success must write something, also where
+-- no key of the user is left. Without a counter there has been no session.
+local function write_anything(counter)
+  if redis.call('EXPIRETIME', counter) == -1 then
+    wrong_type(redis.pcall('INCRBY', counter, 0))
+  end
+end
+
 -- Deletes the session of a digest.
 -- Return value: an array of its digest, ID_Sesion and ID_Usuario, as text ('' twice for a malformed
 -- record); or nil when there was none.
