@@ -20,7 +20,15 @@ from hypothesis.stateful import (
 )
 
 from sesiones import tokens
-from sesiones.sesion import BadDates, Immutable, Refusal, Sesion
+from sesiones.sesion import (
+    BadDates,
+    Immutable,
+    LimitReached,
+    Login,
+    Refusal,
+    Sesion,
+    UserSession,
+)
 from tests.harness.clocked_redis import Clock, ClockedRedis
 from tests.harness.stores import store_on
 
@@ -41,6 +49,13 @@ class Held:
 
     sesion: Sesion
     ventana: int
+    life: int | None = None
+    """Its own maximum life."""
+
+    @property
+    def last(self) -> int:
+        """The latest expiry that it may have."""
+        return self.sesion.Fecha_Inicio + (self.life or MAX)
 
     def fields(self) -> dict[bytes, bytes]:
         sesion = self.sesion
@@ -48,7 +63,8 @@ class Held:
             *(sesion.Fecha_Inicio, sesion.Ultima_Actividad - sesion.Fecha_Inicio, self.ventana),
             *(sesion.Estado_Sesion, sesion.ID_Sesion, sesion.ID_Usuario),
         )
-        return {b"1": f"{' '.join(map(str, numbers))}:{sesion.Dispositivo}".encode()}
+        fields = {b"1": f"{' '.join(map(str, numbers))}:{sesion.Dispositivo}".encode()}
+        return fields if self.life is None else fields | {b"2": b"%d" % self.life}
 
 
 class Model(RuleBasedStateMachine):
@@ -105,15 +121,20 @@ class Model(RuleBasedStateMachine):
         live = st.sampled_from(self.live_ones())
         return data.draw(live | live | st.sampled_from(self.known))
 
-    @initialize(touch=st.sampled_from([0, 1, 3, 60]), idle=st.sampled_from([2, 5, MAX]))
-    def begin(self, touch: int, idle: int) -> None:
-        self.touch, self.idle = touch, idle
+    @initialize(
+        touch=st.sampled_from([0, 1, 3, 60]),
+        idle=st.sampled_from([2, 5, MAX]),
+        at_limit=st.sampled_from(["end", "refuse"]),
+    )
+    def begin(self, touch: int, idle: int, at_limit: str) -> None:
+        self.touch, self.idle, self.at_limit = touch, idle, at_limit
         self.store = store_on(
             self.fake,
             idle_seconds=idle,
             max_seconds=MAX,
             touch_seconds=touch,
             max_per_user=PER_USER,
+            at_limit=at_limit,
         )
 
     @precondition(lambda self: self.live_ones())
@@ -126,9 +147,57 @@ class Model(RuleBasedStateMachine):
 
     @rule(ID_Usuario=st.sampled_from(USERS), Dispositivo=st.sampled_from("aé🔑"))
     def create(self, ID_Usuario: int, Dispositivo: str) -> None:
-        sesion = self.run(self.store.create(ID_Usuario, Dispositivo))
-        for token in self.live_of(ID_Usuario)[: 1 - PER_USER]:
+        self.log_in(ID_Usuario, Dispositivo, Login())
+
+    @rule(
+        data=st.data(),
+        ID_Usuario=st.sampled_from(USERS),
+        life=st.none() | st.integers(1, 2 * MAX),
+        Cerrar_Otras=st.sampled_from([0, 0, 1]),
+        Max_Sesiones=st.none() | st.integers(1, PER_USER),
+    )
+    def login(
+        self,
+        data: st.DataObject,
+        ID_Usuario: int,
+        life: int | None,
+        Cerrar_Otras: int,
+        Max_Sesiones: int | None,
+    ) -> None:
+        theirs = [self.held[token].sesion.ID_Sesion for token in self.live_of(ID_Usuario)]
+        every = [held.sesion.ID_Sesion for held in self.held.values()]
+        previous = self.pick(data) if self.live_ones() else self.known[0]
+        login = Login(
+            Ventana=data.draw(st.none() | st.integers(1, life or MAX)),
+            Vida_Maxima=life,
+            Token_Anterior=data.draw(st.none() | st.just(previous)),
+            Cerrar_Otras=Cerrar_Otras,
+            Max_Sesiones=Max_Sesiones,
+            Sustituye=data.draw(st.none() | st.sampled_from([*theirs, *every, 1])),
+        )
+        self.log_in(ID_Usuario, "l", login)
+
+    def log_in(self, ID_Usuario: int, Dispositivo: str, login: Login) -> None:
+        named = {
+            token
+            for token in self.live_of(ID_Usuario)
+            if login.Cerrar_Otras or self.held[token].sesion.ID_Sesion == login.Sustituye
+        }
+        if login.Token_Anterior is not None and self.live(login.Token_Anterior):
+            named.add(login.Token_Anterior)
+        left = [token for token in self.live_of(ID_Usuario) if token not in named]
+        surplus = max(0, len(left) + 1 - (login.Max_Sesiones or PER_USER))
+        if surplus and self.at_limit == "refuse":
+            with pytest.raises(LimitReached) as refused:
+                self.run(self.store.create(ID_Usuario, Dispositivo, login))
+            assert refused.value.sessions == self.list_of(ID_Usuario)
+            return
+        sesion = self.run(self.store.create(ID_Usuario, Dispositivo, login))
+        for token in [*named, *left[:surplus]]:
             del self.held[token]
+        window = min(self.idle, login.Vida_Maxima or MAX)
+        if login.Ventana is not None:
+            window = login.Ventana
         bucket = tokens.user_bucket(ID_Usuario)
         self.made[bucket] = self.made.get(bucket, 0) + 1
         assert sesion == Sesion(
@@ -136,14 +205,101 @@ class Model(RuleBasedStateMachine):
             ID_Usuario=ID_Usuario,
             Token_Sesion=sesion.Token_Sesion,
             Fecha_Inicio=self.now,
-            Fecha_Expiracion=self.now + self.idle,
+            Fecha_Expiracion=self.now + window,
             Estado_Sesion=1,
             Ultima_Actividad=self.now,
             Dispositivo=Dispositivo,
         )
         assert sesion.Token_Sesion not in self.held
-        self.held[sesion.Token_Sesion] = Held(sesion, self.idle)
+        self.held[sesion.Token_Sesion] = Held(sesion, window, login.Vida_Maxima)
         self.known.append(sesion.Token_Sesion)
+
+    def list_of(self, ID_Usuario: int, caller: str | None = None) -> list[UserSession]:
+        """The user's list."""
+        listed = []
+        for token in self.live_of(ID_Usuario):
+            fields = self.held[token].sesion._asdict()
+            fingerprint = tokens.fingerprint(fields.pop("Token_Sesion"))
+            actual = None if caller is None else token == caller
+            listed.append(UserSession(**fields, fingerprint=fingerprint, Actual=actual))
+        return sorted(listed, key=lambda each: (-each.Ultima_Actividad, -each.ID_Sesion))
+
+    def use(self, token: str) -> Held | None:
+        """The live and active session of a token, slid when due."""
+        held = self.active(token)
+        if held is None:
+            return None
+        age = self.now - held.sesion.Ultima_Actividad
+        if age >= min(self.touch, max(1, held.ventana // 2)):
+            held.sesion = held.sesion._replace(
+                Ultima_Actividad=self.now,
+                Fecha_Expiracion=max(
+                    held.sesion.Fecha_Expiracion, min(self.now + held.ventana, held.last)
+                ),
+            )
+        return held
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.live_ones())
+    def lists(self, data: st.DataObject) -> None:
+        caller = self.pick(data)
+        listed = self.run(self.store.list_sessions(caller))
+        held = self.use(caller)
+        expected = None if held is None else self.list_of(held.sesion.ID_Usuario, caller)
+        assert listed == expected
+        for ID_Usuario in USERS:
+            assert self.run(self.store.sessions(ID_Usuario)) == self.list_of(ID_Usuario)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.live_ones())
+    def end_one(self, data: st.DataObject) -> None:
+        """By the owner, then by the backend for any user."""
+        caller, other = self.pick(data), self.held[data.draw(st.sampled_from(self.live_ones()))]
+        number, owner = other.sesion.ID_Sesion, other.sesion.ID_Usuario
+        ended = self.run(self.store.end_one(caller, number))
+        mine = self.use(caller)
+        if mine is None:
+            assert ended is Refusal.UNAUTHENTICATED
+        elif mine.sesion.ID_Usuario == owner:
+            assert ended == 1
+            del self.held[other.sesion.Token_Sesion]
+        else:
+            assert ended == 0
+            ID_Usuario = data.draw(st.sampled_from(USERS))
+            expected = 1 if ID_Usuario == owner else 0
+            assert self.run(self.store.end_user(ID_Usuario, number)) == expected
+            if expected:
+                del self.held[other.sesion.Token_Sesion]
+
+    @rule(data=st.data())
+    @precondition(lambda self: len(self.live_ones()) > 2)
+    def end_others(self, data: st.DataObject) -> None:
+        caller = self.pick(data)
+        ended = self.run(self.store.end_others(caller))
+        held = self.use(caller)
+        if held is None:
+            assert ended is Refusal.UNAUTHENTICATED
+            return
+        others = [token for token in self.live_of(held.sesion.ID_Usuario) if token != caller]
+        assert ended == len(others)
+        for token in others:
+            del self.held[token]
+
+    @rule(ID_Usuario=st.sampled_from(USERS))
+    @precondition(lambda self: len(self.live_ones()) > 4)
+    def end_user(self, ID_Usuario: int) -> None:
+        theirs = self.live_of(ID_Usuario)
+        assert self.run(self.store.end_user(ID_Usuario)) == len(theirs)
+        for token in theirs:
+            del self.held[token]
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.live_ones())
+    def revoke(self, data: st.DataObject) -> None:
+        token = self.pick(data)
+        self.run(self.store.revoke(token))
+        if self.live(token):
+            del self.held[token]
 
     @precondition(lambda self: self.live_ones())
     @rule(data=st.data(), quarters=st.integers(0, 8))
@@ -152,18 +308,10 @@ class Model(RuleBasedStateMachine):
         known = self.pick(data)
         self.clock.now += quarters / 4
         found = self.run(self.store.find(known))
-        held = self.active(known)
+        held = self.use(known)
         if held is None:
             assert found is None
             return
-        if self.now - held.sesion.Ultima_Actividad >= min(self.touch, max(1, held.ventana // 2)):
-            last = held.sesion.Fecha_Inicio + MAX
-            held.sesion = held.sesion._replace(
-                Ultima_Actividad=self.now,
-                Fecha_Expiracion=max(
-                    held.sesion.Fecha_Expiracion, min(self.now + held.ventana, last)
-                ),
-            )
         assert found == held.sesion
 
     @precondition(lambda self: self.live_ones())
@@ -209,7 +357,7 @@ class Model(RuleBasedStateMachine):
         if held is None:
             assert updated is None
             return
-        ventana, last = held.ventana, stored.Fecha_Inicio + MAX
+        ventana, last = held.ventana, held.last
         result = given._replace(
             Ultima_Actividad=min(
                 max(given.Ultima_Actividad, stored.Ultima_Actividad),
