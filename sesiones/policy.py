@@ -4,8 +4,6 @@ may ask for."""
 from dataclasses import dataclass
 from typing import Literal
 
-from sesiones.sesion import INT_MAX, Login, valid_integer, valid_text
-
 LIFE_MAX_SECONDS = 400 * 24 * 3600
 """The longest Vida_Maxima."""
 
@@ -33,26 +31,5 @@ class SessionPolicy:
             "Ventana": (1, self.max_seconds if Vida_Maxima is None else Vida_Maxima),
             "Cerrar_Otras": (0, 1),
             "Max_Sesiones": (1, self.max_per_user),
-            "Sustituye": (1, INT_MAX),
+            "Sustituye": (1, 2**53 - 1),  # as an ID_Sesion
         }
-
-    def resolve(self, login: Login) -> Login:
-        """The login with plain ints and strs, its window and its limit filled in. Raises TypeError
-        or ValueError for a field that the API would refuse; any str may be a Token_Anterior."""
-        life = _optional("Vida_Maxima", login.Vida_Maxima, (1, LIFE_MAX_SECONDS))
-        bounds = self.login_bounds(life)
-        window = _optional("Ventana", login.Ventana, bounds["Ventana"])
-        limit = _optional("Max_Sesiones", login.Max_Sesiones, bounds["Max_Sesiones"])
-        previous = login.Token_Anterior
-        return Login(
-            Ventana=min(self.idle_seconds, life or self.max_seconds) if window is None else window,
-            Vida_Maxima=life,
-            Token_Anterior=None if previous is None else valid_text("Token_Anterior", previous),
-            Cerrar_Otras=valid_integer("Cerrar_Otras", login.Cerrar_Otras, (0, 1)),
-            Max_Sesiones=self.max_per_user if limit is None else limit,
-            Sustituye=_optional("Sustituye", login.Sustituye, bounds["Sustituye"]),
-        )
-
-
-def _optional(field: str, value: object, bounds: tuple[int, int]) -> int | None:
-    return None if value is None else valid_integer(field, value, bounds)
