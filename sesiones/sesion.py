@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import orjson
 
 from sesiones import tokens
+from sesiones.policy import LIFE_MAX_SECONDS, SessionPolicy
 
 INT_MAX = 2**53 - 1
 """The largest integer that every JSON implementation keeps exact (RFC 7493, 2.2)."""
@@ -126,6 +127,29 @@ class Login:
     """How many sessions the user may have at this login, instead of the policy's limit."""
     Sustituye: int | None = None
     """The ID_Sesion of a session of the user that this one replaces. It ends."""
+
+    def resolved(self, policy: SessionPolicy) -> "Login":
+        """The login with plain ints and strs, its window and its limit filled in. Raises TypeError
+        or ValueError for a field that the API would refuse; any str may be a Token_Anterior."""
+        life = _optional("Vida_Maxima", self.Vida_Maxima, (1, LIFE_MAX_SECONDS))
+        bounds = policy.login_bounds(life)
+        window = _optional("Ventana", self.Ventana, bounds["Ventana"])
+        if window is None:
+            window = min(policy.idle_seconds, life or policy.max_seconds)
+        limit = _optional("Max_Sesiones", self.Max_Sesiones, bounds["Max_Sesiones"])
+        previous = self.Token_Anterior
+        return Login(
+            Ventana=window,
+            Vida_Maxima=life,
+            Token_Anterior=None if previous is None else valid_text("Token_Anterior", previous),
+            Cerrar_Otras=valid_integer("Cerrar_Otras", self.Cerrar_Otras, bounds["Cerrar_Otras"]),
+            Max_Sesiones=policy.max_per_user if limit is None else limit,
+            Sustituye=_optional("Sustituye", self.Sustituye, bounds["Sustituye"]),
+        )
+
+
+def _optional(field: str, value: object, bounds: tuple[int, int]) -> int | None:
+    return None if value is None else valid_integer(field, value, bounds)
 
 
 NO_LOGIN = Login()

@@ -134,7 +134,9 @@ class SessionClient:
         is lost: it expires unused.
         """
         user, device = valid_integer("ID_Usuario", ID_Usuario), valid_device(Dispositivo)
-        resolved = asdict(WIDEST_POLICY.resolve(login))
+        if not isinstance(login, Login):
+            raise TypeError("the login must be a Login")
+        resolved = asdict(login.resolved(WIDEST_POLICY))
         if not tokens.is_well_formed(login.Token_Anterior):
             del resolved["Token_Anterior"]
         given = {name: value for name, value in resolved.items() if getattr(login, name)}

@@ -155,7 +155,9 @@ class SessionStore:
         self, ID_Usuario: int, Dispositivo: str, token: str, login: Login = NO_LOGIN
     ) -> Sesion:
         """The session of a token of the user; where there is one already, as it is."""
-        resolved = self._policy.resolve(login)
+        if not isinstance(login, Login):
+            raise TypeError("the login must be a Login")
+        resolved = login.resolved(self._policy)
         with self._timings.operation("create", ID_Usuario):
             writes = self._loops.get().writes
             return await writes.create(ID_Usuario, Dispositivo, resolved, token)

@@ -52,7 +52,7 @@ class SessionWrites:
     async def create(self, ID_Usuario: int, Dispositivo: str, login: Login, token: str) -> Sesion:
         """The session of a new token of the user. A second try finds the session of the first.
 
-        ``login``: as SessionPolicy.resolve() gives it. Raises LimitReached.
+        ``login``: as Login.resolved() gives it. Raises LimitReached.
         """
         previous = tokens.parse(login.Token_Anterior)
         if previous is not None and tokens.bucket(previous) != tokens.bucket(token):

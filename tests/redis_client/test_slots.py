@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 from sesiones import tokens
-from sesiones.sesion import Sesion, StoreUnavailable
+from sesiones.sesion import Login, Sesion, StoreUnavailable
 from sesiones.store import SessionStore
 from tests.harness.records import counter_key, index_key, session_key, slot_of
 from tests.harness.redis_server import RedisCluster
@@ -219,6 +219,63 @@ async def test_slot_of_which_some_keys_have_moved_answers_checks(cluster: RedisC
     assert outcomes.count(StoreUnavailable) > 40
     assert sum(isinstance(outcome, Sesion) for outcome in outcomes) > 5
     assert outcomes.count(2) == 2
+
+
+MANAGED: dict[str, Callable[[SessionStore, Sesion, Sesion], Awaitable[Any]]] = {
+    "end_others": lambda store, one, two: store.end_others(one.Token_Sesion),
+    "end_one": lambda store, one, two: store.end_one(one.Token_Sesion, two.ID_Sesion),
+    "end_user, one": lambda store, one, two: store.end_user(two.ID_Usuario, two.ID_Sesion),
+    "revoke": lambda store, one, two: store.revoke(two.Token_Sesion),
+    "create": lambda store, one, two: store.create(
+        one.ID_Usuario, "new", Login(Token_Anterior=two.Token_Sesion, Sustituye=two.ID_Sesion)
+    ),
+}
+"""Operations that end the second session, and keep the first."""
+
+
+@pytest.mark.parametrize("operation", MANAGED)
+async def test_slot_that_is_moving_ends_a_session_as_a_whole_or_not_at_all(
+    cluster: RedisCluster, operation: str
+) -> None:
+    """Every way in which a user's two sessions, index and counter may lie on the two sides. An
+    operation that is unavailable has written nothing."""
+    splits = list(product([False, True], repeat=4))
+    target = cluster.master_ports[0]
+    first = len(splits) * list(MANAGED).index(operation)
+    others = [
+        user for user in users_with_own_slots(3500, 250) if cluster.owner(slot_of(user)) != target
+    ]
+    users = others[first : first + len(splits)]
+    ended = []
+    # No check slides: what end_others and end_one write is what their scripts write.
+    async with open_store(cluster.url, timeout_seconds=0.3, touch_seconds=60) as store:
+        for user, split in zip(users, splits, strict=True):
+            slot, index = slot_of(user), index_key(user)
+            source = cluster.owner(slot)
+            one, two = [await available(partial(store.create, user, name)) for name in "ab"]
+            keys = [session_key(sesion.Token_Sesion) for sesion in (one, two)]
+            keys += [index, index.rpartition("u:")[0] + "n"]
+            cluster.begin_move(slot, source, target)
+            for key, moved in zip(keys, split, strict=True):
+                if moved:
+                    cluster.move_keys(source, target, key)
+            before = state_of(cluster, user)
+            try:
+                await MANAGED[operation](store, one, two)
+                left = state_of(cluster, user)
+                assert keys[0] in left
+                assert keys[1] not in left
+                ended.append(split)
+            except StoreUnavailable:
+                assert state_of(cluster, user) == before
+            if rest := cluster.run(source, "CLUSTER", "GETKEYSINSLOT", slot, 100):
+                cluster.move_keys(source, target, *rest)
+            cluster.end_move(slot, source, target)
+            sessions = [key for key in state_of(cluster, user) if ":h:" in key]
+            assert await available(partial(store.end_user, user)) == len(sessions)
+            assert not [key for key in state_of(cluster, user) if ":h:" in key]
+    # A create names the key that it makes, which may be on the other node.
+    assert ended == [] if operation == "create" else (False,) * 4 in ended
 
 
 @pytest.mark.parametrize("operation", ["find", "create", "end", "end_all"])

@@ -143,6 +143,8 @@ class Scenario:
     """Users that are served at the same time."""
     observed: bool = True
     """Whether what lies in Redis must be right at any moment."""
+    one_in: int = 1
+    """One of so many users goes through it: where it is long."""
 
 
 async def run(
@@ -164,10 +166,11 @@ async def run(
             await asyncio.sleep(time.monotonic() - began)  # half the server is for the others
 
     try:
-        for first in range(0, ROUNDS, scenario.at_once):
+        rounds = max(1, ROUNDS // scenario.one_in)
+        for first in range(0, rounds, scenario.at_once):
             await nodes.reset()
             watching = asyncio.create_task(observe())
-            users = range(first, min(first + scenario.at_once, ROUNDS))
+            users = range(first, min(first + scenario.at_once, rounds))
             for found in await asyncio.gather(*(scenario.play(nodes, user) for user in users)):
                 wrong += found
             watching.cancel()

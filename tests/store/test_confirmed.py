@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from sesiones import tokens
 from sesiones.redis_client import connect, connection
 from sesiones.redis_client.single import UnconfirmedError
-from sesiones.sesion import Sesion, StoreUnavailable
+from sesiones.sesion import Login, Sesion, StoreUnavailable
 from sesiones.store import SessionStore
 from tests.harness.faults import hung
 from tests.harness.metrics import counted
@@ -115,6 +115,7 @@ async def test_writes_are_unavailable_and_seen_while_the_replica_stalls(pair: Pa
     async with store_with(pair) as store, store_with(pair, 0) as other:
         sessions = [await available(lambda: store.create(7, "laptop")) for _ in range(4)]
         one, two, three, four = [sesion.Token_Sesion for sesion in sessions]
+        managed = [await available(lambda: store.create(8, "laptop")) for _ in range(6)]
         with pair.stalled():
             await unconfirmed(store.create(7, "phone"))
             await unconfirmed(store.update(sessions[0]._replace(Dispositivo="phone")))
@@ -125,7 +126,17 @@ async def test_writes_are_unavailable_and_seen_while_the_replica_stalls(pair: Pa
             assert await store.find(three) is not None
             await unconfirmed(store.end_all(four, four))
             assert await store.find(one) is None
-            assert counted(store.metrics)["sesiones_redis_errors_total['unconfirmed']"] == 4
+            mine, *others = [sesion.Token_Sesion for sesion in managed]
+            await unconfirmed(store.end_one(mine, managed[1].ID_Sesion))
+            await unconfirmed(store.revoke(others[1]))
+            await unconfirmed(store.end_user(8, managed[3].ID_Sesion))
+            await unconfirmed(store.create(8, "phone", Login(Token_Anterior=others[3])))
+            await unconfirmed(store.end_others(mine))
+            for token in others:
+                assert await store.find(token) is None
+                assert await other.find(token) is None
+            assert [each.ID_Sesion for each in await store.sessions(8)] == [managed[0].ID_Sesion]
+            assert counted(store.metrics)["sesiones_redis_errors_total['unconfirmed']"] == 9
             assert (await other.create(7, "laptop")).ID_Usuario == 7
         assert (await available(lambda: store.create(7, "laptop"))).ID_Usuario == 7
 
@@ -139,13 +150,15 @@ async def test_operation_that_changes_nothing_is_confirmed_by_a_write_of_its_own
     async with contextlib.AsyncExitStack() as stack:
         writer, *stores = [
             await stack.enter_async_context(store_with(pair, replicas))
-            for replicas in [0] + [1] * 5
+            for replicas in [0] + [1] * 10
         ]
         sessions = [await available(partial(store.create, 7, "laptop")) for store in stores]
         caller, gone = sessions[0], sessions[1]
         token = tokens.make(7)
         with pair.stalled():
             made = await writer._create(7, "laptop", token)
+            alone = await writer.create(8, "laptop")
+            assert await writer.end_user((await writer.create(9, "laptop")).ID_Usuario) == 1
             assert await writer.end(gone.Token_Sesion, gone.Token_Sesion) == 1
             changed = await writer.update(caller._replace(Dispositivo="phone"))
             later = caller._replace(Fecha_Expiracion=caller.Fecha_Expiracion + 60)
@@ -157,6 +170,11 @@ async def test_operation_that_changes_nothing_is_confirmed_by_a_write_of_its_own
                 lambda store: store.end(caller.Token_Sesion, gone.Token_Sesion),
                 lambda store: store.update(changed),
                 lambda store: store.update(moved),
+                lambda store: store.end_one(caller.Token_Sesion, gone.ID_Sesion),
+                lambda store: store.end_others(alone.Token_Sesion),
+                lambda store: store.revoke(gone.Token_Sesion),
+                lambda store: store.end_user(caller.ID_Usuario, gone.ID_Sesion),
+                lambda store: store.end_user(9),
                 lambda store: store.end_all(made.Token_Sesion, ""),
             ]
             for ask, store in zip(again, stores, strict=True):

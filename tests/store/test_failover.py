@@ -17,7 +17,7 @@ import pytest
 from redis import Redis
 
 from sesiones import tokens
-from sesiones.sesion import Refusal, Sesion, StoreUnavailable
+from sesiones.sesion import LimitReached, Login, Refusal, Sesion, StoreUnavailable
 from sesiones.store import SessionStore
 from tests.harness.metrics import counted
 from tests.harness.records import index_key, session_key, slot_of
@@ -87,8 +87,8 @@ def url_of(redis: "Redis") -> str:
 async def test_sessions_ended_in_any_way_stay_ended_after_lost_writes(
     own: "Redis", caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A logout, a logout of all, the limit or an operator ended them, whether the caller waited or
-    not."""
+    """By a logout, a logout of all, the limit, an operator, the owner's list or another login;
+    whether the caller waits or not."""
     caplog.set_level(logging.INFO)
     async with stores_at(url_of(own), max_per_user=4) as (node, other):
         caller, logged_out, left = [await node.create(7, name) for name in "abc"]
@@ -96,6 +96,10 @@ async def test_sessions_ended_in_any_way_stay_ended_after_lost_writes(
         of_9 = {s.Token_Sesion: s for s in [await node.create(9, name) for name in "abcd"]}
         of_operator = await node.create(10, "laptop")
         live = await other.create(11, "laptop")
+        owner, by_number, *by_others = [await node.create(12, name) for name in "abcd"]
+        revoked = await node.create(13, "laptop")
+        previous, substituted, *closed = [await node.create(14, name) for name in "abcd"]
+        elsewhere, neighbour = await node.create(15, "laptop"), await node.create(2061, "laptop")
         past = Past(own)
 
         assert await node.end(caller.Token_Sesion, logged_out.Token_Sesion) == 1
@@ -106,7 +110,20 @@ async def test_sessions_ended_in_any_way_stay_ended_after_lost_writes(
         await node.create(9, "one more")
         (over_limit,) = [s for s in of_9.values() if not own.exists(session_key(s.Token_Sesion))]
         assert await node.end_user(10, of_operator.ID_Sesion) == 1
-        ended = [logged_out, left, *all_of_8, over_limit, of_operator]
+        assert await node.end_one(owner.Token_Sesion, by_number.ID_Sesion) == 1
+        assert await node.end_others(owner.Token_Sesion) == 2
+        await node.revoke(revoked.Token_Sesion)
+        replacing = Login(Token_Anterior=previous.Token_Sesion, Sustituye=substituted.ID_Sesion)
+        await node.create(14, "new", replacing)
+        closing = await node.create(14, "newer", Login(Cerrar_Otras=1))
+        for foreign in elsewhere, neighbour:
+            login = Login(Token_Anterior=foreign.Token_Sesion)
+            mine = await node.create(16 if foreign is elsewhere else 7, "mine", login)
+            assert await node.end(mine.Token_Sesion, mine.Token_Sesion) == 1
+        ended = [
+            *(logged_out, left, *all_of_8, over_limit, of_operator, by_number, *by_others),
+            *(revoked, previous, substituted, *closed, elsewhere, neighbour),
+        ]
         with pytest.raises(asyncio.CancelledError):
             await leaving
         assert not own.exists(*(session_key(sesion.Token_Sesion) for sesion in ended))
@@ -120,17 +137,49 @@ async def test_sessions_ended_in_any_way_stay_ended_after_lost_writes(
             assert await node.update(sesion) is None
             assert await node.end(token, token) is Refusal.UNAUTHENTICATED
             assert await node.end_all(token, token) is Refusal.UNAUTHENTICATED
+            assert await node.end_others(token) is Refusal.UNAUTHENTICATED
+            assert await node.end_one(token, sesion.ID_Sesion) is Refusal.UNAUTHENTICATED
+            assert await node.list_sessions(token) is None
+            listed = await node.sessions(sesion.ID_Usuario)
+            assert sesion.ID_Sesion not in {each.ID_Sesion for each in listed}
         past.disconnect()
         await goes(other, *ended)
         assert not own.exists(*(session_key(sesion.Token_Sesion) for sesion in ended))
-        for sesion in live, caller, new:
+        for sesion in live, caller, new, owner, closing:
             for store in node, other:
-                assert await store.find(sesion.Token_Sesion) is not None
-        assert not own.exists(index_key(8), index_key(10))
+                if own.exists(session_key(sesion.Token_Sesion)):
+                    assert await store.find(sesion.Token_Sesion) is not None
+        assert not own.exists(index_key(8), index_key(10), index_key(13), index_key(15))
         assert (own.zcard(index_key(7)), own.zcard(index_key(9))) == (2, 3)
-        assert counted(node.metrics)["sesiones_sessions_ended_total['failover']"] == 7
-        assert sum(line.endswith(": failover") for line in caplog.messages) == 7
-        assert "7 sessions that had ended were back, and have been ended" in caplog.messages
+        assert own.zcard(index_key(12)) == 1
+        back = len(ended)
+        assert counted(node.metrics)["sesiones_sessions_ended_total['failover']"] == back
+        assert sum(line.endswith(": failover") for line in caplog.messages) == back
+        assert f"{back} sessions that had ended were back, and have been ended" in caplog.messages
+
+
+async def test_refused_login_does_not_list_a_session_that_came_back(own: "Redis") -> None:
+    async with stores_at(url_of(own), 1, max_per_user=2, at_limit="refuse") as (node,):
+        ended, live = [await node.create(7, name) for name in "ab"]
+        past = Past(own)
+        assert await node.end(ended.Token_Sesion, ended.Token_Sesion) == 1
+        past.bring_back()
+        with pytest.raises(LimitReached) as refused:
+            await node.create(7, "c")
+        assert [each.ID_Sesion for each in refused.value.sessions] == [live.ID_Sesion]
+
+
+async def test_own_life_survives_a_failover(own: "Redis") -> None:
+    """Of a session that another node, which knows no tombstone of it, uses on the new master."""
+    async with stores_at(url_of(own)) as (node, other):
+        sesion = await node.create(7, "d", Login(Ventana=50, Vida_Maxima=50))
+        past = Past(own)
+        own.flushall()
+        past.bring_back()
+        past.disconnect()
+        found = await available(partial(other.find, sesion.Token_Sesion))
+        assert found.Fecha_Expiracion == sesion.Fecha_Inicio + 50
+        assert own.hget(session_key(sesion.Token_Sesion), "2") == b"50"
 
 
 async def test_session_that_a_second_try_makes_again_lives(own: "Redis") -> None:

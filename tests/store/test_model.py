@@ -1,150 +1,146 @@
 """The store against a model of the contract, in any order of operations and any passing of time."""
 
-import asyncio
-import itertools
 import os
-import secrets
-from collections.abc import Coroutine
-from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
+from hypothesis.stateful import initialize, precondition, rule
+
+from sesiones.sesion import (
+    BadDates,
+    Immutable,
+    Login,
+    Refusal,
+    Sesion,
 )
-
-from sesiones import tokens
-from sesiones.sesion import BadDates, Immutable, Refusal, Sesion
-from tests.harness.clocked_redis import Clock, ClockedRedis
-from tests.harness.records import keys
 from tests.harness.stores import store_on
-
-T = TypeVar("T")
+from tests.store.model import MAX, PER_USER, USERS, Holding
 
 EXAMPLES = max(1, int(150 * float(os.environ.get("SESIONES_TEST_ROUNDS", "1"))))
 STEPS = 50
 
-# Small enough that limits are met all the time.
-MAX = 12
-PER_USER = 3
-USERS = (7, 2061, 8)  # the first two share a bucket
 
-
-@dataclass
-class Held:
-    """What Redis should hold of a session."""
-
-    sesion: Sesion
-    ventana: int
-
-    def fields(self) -> dict[bytes, bytes]:
-        sesion = self.sesion
-        numbers = (
-            *(sesion.Fecha_Inicio, sesion.Ultima_Actividad - sesion.Fecha_Inicio, self.ventana),
-            *(sesion.Estado_Sesion, sesion.ID_Sesion, sesion.ID_Usuario),
-        )
-        return {b"1": f"{' '.join(map(str, numbers))}:{sesion.Dispositivo}".encode()}
-
-
-class Model(RuleBasedStateMachine):
+class Model(Holding):
     """Every rule does the same to the store and to ``held``, and compares the answers."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.patch = pytest.MonkeyPatch()
-        self.clock = Clock()
-        self.clock.install(self.patch)
-        # Hypothesis repeats what fails, so nothing may be random: tokens count.
-        secret = (f"{number:043}" for number in itertools.count())
-        self.patch.setattr(secrets, "token_urlsafe", lambda _: next(secret))
-        self.runner = asyncio.Runner()
-        self.fake = ClockedRedis()
-        self.known = [tokens.make(ID_Usuario) for ID_Usuario in USERS]
-        """Every token that was made, and some that never were."""
-        self.held: dict[str, Held] = {}
-        self.made: dict[str, int] = {}
-        """Sessions ever made, by bucket."""
-
-    def teardown(self) -> None:
-        self.runner.run(self.fake.aclose())
-        self.runner.close()
-        self.patch.undo()
-
-    def run(self, operation: Coroutine[None, None, T]) -> T:
-        return self.runner.run(operation)
-
-    @property
-    def now(self) -> int:
-        return int(self.clock.now)
-
-    def live(self, token: str) -> Held | None:
-        held = self.held.get(token)
-        return held if held is not None and self.now < held.sesion.Fecha_Expiracion else None
-
-    def active(self, token: str) -> Held | None:
-        held = self.live(token)
-        return held if held is not None and held.sesion.Estado_Sesion == 1 else None
-
-    def live_ones(self) -> list[str]:
-        return [token for token in self.held if self.live(token)]
-
-    def live_of(self, ID_Usuario: int) -> list[str]:
-        """The tokens of a user's live sessions, the one that expires first at the front."""
-        return sorted(
-            (t for t in self.live_ones() if self.held[t].sesion.ID_Usuario == ID_Usuario),
-            key=lambda token: (self.held[token].sesion.Fecha_Expiracion, tokens.digest(token)),
-        )
-
-    def pick(self, data: st.DataObject) -> str:
-        """A token, mostly of a live session."""
-        live = st.sampled_from(self.live_ones())
-        return data.draw(live | live | st.sampled_from(self.known))
-
-    @initialize(touch=st.sampled_from([0, 1, 3, 60]), idle=st.sampled_from([2, 5, MAX]))
-    def begin(self, touch: int, idle: int) -> None:
-        self.touch, self.idle = touch, idle
+    @initialize(
+        touch=st.sampled_from([0, 1, 3, 60]),
+        idle=st.sampled_from([2, 5, MAX]),
+        at_limit=st.sampled_from(["end", "refuse"]),
+    )
+    def begin(self, touch: int, idle: int, at_limit: str) -> None:
+        self.touch, self.idle, self.at_limit = touch, idle, at_limit
         self.store = store_on(
             self.fake,
             idle_seconds=idle,
             max_seconds=MAX,
             touch_seconds=touch,
             max_per_user=PER_USER,
+            at_limit=at_limit,
         )
 
     @precondition(lambda self: self.live_ones())
     @rule(data=st.data())
     def time_passes_to_an_expiry(self, data: st.DataObject) -> None:
-        """At that second the key is still there, and its session is dead."""
+        """The second at which a key is still there and its session is not."""
         known = self.pick(data)
         if held := self.live(known):
             self.clock.now = held.sesion.Fecha_Expiracion
 
     @rule(ID_Usuario=st.sampled_from(USERS), Dispositivo=st.sampled_from("aé🔑"))
     def create(self, ID_Usuario: int, Dispositivo: str) -> None:
-        sesion = self.run(self.store.create(ID_Usuario, Dispositivo))
-        for token in self.live_of(ID_Usuario)[: 1 - PER_USER]:
-            del self.held[token]
-        bucket = tokens.user_bucket(ID_Usuario)
-        self.made[bucket] = self.made.get(bucket, 0) + 1
-        assert sesion == Sesion(
-            ID_Sesion=self.made[bucket] * 4096 + tokens.bucket_number(bucket),
-            ID_Usuario=ID_Usuario,
-            Token_Sesion=sesion.Token_Sesion,
-            Fecha_Inicio=self.now,
-            Fecha_Expiracion=self.now + self.idle,
-            Estado_Sesion=1,
-            Ultima_Actividad=self.now,
-            Dispositivo=Dispositivo,
+        self.log_in(ID_Usuario, Dispositivo, Login())
+
+    @rule(
+        data=st.data(),
+        ID_Usuario=st.sampled_from(USERS),
+        life=st.none() | st.integers(1, 2 * MAX),
+        Cerrar_Otras=st.sampled_from([0, 0, 1]),
+        Max_Sesiones=st.none() | st.integers(1, PER_USER),
+    )
+    def login(
+        self,
+        data: st.DataObject,
+        ID_Usuario: int,
+        life: int | None,
+        Cerrar_Otras: int,
+        Max_Sesiones: int | None,
+    ) -> None:
+        theirs = [self.held[token].sesion.ID_Sesion for token in self.live_of(ID_Usuario)]
+        every = [held.sesion.ID_Sesion for held in self.held.values()]
+        previous = self.pick(data) if self.live_ones() else self.known[0]
+        login = Login(
+            Ventana=data.draw(st.none() | st.integers(1, life or MAX)),
+            Vida_Maxima=life,
+            Token_Anterior=data.draw(st.none() | st.just(previous)),
+            Cerrar_Otras=Cerrar_Otras,
+            Max_Sesiones=Max_Sesiones,
+            Sustituye=data.draw(st.none() | st.sampled_from([*theirs, *every, 1])),
         )
-        assert sesion.Token_Sesion not in self.held
-        self.held[sesion.Token_Sesion] = Held(sesion, self.idle)
-        self.known.append(sesion.Token_Sesion)
+        self.log_in(ID_Usuario, "l", login)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.live_ones())
+    def lists(self, data: st.DataObject) -> None:
+        caller = self.pick(data)
+        listed = self.run(self.store.list_sessions(caller))
+        held = self.use(caller)
+        expected = None if held is None else self.list_of(held.sesion.ID_Usuario, caller)
+        assert listed == expected
+        for ID_Usuario in USERS:
+            assert self.run(self.store.sessions(ID_Usuario)) == self.list_of(ID_Usuario)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.live_ones())
+    def end_one(self, data: st.DataObject) -> None:
+        """By the owner, then by the backend for any user."""
+        caller, other = self.pick(data), self.held[data.draw(st.sampled_from(self.live_ones()))]
+        number, owner = other.sesion.ID_Sesion, other.sesion.ID_Usuario
+        ended = self.run(self.store.end_one(caller, number))
+        mine = self.use(caller)
+        if mine is None:
+            assert ended is Refusal.UNAUTHENTICATED
+        elif mine.sesion.ID_Usuario == owner:
+            assert ended == 1
+            del self.held[other.sesion.Token_Sesion]
+        else:
+            assert ended == 0
+            ID_Usuario = data.draw(st.sampled_from(USERS))
+            expected = 1 if ID_Usuario == owner else 0
+            assert self.run(self.store.end_user(ID_Usuario, number)) == expected
+            if expected:
+                del self.held[other.sesion.Token_Sesion]
+
+    @rule(data=st.data())
+    @precondition(lambda self: len(self.live_ones()) > 2)
+    def end_others(self, data: st.DataObject) -> None:
+        caller = self.pick(data)
+        ended = self.run(self.store.end_others(caller))
+        held = self.use(caller)
+        if held is None:
+            assert ended is Refusal.UNAUTHENTICATED
+            return
+        others = [token for token in self.live_of(held.sesion.ID_Usuario) if token != caller]
+        assert ended == len(others)
+        for token in others:
+            del self.held[token]
+
+    @rule(ID_Usuario=st.sampled_from(USERS))
+    @precondition(lambda self: len(self.live_ones()) > 4)
+    def end_user(self, ID_Usuario: int) -> None:
+        theirs = self.live_of(ID_Usuario)
+        assert self.run(self.store.end_user(ID_Usuario)) == len(theirs)
+        for token in theirs:
+            del self.held[token]
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.live_ones())
+    def revoke(self, data: st.DataObject) -> None:
+        token = self.pick(data)
+        self.run(self.store.revoke(token))
+        if self.live(token):
+            del self.held[token]
 
     @precondition(lambda self: self.live_ones())
     @rule(data=st.data(), quarters=st.integers(0, 8))
@@ -153,18 +149,10 @@ class Model(RuleBasedStateMachine):
         known = self.pick(data)
         self.clock.now += quarters / 4
         found = self.run(self.store.find(known))
-        held = self.active(known)
+        held = self.use(known)
         if held is None:
             assert found is None
             return
-        if self.now - held.sesion.Ultima_Actividad >= min(self.touch, max(1, held.ventana // 2)):
-            last = held.sesion.Fecha_Inicio + MAX
-            held.sesion = held.sesion._replace(
-                Ultima_Actividad=self.now,
-                Fecha_Expiracion=max(
-                    held.sesion.Fecha_Expiracion, min(self.now + held.ventana, last)
-                ),
-            )
         assert found == held.sesion
 
     @precondition(lambda self: self.live_ones())
@@ -210,7 +198,7 @@ class Model(RuleBasedStateMachine):
         if held is None:
             assert updated is None
             return
-        ventana, last = held.ventana, stored.Fecha_Inicio + MAX
+        ventana, last = held.ventana, held.last
         result = given._replace(
             Ultima_Actividad=min(
                 max(given.Ultima_Actividad, stored.Ultima_Actividad),
@@ -269,70 +257,8 @@ class Model(RuleBasedStateMachine):
             for token in theirs:
                 del self.held[token]
 
-    def refusal(self, caller: str, designated: str) -> set[int | Refusal] | None:
-        """The answers that the store may give instead of ending anything."""
-        mine, theirs = self.active(caller), self.live(designated)
-        foreign = (
-            theirs is not None and tokens.bucket(caller) != tokens.bucket(designated)
-        ) or bool(mine and theirs and mine.sesion.ID_Usuario != theirs.sesion.ID_Usuario)
-        if mine is None:
-            # The endpoint has checked the caller; what the store says of a dead caller and
-            # another bucket's session is only that nothing ended.
-            if tokens.bucket(caller) != tokens.bucket(designated):
-                return {Refusal.UNAUTHENTICATED, Refusal.FORBIDDEN if foreign else 0}
-            return {Refusal.UNAUTHENTICATED}
-        return {Refusal.FORBIDDEN} if foreign else None
-
-    @invariant()
-    def redis_holds_the_model(self) -> None:
-        redis = self.fake.redis
-        live = {tokens.digest(token): held for token in self.held if (held := self.live(token))}
-        seen = set()
-        indexed = {}
-        names = keys(redis)
-        with redis.pipeline(transaction=False) as pipeline:  # one call instead of a dozen
-            for name in names:
-                pipeline.expiretime(name)
-                match name.partition("}:")[2][0]:
-                    case "n":
-                        pipeline.get(name)
-                    case "h":
-                        pipeline.hgetall(name)
-                    case "u":
-                        pipeline.zrange(name, 0, -1, withscores=True)
-            replies: list[Any] = pipeline.execute()
-        for name, expiry, value in zip(names, replies[::2], replies[1::2], strict=True):
-            prefix, bucket, kind, *rest = name.replace("{", "").replace("}", "").split(":")
-            assert prefix == "sesiones"
-            if kind == "n":
-                assert (expiry, value) == (-1, b"%d" % self.made[bucket])
-            elif kind == "h":
-                assert expiry >= self.now  # so it has one
-                if expiry > self.now:
-                    held = live[rest[0]]
-                    seen.add(rest[0])
-                    assert held.fields() == value
-                    assert held.sesion.Fecha_Expiracion == expiry
-                    assert bucket == tokens.user_bucket(held.sesion.ID_Usuario)
-            else:
-                for digest, score in value:
-                    assert score <= expiry
-                    if score > self.now:
-                        indexed[digest.decode()] = (int(rest[0]), int(score))
-        assert seen == live.keys()
-        assert indexed == {
-            digest: (held.sesion.ID_Usuario, held.sesion.Fecha_Expiracion)
-            for digest, held in live.items()
-        }
-
-    @invariant()
-    def ids_are_unique(self) -> None:
-        ids = [held.sesion.ID_Sesion for held in self.held.values()]
-        assert len(ids) == len(set(ids))
-
 
 TestModel = Model.TestCase
-TestModel.pytestmark = [pytest.mark.timeout(240)]  # type: ignore[attr-defined]  # a busy machine
 TestModel.settings = settings(
     max_examples=EXAMPLES,
     stateful_step_count=STEPS,
@@ -340,3 +266,4 @@ TestModel.settings = settings(
     phases=set(Phase) - {Phase.explain},  # it takes minutes
     report_multiple_bugs=False,
 )
+TestModel.pytestmark = [pytest.mark.timeout(240)]  # type: ignore[attr-defined]  # a busy machine

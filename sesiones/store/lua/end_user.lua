@@ -42,8 +42,7 @@ for _, digest in ipairs(chosen) do
   ended[#ended + 1] = delete(base, digest)
 end
 prune_and_expire(KEYS[1])
-if caller and #chosen == 0 then
-  -- WAIT confirms only what its own connection wrote, so a success must write something.
-  redis.call('EXPIREAT', KEYS[2], int(caller.expiracion))
+if #chosen == 0 then
+  write_anything(base .. 'n')
 end
 return ended

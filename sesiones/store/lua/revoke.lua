@@ -9,11 +9,7 @@
 
 local session = read(KEYS[1])
 if not session then
-  -- WAIT confirms only what its own connection wrote, so a success must write something. Without
-  -- a counter there has been no session.
-  if redis.call('EXPIRETIME', KEYS[2]) == -1 then
-    redis.call('INCRBY', KEYS[2], 0)
-  end
+  write_anything(KEYS[2])
   return {}
 end
 

@@ -88,15 +88,16 @@ local function read(key)
   return nil, expiracion and 'the field 1 is not a session' or text
 end
 
--- Return value: the own maximum life, in seconds, of the session at the key; nil when it has none.
--- Malformed text counts as none, and false says so.
+-- Return value: the own maximum life, in seconds, of the session at the key; nil when it has none;
+-- false when it is malformed, which the scripts take for none.
 local function own_life(key)
   local text = redis.call('HGET', key, '2')
   local seconds = text and string.match(text, '^%d+$') and tonumber(text)
   if seconds and seconds >= 1 and seconds <= SECONDS_MAX then
     return seconds
+  elseif text then
+    return false
   end
-  return text and false or nil
 end
 
 -- Why the caller may not end the designated session (nil when that is not live).
@@ -107,6 +108,14 @@ local function refusal(caller, designated)
     return -1
   elseif designated and designated.usuario ~= caller.usuario then
     return -2
+  end
+end
+
+-- WAIT confirms only what its own connection wrote, so a success must write something, also where
+-- no key of the user is left. Without a counter there has been no session.
+local function write_anything(counter)
+  if redis.call('EXPIRETIME', counter) == -1 then
+    wrong_type(redis.pcall('INCRBY', counter, 0))
   end
 end
 

@@ -1,0 +1,162 @@
+-- Shared by every script: the store puts this text after the script's first line. Before it, the
+-- store takes the tag of the call, the last argument, out of ARGV.
+--
+-- An integer in ARGV is decimal text. Redis replies nil for a `false`, and drops a nil at the end.
+--
+-- <prefix>:{<bucket>}:h:<digest>   hash        one session, in the field 1; its expiry is the key's
+--                                              own. Other fields are ignored and preserved
+-- <prefix>:{<bucket>}:u:<usuario>  sorted set  the user's digests, scored by expiry
+-- <prefix>:{<bucket>}:n            string      the bucket's counter, never expires
+--
+-- The first key of a script gives it all others: they differ only after "}:".
+
+-- The field 1 (a name that is an integer takes a byte less): the integers are in decimal.
+-- inicio, the last use in seconds after it, ventana, estado, id, usuario: dispositivo
+local RECORD = '^(%d+) (%d+) (%d+) ([01]) (%d+) (%d+):(.*)$'
+
+local SECONDS_MAX = 1e12 -- of any date or window: EXPIREAT refuses what is far beyond
+local INT_MAX = 9007199254740991
+
+local now = tonumber(redis.call('TIME')[1])
+
+-- Lua's own tostring() rounds integers above 10^14.
+local function int(number)
+  return string.format('%.0f', number)
+end
+
+-- "<prefix>:{<bucket>}:" and the digest of a session's key.
+local function split(key)
+  return string.match(key, '^([^}]*}:)h:(.*)$')
+end
+
+-- A key of another type is a malformed record, which fails nothing but itself. Any other error that
+-- redis.pcall() returns fails the script: the command is not allowed, or the key is on another node
+-- of a Cluster. The caller then relies on nothing having been written, so a script first touches
+-- the keys that may be on another node, and never touches a key again that it has deleted.
+-- Return value: the error of the reply, if it is one.
+local function wrong_type(reply)
+  if type(reply) == 'table' and reply.err then
+    if not string.find(reply.err, '^WRONGTYPE') then
+      error(reply)
+    end
+    return reply.err
+  end
+end
+
+-- Return value: the fields of a reply to HGET, or nil when it is not the text of a session.
+local function parse(text)
+  local inicio, uso, ventana, estado, id, usuario, dispositivo =
+    string.match(type(text) == 'string' and text or '', RECORD)
+  if inicio and math.max(inicio, uso, ventana) <= SECONDS_MAX
+    and math.max(id, usuario) <= INT_MAX then
+    return {
+      inicio = tonumber(inicio), actividad = inicio + uso, ventana = tonumber(ventana),
+      estado = estado, id = id, usuario = usuario, dispositivo = dispositivo, text = text,
+    }
+  end
+end
+
+-- The record at a session's key, as the scripts return it. Redis keeps a key for the whole
+-- millisecond of its expiry, so the clock decides whether the session lives.
+-- Return value: its text and its expiry, an integer; or false twice, when no session lives there;
+-- or, for a malformed record, what is wrong with it, and false.
+local function fetch(key)
+  local expiracion = redis.call('EXPIRETIME', key)
+  if expiracion == -1 then
+    return 'the key has no expiry', false
+  elseif expiracion <= now then
+    return false, false
+  end
+  local text = redis.pcall('HGET', key, '1')
+  if type(text) == 'string' then
+    return text, expiracion
+  end
+  return wrong_type(text) or 'the field 1 is missing', false
+end
+
+-- Return value: the live session at the key, as parse() gives it and with its expiry; or nil, and
+-- what is wrong with it, if anything.
+local function read(key)
+  local text, expiracion = fetch(key)
+  local session = expiracion and parse(text)
+  if session then
+    session.expiracion = expiracion
+    return session
+  end
+  return nil, expiracion and 'the field 1 is not a session' or text
+end
+
+-- Why the caller may not end the designated session (nil when that is not live).
+-- Return value: nil when the caller may; -1 when the caller's own session is not live and active;
+-- -2 when the designated one is another user's.
+local function refusal(caller, designated)
+  if not caller or caller.estado ~= '1' then
+    return -1
+  elseif designated and designated.usuario ~= caller.usuario then
+    return -2
+  end
+end
+
+-- Deletes the session of a digest.
+-- Return value: an array of its digest, ID_Sesion and ID_Usuario, as text ('' twice for a malformed
+-- record); or nil when there was none.
+local function delete(base, digest)
+  local key = base .. 'h:' .. digest
+  local session = parse(redis.pcall('HGET', key, '1')) or {}
+  if redis.call('DEL', key) == 1 then
+    return {digest, session.id or '', session.usuario or ''}
+  end
+end
+
+-- Drops the index's expired members, each with the session key that it names: if the key remained,
+-- a clock that steps back would bring the session back to life outside its index. A member stays
+-- when its key may be on another node of a Cluster: in a slot that is being moved, Redis takes an
+-- absent key to be there. An index of another type stays as it is.
+local function prune(index)
+  local base = string.match(index, '^[^}]*}:')
+  local expired = redis.pcall('ZRANGEBYSCORE', index, '-inf', int(now))
+  for _, digest in ipairs(expired) do -- nothing, when the reply is an error
+    if type(redis.pcall('DEL', base .. 'h:' .. digest)) == 'number' then
+      redis.call('ZREM', index, digest)
+    end
+  end
+end
+
+-- Prunes the index and makes it expire with its latest member. It must not fail for an index of
+-- another type, nor for one that is gone with its last member.
+local function prune_and_expire(index)
+  prune(index)
+  local latest = redis.pcall('ZRANGE', index, -1, -1, 'WITHSCORES')
+  if latest[2] then
+    -- Rounded and bounded: a score that no script of ours gives must not fail the others' checks.
+    redis.call('EXPIREAT', index, int(math.min(math.ceil(latest[2]), INT_MAX)))
+  end
+end
+
+-- Writes an indexed session, and its expiry in the key and the index. The index is written first,
+-- because it alone can refuse (a key of another type), and then nothing has been written. The key's
+-- expiry is written last: if its second ends while the script runs, Redis 7.0 deletes the key at
+-- once, and a field written after that would make a key that never expires.
+-- A session that its index has lost (evicted, or expired while the clock was ahead) ends instead:
+-- a logoutAll that has been acknowledged meanwhile cannot have found it.
+-- Return value: nil; a string that says why nothing was written; or the session that ended, as
+-- delete() gives it.
+local function write(key, session, expiracion)
+  local base, digest = split(key)
+  local index = base .. 'u:' .. session.usuario
+  local added = redis.pcall('ZADD', index, int(expiracion), digest)
+  local refused = wrong_type(added)
+  if refused then
+    return 'index: ' .. refused
+  elseif added == 1 then
+    redis.call('ZREM', index, digest)
+    return delete(base, digest)
+  end
+  prune_and_expire(index)
+  session.expiracion = expiracion
+  session.text = string.format('%.0f %.0f %.0f %s %s %s:%s', session.inicio,
+    session.actividad - session.inicio, session.ventana, session.estado, session.id,
+    session.usuario, session.dispositivo)
+  redis.call('HSET', key, '1', session.text)
+  redis.call('EXPIREAT', key, int(expiracion))
+end

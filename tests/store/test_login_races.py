@@ -1,0 +1,83 @@
+"""Logins, lists and endings of all sessions but one, forced in races on a real server.
+
+Each scenario is also run with a naive variant, and has to catch it: so the tests can fail.
+SESIONES_TEST_ROUNDS multiplies the rounds, for longer runs.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from sesiones.sesion import LimitReached, Sesion
+from sesiones.store import SessionStore
+from tests.harness.records import index, indexed
+from tests.harness.redis_server import RedisServer
+from tests.harness.stores import Opener
+from tests.store.login_naive import (
+    ClosesTheOthersFirst,
+    ClosesTheOthersLast,
+    DeactivatesThePrevious,
+    EndsOthersOfAList,
+    LimitsInSteps,
+    ListsTheIndex,
+    SubstitutesInSteps,
+)
+from tests.store.login_scenarios import LOGIN_SCENARIOS, LOGINS
+from tests.store.naive import Naive, edited
+from tests.store.races import PER_USER, ROUNDS, run
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.mark.parametrize("scenario", LOGIN_SCENARIOS)
+async def test_scenario_holds_in_races(own_server: RedisServer, scenario: str) -> None:
+    assert await run(own_server, LOGIN_SCENARIOS[scenario]) == []
+
+
+@pytest.mark.parametrize(
+    ("scenario", "variant", "caught"),
+    [
+        ("list races expiry", ListsTheIndex, "a list has a dead session"),
+        ("logoutOthers races create", EndsOthersOfAList, "lives outside the index"),
+        ("Cerrar_Otras races Cerrar_Otras", ClosesTheOthersFirst, "2 sessions are left"),
+        ("Cerrar_Otras races Cerrar_Otras", ClosesTheOthersLast, "0 sessions are left"),
+        ("logins storm a limit", LimitsInSteps, "are left, of 4"),
+        ("Token_Anterior races logout", DeactivatesThePrevious, "has no expiry"),
+        ("a login is tried again", edited("if existing then", "if false then"), "try ended"),
+        ("Sustituye races logout", SubstitutesInSteps, "ended that was not picked"),
+    ],
+)
+async def test_naive_variant_is_caught(
+    own_server: RedisServer, scenario: str, variant: Any, caught: str
+) -> None:
+    """A variant is of the store, or of its commands."""
+    kind, wrap = (variant, None) if issubclass(variant, Naive) else (SessionStore, variant)
+    wrong = await run(own_server, LOGIN_SCENARIOS[scenario], kind, wrap, until=caught)
+    assert any(caught in what for what in wrong), wrong
+
+
+async def test_storm_of_logins_that_are_refused_at_the_limit_makes_as_many_as_allowed(
+    redis: Redis, open_more: Opener
+) -> None:
+    stores = [open_more(at_limit="refuse", max_per_user=PER_USER) for _ in range(4)]
+    for user in range(max(1, ROUNDS // 60)):
+        answers = await asyncio.gather(
+            *(stores[i % 4].create(user, "d") for i in range(LOGINS)), return_exceptions=True
+        )
+        made = [answer for answer in answers if isinstance(answer, Sesion)]
+        assert len(made) == PER_USER
+        assert index(redis, user) == indexed(*made)
+        refused = [answer for answer in answers if isinstance(answer, LimitReached)]
+        assert len(refused) == LOGINS - PER_USER
+        numbers = {sesion.ID_Sesion for sesion in made}
+        for answer in refused:
+            assert {each.ID_Sesion for each in answer.sessions} == numbers
