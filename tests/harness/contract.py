@@ -24,15 +24,15 @@ FIELDS = [
 """The members of the session object, in their order."""
 LIFE_MAX = 400 * 24 * 3600
 LOGIN = {
-    "Ventana": (1, 43_200),
+    "Ventana": (1, LIFE_MAX),
     "Vida_Maxima": (1, LIFE_MAX),
     "Token_Anterior": None,
     "Cerrar_Otras": (0, 1),
-    "Max_Sesiones": (1, 1000),
+    "Max_Sesiones": (1, 10_000),
     "Sustituye": (1, INT_MAX),
 }
-"""The members of a POST that may be left out, with their bounds by default; None: a string.
-Ventana is at most Vida_Maxima where that is given."""
+"""The members of a POST that may be left out, with their widest bounds; None: a string. The
+settings and Vida_Maxima narrow those of Ventana, and the settings those of Max_Sesiones."""
 LISTED = [
     *("ID_Sesion", "Fecha_Inicio", "Fecha_Expiracion", "Estado_Sesion"),
     *("Ultima_Actividad", "Dispositivo"),
@@ -140,9 +140,10 @@ UPDATE = Operation(200, SESSION, (*_BODY_ERRORS, 404, 409, 422, 503), "service k
 _CALLER_ERRORS = (401, 503)
 _OAUTH_ERRORS = (401, 415, 413, 400, 503)
 LIST_OWN = Operation(200, OWN_LIST, _CALLER_ERRORS, "token")
-END_OWN = Operation(200, COUNT, _CALLER_ERRORS, "token")
-LIST_USER = Operation(200, LIST, _CALLER_ERRORS, "service key")
-END_USER = Operation(200, COUNT, _CALLER_ERRORS, "service key")
+END_OTHERS = Operation(200, COUNT, _CALLER_ERRORS, "token")
+END_OWN = Operation(200, COUNT, (404, *_CALLER_ERRORS), "token")
+LIST_USER = Operation(200, LIST, (404, *_CALLER_ERRORS), "service key")
+END_USER = Operation(200, COUNT, (404, *_CALLER_ERRORS), "service key")
 INTROSPECT = Operation(200, ACTIVE, _OAUTH_ERRORS, "service key", ("token",), media_types=(FORM,))
 REVOKE = Operation(200, EMPTY, _OAUTH_ERRORS, "service key", ("token",), media_types=(FORM,))
 
@@ -151,7 +152,7 @@ OPERATIONS: dict[str, dict[str, Operation]] = {
     "/sesiones/self": {"GET": WHOAMI, "HEAD": WHOAMI},
     "/sesiones/logout": {"DELETE": END},
     "/sesiones/logoutAll": {"DELETE": END},
-    "/sesiones/logoutOthers": {"DELETE": END_OWN},
+    "/sesiones/logoutOthers": {"DELETE": END_OTHERS},
     "/sesiones/{ID_Sesion}": {"DELETE": END_OWN},
     "/sesiones/usuarios/{ID_Usuario}": {"GET": LIST_USER, "HEAD": LIST_USER, "DELETE": END_USER},
     "/sesiones/usuarios/{ID_Usuario}/{ID_Sesion}": {"DELETE": END_USER},

@@ -173,7 +173,9 @@ def _allowed(method: bytes, target: bytes) -> frozenset[tuple[int, str]]:
         operation = _ROUTES[path].get(method.decode())
     if operation is None:
         return frozenset({(405, _PROBLEM)})
-    errors = operation.statuses - {operation.success}
+    # The 404 of an operation with numbers in its path is that of a path without one.
+    unseen = {operation.success} | ({404} if "{" in path else set())
+    errors = operation.statuses - unseen
     shows = {operation.shows}
     if method == b"HEAD" and operation.shows in (OWN_LIST, LIST):
         shows = {OTHER}  # the body would say what it is

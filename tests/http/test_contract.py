@@ -3,6 +3,7 @@
 test_openapi.py compares it with the OpenAPI document.
 """
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def test_routes_are_those_of_the_contract(service: Service) -> None:
 def test_constants_of_the_service_are_those_of_the_contract() -> None:
     assert list(sesion.Sesion._fields) == FIELDS
     assert sesion.BOUNDS == contract.INTEGERS
+    assert [field.name for field in dataclasses.fields(sesion.Login)] == list(contract.LOGIN)
     assert problems.TITLES == contract.TITLES
     assert list(sesion.BAD_DATES.values()) == contract.BAD_DATES
 
@@ -51,6 +53,14 @@ SECTIONS = {
     "PUT /sesiones": contract.UPDATE,
     "DELETE /sesiones/logout": contract.END,
     "DELETE /sesiones/logoutAll": contract.END,
+    "GET y HEAD /sesiones": contract.LIST_OWN,
+    "DELETE /sesiones/{ID_Sesion}": contract.END_OWN,
+    "DELETE /sesiones/logoutOthers": contract.END_OTHERS,
+    "GET y HEAD /sesiones/usuarios/{ID_Usuario}": contract.LIST_USER,
+    "DELETE /sesiones/usuarios/{ID_Usuario}": contract.END_USER,
+    "DELETE /sesiones/usuarios/{ID_Usuario}/{ID_Sesion}": contract.END_USER,
+    "POST /sesiones/introspeccion": contract.INTROSPECT,
+    "POST /sesiones/revocacion": contract.REVOKE,
 }
 
 
@@ -72,7 +82,8 @@ def test_reference_describes_the_operation_of_the_contract(
     headers = ["x-auth-token"] if operation.credential == "token" else []
     headers += ["Authorization", *(["Content-Type"] if operation.body else [])]
     expected = [(name, "cabecera") for name in headers]
-    assert rows == expected + [(name, "cuerpo") for name in operation.body]
+    fields = (*operation.body, *operation.optional)
+    assert rows == expected + [(name, "cuerpo") for name in fields]
 
 
 def test_reference_has_a_section_of_every_operation() -> None:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import orjson
 import pytest
 
 from tests.harness.service import Service
@@ -65,11 +66,14 @@ class Page:
     def value(self, identifier: str) -> str:
         return str(self.one(f"#{identifier}").get_property("value"))
 
-    def send(self, operation: str) -> tuple[int, str]:
-        """The status and the text of the answer that the page shows."""
-        button = self.one(f"#{operation} .send")
+    def click(self, selector: str) -> None:
+        button = self.one(selector)
         self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
         button.click()
+
+    def send(self, operation: str) -> tuple[int, str]:
+        """The status and the text of the answer that the page shows."""
+        self.click(f"#{operation} .send")
         answer = f"#{operation} .answer"
         WebDriverWait(self.browser, 10).until(
             lambda _: self.all(f"{answer} .status, {answer} .failure")
@@ -150,8 +154,59 @@ def test_it_shows_the_whole_document(page: Page, service: Service) -> None:
         assert operation["summary"] in shown
     assert len(page.all("article")) == len({operation["summary"] for operation in operations})
     assert len(page.all("nav li a")) == len(page.all("article"))
+    # An example may be false; the prose has no value that a script has put there by mistake.
+    shown = page.browser.execute_script(
+        """const copy = document.querySelector("main").cloneNode(true);
+        for (const one of copy.querySelectorAll("pre")) one.remove();
+        return copy.textContent"""
+    )
     for wrong in "[object", "undefined", "false", "null", "NaN", "`", "**":
         assert wrong not in shown, wrong
+
+
+def test_devices_are_listed_and_one_is_ended(page: Page, service: Service) -> None:
+    user, script = 48_214, "<img src=x onerror=alert(1)> & <b>móvil</b>"
+    key = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    made = [
+        service.request(
+            "POST", "/sesiones", key, orjson.dumps({"ID_Usuario": user, "Dispositivo": device})
+        ).json()
+        for device in ("portátil", script)
+    ]
+    token, rows = made[0]["Token_Sesion"], ".devices li"
+    page.one("#token").send_keys(token)
+    page.click("#ver-dispositivos")
+    WebDriverWait(page.browser, 10).until(lambda _: len(page.all(rows)) == 2)
+    shown = {row.get_attribute("data-sesion"): row.text for row in page.all(rows)}
+    own, other = (str(sesion["ID_Sesion"]) for sesion in made)
+    assert ["Es esta sesión." in shown[number] for number in (own, other)] == [True, False]
+    assert script in shown[other]
+    assert token not in page.one("#lista-dispositivos").get_property("innerHTML")
+
+    page.click(f"{rows}[data-sesion='{other}'] button")
+    WebDriverWait(page.browser, 10).until(lambda _: len(page.all(rows)) == 1)
+    ended = {"x-auth-token": made[1]["Token_Sesion"]}
+    assert service.request("GET", "/sesiones/self", ended).status == 401
+    assert page.complaints() == []
+
+    page.click(f"{rows}[data-sesion='{own}'] button")
+    WebDriverWait(page.browser, 10).until(lambda _: page.all("#lista-dispositivos .failure"))
+    assert page.one("#lista-dispositivos").text == "Falta una credencial válida."
+    assert service.request("GET", "/sesiones/self", {"x-auth-token": token}).status == 401
+    assert ["401" in one for one in page.complaints()] == [True]
+
+
+def test_a_form_is_sent_as_a_form(page: Page) -> None:
+    page.one("#clave").send_keys(KEY)
+    page.send("crear")
+    body = page.one("#introspeccion-cuerpo")
+    body.clear()
+    body.send_keys(f"token={page.value('token')}")
+    status, shown = page.send("introspeccion")
+    assert (status, '"active": true' in shown, '"sub": "48213"' in shown) == (200, True, True)
+    status, shown = page.send("listarUsuario")
+    assert (status, "Firefox en Fedora (portátil)" in shown) == (200, True)
+    assert page.complaints() == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -166,6 +221,8 @@ def test_it_fits_and_reads(page: Page, screen: dict[str, object], scheme: str) -
     )
     page.one("#clave").send_keys(KEY)
     page.send("crear")
+    page.click("#ver-dispositivos")
+    WebDriverWait(page.browser, 10).until(lambda _: page.all(".devices li"))
     width = page.browser.execute_script("return document.documentElement.scrollWidth")
     assert width <= int(str(screen["width"]))
     assert page.browser.execute_script(Path(__file__).with_name("contrast.js").read_text()) == []

@@ -5,6 +5,7 @@ the service for each of them again, and for every status and header that the doc
 """
 
 import http.client
+import re
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,6 +28,7 @@ from sesiones.settings import Settings
 from sesiones.store import SessionStore
 from tests.harness import asgi, contract
 from tests.harness.contract import FIELDS
+from tests.harness.redis_server import RedisServer
 from tests.harness.service import Reply, Service
 from tests.harness.stores import KEY
 
@@ -77,9 +79,9 @@ def check(value: Any, schema: dict[str, Any]) -> None:
 def example(path: str, method: str) -> dict[str, Any]:
     """The example of a request body, the same in both media types."""
     content = PATHS[path][method]["requestBody"]["content"]
-    one, same = (media["examples"]["portatil"]["value"] for media in content.values())
-    assert one == same
-    found: dict[str, Any] = one
+    found: dict[str, Any]
+    found, *same = (media["examples"]["portatil"]["value"] for media in content.values())
+    assert same in ([], [found])
     return found
 
 
@@ -115,12 +117,26 @@ def test_operation_is_that_of_the_contract(path: str, method: str) -> None:
     schemes = {"token": ["token", "portador"], "service key": ["clave"], "": []}
     assert documented["security"] == [{one: []} for one in schemes[operation.credential]]
     statuses = {operation.success, *operation.errors, *contract.BEFORE_ROUTING}
-    statuses |= {contract.UNEXPECTED} if operation.body else set()
+    reads = operation in (contract.VERIFY, contract.WHOAMI) or operation.shows == contract.OTHER
+    statuses |= set() if reads else {contract.UNEXPECTED}
     assert [*map(int, documented["responses"])] == sorted(statuses)
     # Operations of one path that are of one kind differ in their operationId alone.
     first = next(key for key in OPERATIONS if key[0] == path and OPERATIONS[key] == operation)
     same = {"operationId": ""}
     assert documented | same == PATHS[path][first[1]] | same
+
+
+SHOWN = {
+    contract.IDENTITY_ONLY: "",
+    contract.IDENTITY_AND_SESSION: "Sesion",
+    contract.SESSION: "Sesion",
+    contract.COUNT: "Cierre",
+    contract.OWN_LIST: "ListaPropia",
+    contract.LIST: "Lista",
+    contract.ACTIVE: "Introspeccion",
+    contract.EMPTY: "",
+}
+"""The schema of what a response shows."""
 
 
 @every_operation
@@ -130,7 +146,7 @@ def test_responses_are_those_of_the_contract(path: str, method: str) -> None:
     identity = {*map(str.lower, success["headers"])} & {*contract.IDENTITY}
     checks = operation in (contract.VERIFY, contract.WHOAMI)
     assert identity == ({*contract.IDENTITY} if checks else set())
-    name = {contract.COUNT: "Cierre", contract.IDENTITY_ONLY: ""}.get(operation.shows, "Sesion")
+    name = SHOWN[operation.shows] if operation.shows != contract.OTHER else ""
     if operation.shows != contract.OTHER:
         schema = success.get("content", {}).get(contract.JSON, {}).get("schema")
         assert schema == ({"$ref": f"#/components/schemas/{name}"} if name else None)
@@ -142,20 +158,27 @@ def test_responses_are_those_of_the_contract(path: str, method: str) -> None:
 
 @every_operation
 def test_body_requires_the_fields_of_the_contract(path: str, method: str) -> None:
-    required = list(OPERATIONS[path, method].body)
+    operation = OPERATIONS[path, method]
+    required = list(operation.body)
     body = PATHS[path][method].get("requestBody")
     assert (body is not None) == bool(required)
     if body is None:
         return
-    json, form = (body["content"][kind]["schema"] for kind in (contract.JSON, contract.FORM))
-    schema = resolve(json)
-    assert schema["required"] == list(schema["properties"]) == required
+    assert tuple(sorted(body["content"])) == operation.media_types
+    first, form = (
+        body["content"][kind]["schema"] for kind in (min(body["content"]), contract.FORM)
+    )
+    schema = resolve(first)
+    assert schema["required"] == required
+    assert list(schema["properties"]) == [*required, *operation.optional]
     # A field of the session that is repeated in a form is a 400, even one that is not needed.
-    others = [field for field in FIELDS if field not in required]
+    known = FIELDS if contract.JSON in body["content"] else []
+    others = [field for field in known if field not in required]
     assert list(form.get("properties", {})) == others
-    assert form.get("allOf", [form]) == [json]
+    assert form.get("allOf", [form]) == [first]
     for media in body["content"].values():
-        check(example(path, method), media["schema"])
+        for shown in media["examples"].values():
+            check(shown["value"], media["schema"])
 
 
 def test_schemas_have_the_bounds_of_the_contract() -> None:
@@ -163,13 +186,37 @@ def test_schemas_have_the_bounds_of_the_contract() -> None:
     assert list(properties) == FIELDS
     created = SCHEMAS["Creacion"]["properties"]["ID_Usuario"]
     schemas = [(name, properties[name]) for name in contract.INTEGERS] + [("ID_Usuario", created)]
+    login = SCHEMAS["Creacion"]["properties"]
+    bounds: dict[str, tuple[int, int]] = dict(contract.INTEGERS)
+    for name, between in contract.LOGIN.items():
+        if between is None:
+            assert login[name]["type"] == "string"
+        else:
+            schemas.append((name, login[name]))
+            bounds[name] = between
     for name, schema in schemas:
         values = schema.get("enum", [schema.get("minimum"), schema.get("maximum")])
-        assert (schema["type"], values) == ("integer", [*contract.INTEGERS[name]])
+        assert (schema["type"], values) == ("integer", [*bounds[name]])
     assert properties["Token_Sesion"]["pattern"] == f"^{contract.TOKEN_PATTERN}$"
     assert SCHEMAS["Dispositivo"]["maxLength"] == DEVICE_MAX_CHARACTERS
     errores = SCHEMAS["Problema"]["properties"]["errores"]["items"]["properties"]
-    assert errores["campo"]["enum"] == FIELDS
+    assert errores["campo"]["enum"] == [*FIELDS, *contract.LOGIN]
+    listed, own = SCHEMAS["SesionListada"], SCHEMAS["SesionPropia"]
+    assert listed["required"] == list(listed["properties"]) == contract.LISTED
+    assert own["required"] == list(own["properties"]) == [*contract.LISTED, "Actual"]
+    inactive, active = SCHEMAS["Introspeccion"]["oneOf"]
+    assert list(inactive["properties"]) == contract.INTROSPECTION[:1]
+    assert active["required"] == list(active["properties"]) == contract.INTROSPECTION
+
+
+def test_numbers_in_paths_have_the_bounds_of_the_contract() -> None:
+    for path, item in PATHS.items():
+        named = re.findall(r"{(\w+)}", path)
+        assert [one["name"] for one in item.get("parameters", [])] == named
+        for one in item.get("parameters", []):
+            if one["name"] in contract.INTEGERS:
+                between = [one["schema"]["minimum"], one["schema"]["maximum"]]
+                assert between == [*contract.INTEGERS[one["name"]]]
 
 
 # What is served
@@ -199,6 +246,12 @@ def test_verify_answers_what_openapi_cannot_name(service: Service, method: str) 
 # The document and the replies
 
 
+def sent(path: str, ID_Sesion: object = 1, ID_Usuario: object = 48213) -> str:
+    """The path with something in the place of each parameter."""
+    path = path.replace("{ID_Sesion}", str(ID_Sesion)).replace("{ID_Usuario}", str(ID_Usuario))
+    return path.replace("{ruta}", "pedidos")
+
+
 class Asker:
     """Asks for every answer of every operation, and keeps the path, method and reply of each."""
 
@@ -213,9 +266,10 @@ class Asker:
         headers: Mapping[str, str] | None = None,
         body: bytes | dict[str, Any] | None = None,
         query: str = "",
+        **numbers: object,
     ) -> Reply:
         content = orjson.dumps(body) if isinstance(body, dict) else body
-        target = path.replace("{ruta}", "pedidos") + query
+        target = sent(path, **numbers) + query
         reply = self._service.request(method.upper(), target, dict(headers or {}), content)
         self.asked.append((path, method, reply))
         return reply
@@ -228,7 +282,7 @@ class Asker:
     def _begin(self, path: str, method: str, rest: bytes) -> socket.socket:
         """A connection with a request line and these bytes behind it."""
         connection = self._service.connect()
-        target = path.replace("{ruta}", "pedidos")
+        target = sent(path)
         connection.sendall(f"{method.upper()} {target} HTTP/1.1\r\n".encode() + rest)
         return connection
 
@@ -316,6 +370,60 @@ class Asker:
                 caller, _ = (self.new_session()["Token_Sesion"] for _ in range(2))
                 self.ask(*key, {"x-auth-token": caller}, b"", f"?Token_Sesion={caller}")
 
+    def management(self, redis: "Redis") -> None:
+        redis.flushdb()
+        self.ask("/sesiones/usuarios/{ID_Usuario}", "get", SERVICE_KEY)
+        others = [self.new_session(), self.new_session()]
+        own = self.new_session(Dispositivo="Móvil de Ana")
+        credential = {"x-auth-token": own["Token_Sesion"]}
+        one = {"ID_Sesion": others[0]["ID_Sesion"]}
+        for _ in range(2):
+            self.ask("/sesiones/{ID_Sesion}", "delete", credential, **one)
+        for method in "get", "head":
+            self.ask("/sesiones", method, credential)
+            self.ask("/sesiones/usuarios/{ID_Usuario}", method, SERVICE_KEY)
+        self.new_session()
+        for _ in range(2):
+            self.ask("/sesiones/logoutOthers", "delete", credential)
+        one = {"ID_Sesion": own["ID_Sesion"]}
+        for _ in range(2):
+            path = "/sesiones/usuarios/{ID_Usuario}/{ID_Sesion}"
+            self.ask(path, "delete", SERVICE_KEY, **one)
+        self.new_session(), self.new_session()
+        for _ in range(2):
+            self.ask("/sesiones/usuarios/{ID_Usuario}", "delete", SERVICE_KEY)
+        for path, method in OPERATIONS:
+            if "{ID" in path:
+                self.ask(path, method, SERVICE_KEY, ID_Sesion=0, ID_Usuario="+1")
+
+    def oauth(self) -> None:
+        token = self.new_session()["Token_Sesion"]
+        form = SERVICE_KEY | FORM
+        for path in "/sesiones/introspeccion", "/sesiones/revocacion":
+            key = (path, "post")
+            self.ask(*key)
+            self.ask(*key, SERVICE_KEY | JSON, {"token": token})
+            self.ask(*key, form, b"x" * 16385)
+            self.ask(*key, form, b"")
+            for sent_token in token, "ses_":
+                self.ask(*key, form, urlencode({"token": sent_token}).encode())
+
+    async def refusals(self, url: str) -> None:
+        """409 of a service that refuses at the limit."""
+        settings = Settings(
+            redis_url=url, service_key=(KEY,), redis_timeout=5, max_per_user=2, at_limit="refuse"
+        )
+        app = create_app(settings)
+        async with app.router.lifespan_context(app):
+            await asgi.request(
+                app, "DELETE", sent("/sesiones/usuarios/{ID_Usuario}"), SERVICE_KEY.items()
+            )
+            for changes in {}, {"Dispositivo": "Móvil de Ana"}, {}:
+                body = orjson.dumps(example("/sesiones", "post") | changes)
+                headers = (SERVICE_KEY | JSON).items()
+                reply = await asgi.request(app, "POST", "/sesiones", headers, body)
+                self.asked.append(("/sesiones", "post", reply))
+
     async def failures(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """503 of a service without Redis, and 500 of one with a bug."""
         app = create_app(Settings(redis_url="unix:///nonexistent/redis.sock", service_key=(KEY,)))
@@ -332,13 +440,15 @@ class Asker:
                 if one == status:
                     key = OPERATIONS[path, method].credential == "service key"
                     credential = SERVICE_KEY if key else {"x-auth-token": tokens.make(7)}
-                    body = orjson.dumps(example(path, method) if key else {})
-                    headers = (credential | JSON).items()
-                    reply = await asgi.request(quiet, method.upper(), path, headers, body)
+                    members = example(path, method) if key and OPERATIONS[path, method].body else {}
+                    as_form = contract.JSON not in OPERATIONS[path, method].media_types
+                    body = urlencode(members).encode() if as_form else orjson.dumps(members)
+                    headers = (credential | (FORM if as_form else JSON)).items()
+                    reply = await asgi.request(quiet, method.upper(), sent(path), headers, body)
                     self.asked.append((path, method, reply))
 
         await ask_all(503)
-        for name in "create", "update", "find":
+        for name in "create", "update", "find", "sessions", "end_user", "revoke":
             monkeypatch.setattr(SessionStore, name, fail)
         await ask_all(contract.UNEXPECTED)
 
@@ -346,11 +456,24 @@ class Asker:
 def masked(value: dict[str, Any]) -> list[tuple[str, Any]]:
     """Its members in order, without what differs from one session to the next."""
     differs = {"ID_Sesion", "Token_Sesion", "Fecha_Inicio", "Fecha_Expiracion", "Ultima_Actividad"}
-    return [(name, type(one) if name in differs else one) for name, one in value.items()]
+    differs |= {"sid", "iat", "exp"}
+    return [
+        (name, type(one) if name in differs else _masked_members(one))
+        for name, one in value.items()
+    ]
+
+
+def _masked_members(value: Any) -> Any:
+    if isinstance(value, list):
+        return [masked(one) if isinstance(one, dict) else one for one in value]
+    return value
 
 
 async def test_document_is_what_the_service_answers(
-    service: Service, redis: "Redis", monkeypatch: pytest.MonkeyPatch
+    service: Service,
+    redis_server: RedisServer,
+    redis: "Redis",
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asker = Asker(service)
     asker.http_errors()
@@ -358,6 +481,9 @@ async def test_document_is_what_the_service_answers(
     asker.creations()
     asker.updates()
     asker.ends()
+    asker.management(redis)
+    asker.oauth()
+    await asker.refusals(redis_server.url)
     await asker.failures(monkeypatch)
 
     seen: dict[int, set[str]] = {}

@@ -150,7 +150,7 @@ def test_pipelined_requests_are_answered_in_order(
         (post(LENGTH, body=CREATION), 201),
         (check(token, line=b"GET /nada HTTP/1.1"), 404),
         (post(CHUNKED, body=chunks(CREATION, 10)), 201),
-        (check(token, line=b"PATCH /sesiones HTTP/1.1"), 405),
+        (check(token, line=b"GET /sesiones/logout HTTP/1.1"), 405),
         (post(LENGTH.replace(b"37", b"2"), body=b"{}"), 422),
         (check(token, line=b"DELETE /sesiones/logout?Token_Sesion=x HTTP/1.1"), 200),
     ]

@@ -53,6 +53,7 @@ function typeOf(schema) {
   if ("const" in schema) return JSON.stringify(schema.const);
   const name = names[schema.type] ?? schema.type;
   if (schema.maximum === Number.MAX_SAFE_INTEGER) return `${name}, de ${schema.minimum} a 2⁵³ − 1`;
+  if (schema.maximum) return `${name}, de ${schema.minimum} a ${schema.maximum}`;
   if (schema.maxLength) return `${name}, de ${schema.minLength} a ${schema.maxLength} caracteres`;
   if (schema.pattern) return element("span", {}, `${name}, `, element("code", {}, schema.pattern));
   return name;
@@ -93,20 +94,32 @@ function badges(methods) {
   return shown.map((name) => element("span", { class: `method ${name}` }, name === "any" ? "cualquiera" : name.toUpperCase()));
 }
 
+/** The media type in which the page shows and sends a body: JSON where it is allowed. */
+function bodyType(operation) {
+  const types = Object.keys(operation.requestBody?.content ?? {});
+  return types.includes(JSON_TYPE) ? JSON_TYPE : types[0];
+}
+
+/** An example of a body, as it is sent. */
+function written(example, type) {
+  return type === JSON_TYPE ? pretty(example) : new URLSearchParams(example).toString();
+}
+
 function card(one) {
   const { path, item, operation, methods } = one;
   const parameters = item.parameters ?? [];
   const content = operation.requestBody?.content ?? {};
+  const type = bodyType(operation);
   return element("article", { id: operation.operationId, "aria-labelledby": `${operation.operationId}-titulo` },
     element("h3", { id: `${operation.operationId}-titulo` }, operation.summary),
     element("p", { class: "route" }, badges(methods), element("code", {}, breakable(path))),
     prose(operation.description ?? item.description),
     element("p", { class: "security" }, element("strong", {}, "Credencial: "), credentialText(operation)),
     parameters.length > 0 && section("Ruta", fieldList(parameters.map((one) => [one.name, one.required, one.schema, one.description]))),
-    content[JSON_TYPE] && section("Cuerpo",
+    type && section("Cuerpo",
       element("p", {}, inline(operation.requestBody.description)),
       element("p", { class: "types" }, Object.keys(content).map((type) => element("code", {}, type))),
-      fieldList(bodyFields(resolve(content[JSON_TYPE].schema)))),
+      fieldList(bodyFields(resolve(content[type].schema)))),
     trial(one),
     section("Respuestas", Object.entries(operation.responses).map(responseDetails)),
   );
@@ -158,10 +171,11 @@ function trial({ path, item, operation, methods }) {
   }));
   const sendable = methods.filter((name) => !UNSENDABLE.includes(name));
   const method = element("select", { id: `${id}-metodo` }, sendable.map((name) => element("option", { value: name }, name.toUpperCase())));
-  const example = operation.requestBody?.content[JSON_TYPE].examples.portatil.value;
+  const type = bodyType(operation);
+  const example = operation.requestBody?.content[type].examples.portatil.value;
   const body = example && element("textarea", { id: `${id}-cuerpo`, rows: Object.keys(example).length + 3, spellcheck: "false", autocapitalize: "off" });
   if (body) {
-    body.value = pretty(example);
+    body.value = written(example, type);
     bodies.set(id, body);
   }
   const answer = element("div", { class: "answer", role: "status" });
@@ -173,7 +187,7 @@ function trial({ path, item, operation, methods }) {
     const route = inputs.reduce((done, { name, input }) => done.replace(`{${name}}`, encodeURIComponent(input.value)), path);
     const request = { method: method.value.toUpperCase(), headers: credential(operation), cache: "no-store", credentials: "omit", redirect: "error" };
     if (body) {
-      request.headers["content-type"] = JSON_TYPE;
+      request.headers["content-type"] = type;
       request.body = body.value;
     }
     try {
@@ -193,23 +207,24 @@ function trial({ path, item, operation, methods }) {
     element("div", { class: "fields" },
       sendable.length > 1 && field("Método", method),
       inputs.map(({ name, input }) => field(name, input)),
-      body && field("Cuerpo (JSON)", body),
+      body && field(type === JSON_TYPE ? "Cuerpo (JSON)" : "Cuerpo (formulario)", body),
       button),
     answer,
     element("details", { class: "response" },
       element("summary", {}, "Con curl"),
-      element("div", {}, element("pre", { tabindex: 0 }, curl(path, sendable[0], operation, inputs, example)))));
+      element("div", {}, element("pre", { tabindex: 0 }, curl(path, sendable[0], operation, inputs, example, type)))));
 }
 
 /** The command, with the credential in a variable of the shell. */
-function curl(path, method, operation, inputs, example) {
+function curl(path, method, operation, inputs, example, type) {
   const route = inputs.reduce((done, { name, input }) => done.replace(`{${name}}`, input.value), path);
   const flags = { get: "", head: " -I" }[method] ?? ` -X ${method.toUpperCase()}`;
   const lines = [`curl -i${flags} ${new URL(`.${route}`, location)}`];
   const schemes = operation.security.flatMap(Object.keys);
   if (schemes.includes("token")) lines.push('-H "x-auth-token: $TOKEN"');
   if (schemes.includes("clave")) lines.push('-H "Authorization: Bearer $CLAVE"');
-  if (example) lines.push(`-H 'Content-Type: ${JSON_TYPE}'`, `-d '${JSON.stringify(example)}'`);
+  if (type === JSON_TYPE) lines.push(`-H 'Content-Type: ${type}'`, `-d '${JSON.stringify(example)}'`);
+  else if (type) lines.push(`-d '${written(example, type)}'`);
   return lines.join(" \\\n  ");
 }
 
@@ -259,6 +274,45 @@ function evaluate(expression, reply) {
   const pointer = expression.split("#/")[1];
   return pointer === undefined ? reply : reply[pointer];
 }
+
+// The devices: the sessions of the token's user, and an end for each.
+
+/** The members of the answer. Throws an Error with the detail of a problem. */
+async function ask(method, route) {
+  const headers = { "x-auth-token": byId("token").value.trim() };
+  const response = await fetch(`.${route}`, { method, headers, cache: "no-store", credentials: "omit", redirect: "error" });
+  const reply = await response.json();
+  if (!response.ok) throw new Error(reply.detail);
+  return reply;
+}
+
+/** Shows the list anew once the work, if any, is done. */
+async function showDevices(work) {
+  const list = byId("lista-dispositivos");
+  for (const button of list.querySelectorAll("button")) button.disabled = true;
+  try {
+    await work?.();
+    const { Sesiones } = await ask("GET", "/sesiones");
+    list.replaceChildren(element("ul", { class: "devices" }, Sesiones.map(device)));
+  } catch (error) {
+    list.replaceChildren(element("p", { class: "failure" }, error.message));
+  }
+}
+
+function device(sesion) {
+  const moment = (seconds) => new Date(seconds * 1000).toLocaleString("es");
+  const end = () => showDevices(() => ask("DELETE", `/sesiones/${sesion.ID_Sesion}`));
+  const name = `${sesion.Dispositivo}, sesión ${sesion.ID_Sesion}`;
+  return element("li", { "data-sesion": sesion.ID_Sesion },
+    element("div", {},
+      element("strong", {}, sesion.Dispositivo),
+      element("small", {},
+        sesion.Actual && " Es esta sesión.", !sesion.Estado_Sesion && " Inactiva.",
+        ` Último uso: ${moment(sesion.Ultima_Actividad)}. Desde: ${moment(sesion.Fecha_Inicio)}.`)),
+    element("button", { type: "button", "aria-label": `Cerrar ${name}`, click: end }, "Cerrar"));
+}
+
+byId("ver-dispositivos").addEventListener("click", () => showDevices());
 
 // The page.
 
