@@ -1,6 +1,7 @@
 """The examples of docs/python.md and of docs/examples work as they stand."""
 
 import ast
+import dataclasses
 import inspect
 import os
 import re
@@ -20,13 +21,15 @@ import pytest
 from redis import Redis
 
 import sesiones
-from sesiones import SessionStore
+from sesiones import Login, SessionStore
+from sesiones.clients.http import SessionClient
 from sesiones.clients.starlette import SessionBackend
 from sesiones.settings import Settings
 from tests.harness import asgi
-from tests.harness.records import counter_key
+from tests.harness.records import counter_key, index_key
 from tests.harness.redis_server import RedisServer
-from tests.harness.service import comes_true
+from tests.harness.service import Service, comes_true
+from tests.harness.stores import KEY
 
 pytestmark = pytest.mark.anyio
 
@@ -35,9 +38,10 @@ PAGE = (DOCS / "python.md").read_text("utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
-async def run(example: str, url: str) -> dict[str, Any]:
-    """Run the example and return its global names."""
-    source = example.replace("redis://127.0.0.1:6379/0", url)
+async def run(example: str, redis_url: str, url: str = "") -> dict[str, Any]:
+    """Run the example on a Redis and a service, and return its global names."""
+    source = example.replace("redis://127.0.0.1:6379/0", redis_url)
+    source = source.replace("http://127.0.0.1:8000", url or "http://127.0.0.1:1")
     code = compile(source, "python.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     names: dict[str, Any] = {"__name__": "example"}
     awaitable = eval(code, names)
@@ -51,8 +55,14 @@ async def test_example_of_the_store_works(redis_server: RedisServer, redis: "Red
     assert redis.exists(counter_key(7))
 
 
-async def test_example_of_the_application_works(redis_server: RedisServer, redis: "Redis") -> None:
+async def test_example_of_a_login_works(redis_server: RedisServer, redis: "Redis") -> None:
     names = await run(EXAMPLES[1], redis_server.url)
+    assert names["chosen"] != names["sesion"].ID_Sesion
+    assert redis.zcard(index_key(8)) == 1
+
+
+async def test_example_of_the_application_works(redis_server: RedisServer, redis: "Redis") -> None:
+    names = await run(EXAMPLES[2], redis_server.url)
     async with names["store"] as store:
         token = (await store.create(7, "d")).Token_Sesion
         reply = await asgi.request(names["app"], "GET", "/yo", [("x-auth-token", token)])
@@ -60,14 +70,35 @@ async def test_example_of_the_application_works(redis_server: RedisServer, redis
         assert (await asgi.request(names["app"], "GET", "/yo")).status == 401
 
 
-async def test_example_of_the_client_works() -> None:
-    assert isinstance((await run(EXAMPLES[2], ""))["backend"], SessionBackend)
+async def test_example_of_a_node_over_http_works() -> None:
+    assert isinstance((await run(EXAMPLES[3], ""))["backend"], SessionBackend)
 
 
-def test_documented_methods_are_those_of_the_store() -> None:
-    named = set(re.findall(r"^\| `(\w+)\(", PAGE, re.MULTILINE))
-    assert all(inspect.iscoroutinefunction(getattr(SessionStore, name)) for name in named)
-    assert {"find", "create", "update", "end", "end_all", "sessions", "end_user"} <= named
+async def test_example_of_the_client_works(
+    service: Service, redis: "Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SESIONES_URL", raising=False)
+    monkeypatch.setenv("SESIONES_SERVICE_KEY", KEY)
+    await run(EXAMPLES[4], "", f"http://127.0.0.1:{service.port}")
+    assert len(EXAMPLES) == 5
+    assert redis.exists(counter_key(7))
+
+
+def test_documented_methods_are_those_of_store_and_client() -> None:
+    methods = re.findall(r"^\| `(\w+)\((.*?)\)`", PAGE, re.MULTILINE)
+    for name, arguments in methods:
+        for each in SessionStore, SessionClient:
+            parameters = [*inspect.signature(getattr(each, name)).parameters]
+            named = arguments.replace("sesion", "given") if name == "update" else arguments
+            assert [p for p in parameters if p != "deep"] == ["self", *named.split(", ")]
+    offered = {name for name in vars(SessionClient) if not name.startswith("_")} - {"aclose"}
+    assert {name for name, _ in methods} == offered
+
+
+def test_documented_fields_of_a_login_are_those_there_are() -> None:
+    section = PAGE.partition("## Login in one act")[2].partition("\n## ")[0]
+    fields = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert sorted(fields) == sorted(field.name for field in dataclasses.fields(Login))
 
 
 def test_defaults_of_from_url_are_those_of_the_settings() -> None:
