@@ -61,13 +61,12 @@ from sesiones.http.heads import HEAD_MAX_BYTES, MALFORMED, TOO_LARGE
 from sesiones.http.persistence import persistent
 from sesiones.http.problems import Problem
 from sesiones.http.requests import BODY_MAX_BYTES
+from sesiones.http.sockets import SEND_SECONDS
 from sesiones.tasks import ReadFirstTimer
 
 FRAMING_MAX_BYTES = 128 * 1024
 """Of a chunked body, beside its content: 16 KiB in chunks of one byte take 96 KiB."""
 RECEIVE_SECONDS = 5.0
-SEND_SECONDS = 4.0
-"""How long a client may read nothing of what it is sent, once that is more than buffers hold."""
 DRAIN_SECONDS = 1
 """How long a connection may be idle once the server stops: a request may be on its way."""
 LINGER_SECONDS = 0.5
