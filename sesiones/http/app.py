@@ -33,7 +33,7 @@ def create_app(
     if settings is None:
         settings = Settings.read(os.environ, {})
     store = open_store(settings, Metrics(slots))
-    service_keys = ServiceKeys(settings.service_key, open_without=open_without_key)
+    service_keys = ServiceKeys(settings.service_key, open_without_key=open_without_key)
     endpoints = Endpoints(store, service_keys)
     exposition = Exposition(store.metrics)
     health = Health(store)

@@ -197,9 +197,10 @@ class HttpProtocol(HttpToolsProtocol):
                     self.parser.feed_data(head)  # another parser
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if isinstance(error, httptools.HttpParserInvalidURLError):
-                self.url = b"?"  # the method before it was read
+                self.url = b"?"  # so that _send_error() knows that the method was read
             self._refuse(MALFORMED)
-        if self._input is IDLE:  # the usual case; or the parser ignores what follows a close
+        if self._input is IDLE:
+            # The piece ends a message; or the parser ignores it behind one that closes.
             self._head = self._tail = b""
             return
         if self._input is HEAD and not heads.names_http(self._head):
@@ -320,8 +321,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _send_error(self, problem: Problem) -> None:
         # Until its target is read, the parser's method is the one of the request before it.
-        head = self.url != b"" and self.parser.get_method() == b"HEAD"
-        self._write(responses.closing(problem), with_body=not head)
+        is_head_method = self.url != b"" and self.parser.get_method() == b"HEAD"
+        self._write(responses.closing(problem), with_body=not is_head_method)
         self._close()
 
     def _write(self, response: Response, close: bytes = b"", *, with_body: bool) -> None:

@@ -37,7 +37,7 @@ def parse_json(body: bytes) -> Members:
     try:
         value = json.loads(
             body.decode("utf-8"),
-            object_pairs_hook=_unique,
+            object_pairs_hook=_without_repeated_fields,
             parse_constant=_no_constant,
             parse_int=_bounded,
         )
@@ -56,7 +56,7 @@ def parse_form(text: bytes) -> Members:
     try:
         if _MALFORMED_ESCAPE.search(text):
             raise ValueError("a percent sign that begins no escape")
-        return _unique(
+        return _without_repeated_fields(
             parse_qsl(
                 text.decode("utf-8"), keep_blank_values=True, encoding="utf-8", errors="strict"
             )
@@ -65,11 +65,13 @@ def parse_form(text: bytes) -> Members:
         raise Problem(400, "El formulario o la consulta no son válidos.") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_repeated_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The members as a dict. Raises ValueError when a field of the session object is repeated.
+    Other members are ignored, so they may be repeated."""
     members = dict(pairs)
     if len(members) < len(pairs):
         names = [name for name, _ in pairs]
-        if any(names.count(field) > 1 for field in Sesion._fields):  # unknown members may be
+        if any(names.count(field) > 1 for field in Sesion._fields):
             raise ValueError("a field is repeated")
     return members
 
