@@ -35,7 +35,7 @@ def create_app(
     if settings is None:
         settings = Settings.read(os.environ, {})
     store = open_store(settings, Metrics(slots))
-    service_keys = ServiceKeys(settings.service_key, open_without=open_without_key)
+    service_keys = ServiceKeys(settings.service_key, open_without_key=open_without_key)
     authentication = Authentication(store, service_keys)
     endpoints = Endpoints(store, authentication, settings.policy)
     management = Management(store, authentication)

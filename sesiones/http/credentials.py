@@ -1,7 +1,8 @@
 """Credentials: the caller's token, and the service keys of POST and PUT.
 
-Headers are ASGI's: lists of (lower-case name, value) in bytes. Each function returns what it
-found and whether any header that counts was sent, which the 401 shows.
+Headers are ASGI's: lists of (lower-case name, value) in bytes. caller_token() and
+ServiceKeys.admit() return two values: the token, or whether the request is admitted; and whether
+the request had a credential at all, valid or not, because the 401 tells.
 """
 
 import hashlib
@@ -41,16 +42,16 @@ def caller_token(headers: Headers) -> tuple[str | None, bool]:
 
 
 class ServiceKeys:
-    """The keys that POST and PUT accept. ``open_without``: without any key, accept every request
-    instead of none."""
+    """The keys that POST and PUT accept. ``open_without_key``: when there are none, every request
+    is admitted instead of none."""
 
-    def __init__(self, keys: Iterable[str], *, open_without: bool) -> None:
+    def __init__(self, keys: Iterable[str], *, open_without_key: bool) -> None:
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
-        self._open = open_without and not self._digests
+        self._open = open_without_key and not self._digests
 
     def admit(self, headers: Headers) -> tuple[bool, bool]:
-        """Whether exactly one key was sent and is one of these. How long that takes does not depend
-        on the keys."""
+        """Whether exactly one key was sent and is one of these; and whether any was sent. The time
+        that this takes tells nothing about the keys: each of them is compared, by its digest."""
         authorizations = [value for name, value in headers if name == b"authorization"]
         bearers = _bearers(authorizations)
         if self._open:

@@ -28,7 +28,7 @@ from sesiones.sesion import Sesion
 _BEARER_TOKEN = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] (ses_[A-Za-z0-9_-]{45})")
 _VERIFY_TARGET = re.compile(rb"/sesiones/verificar(?:[/?][!\"$-~]*)?")  # no "#", no space
 
-_HARMLESS = {
+_ONLY_PLAIN_VALUE = {
     b"connection": b"keep-alive",
     b"content-length": b"0",
     b"expect": None,
@@ -36,7 +36,7 @@ _HARMLESS = {
     b"transfer-encoding": None,
     b"upgrade": None,
 }
-"""Fields that make a request more than plain, and the one value that does not."""
+"""A plain check may have these fields only with this value; with None, not at all."""
 
 Check = Callable[[str, Callable[[Sesion | Exception | None], None]], None]
 """SessionStore.checker()"""
@@ -74,7 +74,8 @@ class FastCheckProtocol(HttpProtocol):
 
     def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        # Not where Starlette would do more than answer: write an access log, for one.
+        # There is no fast check where uvicorn and Starlette do more than answer, such as writing
+        # an access log.
         plain = not (self.access_log or self.root_path or self.limit_concurrency is not None)
         self._check: Check | None = app_state.get("check") if plain else None
         self._fields: list[tuple[bytes, bytes]] = []
@@ -98,8 +99,9 @@ class FastCheckProtocol(HttpProtocol):
         newest = self._in_flight
         newest.token = b""
         super().data_received(data)
-        # With another request or a part of one behind it, the check would not be the newest, or
-        # the input not idle.
+        # The data is one plain check and nothing else when that check is the newest request, and
+        # the input is idle. Another request behind it would be the newest; a part of one, or of a
+        # body, would leave the input not idle.
         if newest.token and self._in_flight is self.cycle and self._input is IDLE:
             templates.learn(data, newest.token, newest.kind)
 
@@ -146,9 +148,8 @@ class FastCheckProtocol(HttpProtocol):
         check(token.decode(), self._answer)
 
     def _plain_check(self) -> tuple[bytes, Kind] | None:
-        """The token and the kind of the request whose head is complete, when it is the plainest
-        check. Until it is known to be, another check may be in flight, and nothing of that one's is
-        touched."""
+        """The token and the kind of the request whose head is complete, when it is a plain check;
+        otherwise None. Another check may still be in flight, so this changes nothing."""
         verify = False
         if self.url != b"/sesiones/self":
             verify = True
@@ -174,7 +175,7 @@ class FastCheckProtocol(HttpProtocol):
                 if match is None or token is not None:
                     return None
                 token = match[1]
-            elif name in _HARMLESS and value.lower() != _HARMLESS[name]:
+            elif name in _ONLY_PLAIN_VALUE and value.lower() != _ONLY_PLAIN_VALUE[name]:
                 return None
         if (
             token is None
@@ -194,16 +195,18 @@ class FastCheckProtocol(HttpProtocol):
         in_flight.response_complete = True
         if self.transport.is_closing():
             return
-        verify, head = in_flight.kind
+        verify, is_head_method = in_flight.kind
         close = b"" if in_flight.keep_alive else responses.CLOSE
         if isinstance(answer, Sesion):
             defaults = responses.default_lines(self.server_state.default_headers)
             self.transport.write(
-                responses.check_succeeded(answer, verify, defaults, close, head=head)
+                responses.check_succeeded(
+                    answer, verify, defaults, close, is_head_method=is_head_method
+                )
             )
         else:
             problem = unauthorized(presented=True) if answer is None else unavailable()
-            self._write(problem.response(), close, with_body=not head)
+            self._write(problem.response(), close, with_body=not is_head_method)
         self._last_active = self.loop.time()
         if not in_flight.keep_alive:
             self.transport.close()

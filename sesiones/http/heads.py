@@ -44,16 +44,16 @@ def problem(head: bytes, method: bytes, version: str, headers: Headers) -> Probl
     hosts = [value for name, value in headers if name == b"host"]
     codings = options(headers, b"transfer-encoding")
     if (
-        version not in ("1.0", "1.1")  # 2.3
+        version not in ("1.0", "1.1")  # RFC 9112, 2.3
         or method == b"CONNECT"  # the service is no proxy
-        or len(hosts) > 1  # 3.2, as the next two
+        or len(hosts) > 1  # RFC 9112, 3.2, as the next two
         or not all(map(HOST.fullmatch, hosts))
         or (version == "1.1" and not hosts)
-        or (codings and version == "1.0")  # 6.1: HTTP/1.0 has no chunks
-        or (codings and codings[-1] != b"chunked")  # 6.3: the end of the body is unknown
+        or (codings and version == "1.0")  # RFC 9112, 6.1: HTTP/1.0 has no chunks
+        or (codings and codings[-1] != b"chunked")  # RFC 9112, 6.3: where the body ends is unknown
     ):
         return MALFORMED
-    if len(codings) > 1:  # 6.1: a coding that the service does not understand
+    if len(codings) > 1:  # RFC 9112, 6.1: a coding that the service does not understand
         return UNKNOWN_CODING
     return None
 

@@ -61,13 +61,12 @@ from sesiones.http.heads import HEAD_MAX_BYTES, MALFORMED, TOO_LARGE
 from sesiones.http.persistence import persistent
 from sesiones.http.problems import Problem
 from sesiones.http.requests import BODY_MAX_BYTES
+from sesiones.http.sockets import SEND_SECONDS
 from sesiones.tasks import ReadFirstTimer
 
 FRAMING_MAX_BYTES = 128 * 1024
 """Of a chunked body, beside its content: 16 KiB in chunks of one byte take 96 KiB."""
 RECEIVE_SECONDS = 5.0
-SEND_SECONDS = 4.0
-"""How long a client may read nothing of what it is sent, once that is more than buffers hold."""
 DRAIN_SECONDS = 1
 """How long a connection may be idle once the server stops: a request may be on its way."""
 LINGER_SECONDS = 0.5
@@ -198,9 +197,10 @@ class HttpProtocol(HttpToolsProtocol):
                     self.parser.feed_data(head)  # another parser
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if isinstance(error, httptools.HttpParserInvalidURLError):
-                self.url = b"?"  # the method before it was read
+                self.url = b"?"  # so that _send_error() knows that the method was read
             self._refuse(MALFORMED)
-        if self._input is IDLE:  # the usual case; or the parser ignores what follows a close
+        if self._input is IDLE:
+            # The piece ends a message; or the parser ignores it behind one that closes.
             self._head = self._tail = b""
             return
         if self._input is HEAD and not heads.names_http(self._head):
@@ -321,8 +321,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _send_error(self, problem: Problem) -> None:
         # Until its target is read, the parser's method is the one of the request before it.
-        head = self.url != b"" and self.parser.get_method() == b"HEAD"
-        self._write(responses.closing(problem), with_body=not head)
+        is_head_method = self.url != b"" and self.parser.get_method() == b"HEAD"
+        self._write(responses.closing(problem), with_body=not is_head_method)
         self._close()
 
     def _write(self, response: Response, close: bytes = b"", *, with_body: bool) -> None:

@@ -45,7 +45,7 @@ def parse_json(body: bytes, unique: Collection[str] = SESSION_FIELDS) -> Members
     try:
         value = json.loads(
             body.decode("utf-8"),
-            object_pairs_hook=partial(_unique, fields=unique),
+            object_pairs_hook=partial(_without_repeated, fields=unique),
             parse_constant=_no_constant,
             parse_int=_bounded,
         )
@@ -65,7 +65,7 @@ def parse_form(text: bytes, unique: Collection[str] = SESSION_FIELDS) -> Members
     try:
         if _MALFORMED_ESCAPE.search(text):
             raise ValueError("a percent sign that begins no escape")
-        return _unique(
+        return _without_repeated(
             parse_qsl(
                 text.decode("utf-8"), keep_blank_values=True, encoding="utf-8", errors="strict"
             ),
@@ -75,11 +75,13 @@ def parse_form(text: bytes, unique: Collection[str] = SESSION_FIELDS) -> Members
         raise Problem(400, "El formulario o la consulta no son válidos.") from None
 
 
-def _unique(pairs: list[tuple[str, Any]], fields: Collection[str]) -> dict[str, Any]:
+def _without_repeated(pairs: list[tuple[str, Any]], fields: Collection[str]) -> dict[str, Any]:
+    """The members as a dict. Raises ValueError when one of the fields is repeated. Other members
+    are ignored, so they may be repeated."""
     members = dict(pairs)
     if len(members) < len(pairs):
         names = [name for name, _ in pairs]
-        if any(names.count(field) > 1 for field in fields):  # unknown members may be
+        if any(names.count(field) > 1 for field in fields):
             raise ValueError("a field is repeated")
     return members
 

@@ -27,16 +27,21 @@ _SELF = _IDENTITY + b"content-length: %d\r\ncontent-type: application/json\r\n%b
 
 
 def check_succeeded(
-    sesion: Sesion, verify: bool, defaults: bytes = b"", close: bytes = b"", *, head: bool = False
+    sesion: Sesion,
+    verify: bool,
+    defaults: bytes = b"",
+    close: bytes = b"",
+    *,
+    is_head_method: bool = False,
 ) -> bytes:
-    """The whole 200 of ``verificar``, or else of ``self``, with these header lines too.
-    ``head``: without its body."""
+    """The whole 200 of ``verificar`` (``verify``) or of ``self``, as bytes. ``defaults`` and
+    ``close``: header lines that it has too. The answer to a HEAD has no body."""
     # Spelled out: this is done for every check.
     usuario, id_, expiracion = sesion.ID_Usuario, sesion.ID_Sesion, sesion.Fecha_Expiracion
     if verify:
         return _VERIFIED % (defaults, usuario, id_, expiracion, close)
     body = sesion.to_json()
-    shown = b"" if head else body
+    shown = b"" if is_head_method else body
     return _SELF % (defaults, usuario, id_, expiracion, len(body), close, shown)
 
 

@@ -54,11 +54,13 @@ class Service(Starlette):
 
 
 class Routes(BaseRoute):
-    """Every other path, with an endpoint for each of its methods. A method without an endpoint is
-    answered elsewhere, and is listed only for the 405 of the others.
+    """Every other path, with an endpoint for each of its methods. A method whose endpoint is None
+    has been answered before by Service; it is in the table because the ``Allow`` of a 405 lists
+    it.
 
     A segment such as ``{ID_Sesion}`` stands for a value of that field in plain decimal, which the
-    endpoint finds in the request's path_params."""
+    endpoint finds in the request's path_params.
+    """
 
     def __init__(self, endpoints: Mapping[str, Mapping[str, Endpoint | None]]) -> None:
         self.endpoints = endpoints

@@ -19,8 +19,6 @@ import uvicorn
 
 from sesiones import logs, signals
 from sesiones.http.app import create_app
-from sesiones.http.fast_check import FastCheckProtocol
-from sesiones.http.protocol import HttpProtocol
 from sesiones.http.sockets import ListenError, accept_waiting
 from sesiones.http.watch import Watch
 from sesiones.http.workers import BEAT_SECONDS, Supervisor
@@ -178,11 +176,16 @@ class _Server(uvicorn.Server):
 
 def _protocol(settings: Settings) -> type[asyncio.Protocol] | Literal["httptools"]:
     """The class that speaks HTTP. This package's classes rely on internals of one version of
-    uvicorn; with another version, uvicorn's own class serves."""
+    uvicorn, which another version may lack. So they are imported here, after the version was
+    checked. With another version, uvicorn's own class serves."""
     if not uvicorn.__version__.startswith("0.54."):
         logger.warning(
-            "uvicorn %s is not the 0.54 that sesiones knows: no fast check, 408 and 431",
+            "uvicorn %s is not 0.54, on whose internals sesiones relies: uvicorn's own protocol "
+            "serves, without the fast check and the limits for requests and clients",
             uvicorn.__version__,
         )
         return "httptools"
+    from sesiones.http.fast_check import FastCheckProtocol
+    from sesiones.http.protocol import HttpProtocol
+
     return FastCheckProtocol if settings.http == "fast" else HttpProtocol

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-from sesiones.http.protocol import SEND_SECONDS
 from sesiones.settings import Settings, SettingsError
 
+SEND_SECONDS = 4.0
+"""How long a client may read nothing of what it is sent, once that is more than buffers hold."""
 LOCK_WAIT_SECONDS = 1.0
 """How long to wait for another process that holds the lock of the unix socket."""
 

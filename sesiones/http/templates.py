@@ -9,15 +9,16 @@ A wrong match would let a request through that the parser refuses. These invaria
 has its test in tests/http/test_templates.py:
 
 1. A template is learned only from bytes that the parser took for exactly one plain check (see
-   fast_check.py), with nothing behind it, and only from the second such request in a row.
+   fast_check.py), with nothing behind it, and only when two such requests in a row differ in
+   nothing but the token.
 2. It is learned only where ``ses_`` occurs once in the bytes. So the token that was checked is what
    stands between the two parts, and no other field holds a token.
 3. A request matches only if all of its bytes before and behind the first ``ses_`` and the 45 bytes
-   that follow are those of the template, and these 49 bytes are a well-formed token. To the parser
-   a token is a token, so it would find the same again.
+   that follow are those of the template, and these 49 bytes are a well-formed token. The parser
+   treats every well-formed token alike, so its result would be the same as for the template.
 4. A request is compared only while its connection is between two messages: no request is in
-   flight, none is queued, no byte of one has come, and nothing is being refused (the caller sees to
-   it).
+   flight, none is queued, no byte of one has come, and nothing is being refused. The caller of
+   match() checks that.
 5. A template holds no token, has at most ``MAX_BYTES``, and there are at most ``MAX_TEMPLATES``.
 """
 
@@ -34,7 +35,8 @@ _Around = tuple[bytes, bytes]
 
 
 Kind = tuple[bool, bool]
-"""Which check a request is: whether it is of ``verificar``, and whether it is a HEAD."""
+"""Which check a request is: whether it is of ``verificar``, and whether its method is HEAD. A
+plain tuple, because a named one makes each check of the parser dearer."""
 
 
 class RequestTemplates:

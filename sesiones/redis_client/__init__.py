@@ -33,7 +33,7 @@ class Commands(Protocol):
         keys: Sequence[str] = (),
         reads: bool = False,
         replicas: int = 0,
-        repeatable: bool = False,
+        safe_to_repeat: bool = False,
         on_reply: OnReply | None = None,
     ) -> Any:
         """One command's reply. Raises redis.exceptions.RedisError or OSError; TypeError or
@@ -43,8 +43,8 @@ class Commands(Protocol):
         the first one's node. ``reads``: it writes nothing. On a Cluster, it raises SlotMovedError
         when the keys are not, or not all, on that node: nothing was written then. ``replicas``:
         raises UnconfirmedError unless so many replicas have what it wrote; later commands wait for
-        that. ``repeatable``: raises SilentError after half of the time, when the server has been
-        silent since: then the command may be repeated.
+        that. ``safe_to_repeat``: the command may be carried out twice. So when the server has sent
+        nothing for half of the time, it raises SilentError, and the caller may send it again.
 
         ``on_reply`` is called with the reply, and the command's result is what it returns or
         raises. It is called as soon as the reply has been read, before any later reply, and even if
@@ -52,7 +52,7 @@ class Commands(Protocol):
         """
 
     async def execute_on_master(
-        self, *arguments: Argument, keys: Sequence[str], repeatable: bool = False
+        self, *arguments: Argument, keys: Sequence[str], safe_to_repeat: bool = False
     ) -> Any:
         """The same for a command that a replica, or a master that has been replaced, would answer
         too: it raises unless the answer is known to be the master's."""
@@ -68,9 +68,10 @@ class Commands(Protocol):
         was lost, so the server behind the next one may lack recent writes; or slots of a Cluster
         have another master."""
 
-    def answered_at(self, bucket: str) -> float:
-        """When the last command that has been answered was sent to the owner of the bucket's keys,
-        in time.monotonic()'s time: it was the owner then. Now, when no connection is open."""
+    def last_answered_sent_at(self, bucket: str) -> float:
+        """When the newest command that the owner of the bucket's keys has answered was sent, in
+        time.monotonic()'s time: that server was the owner then. Until the first answer, when the
+        connection was opened; without an open connection, now."""
 
     def reset(self) -> None:
         """Drop the connections. The next command opens a new one, and asks Sentinel for the master

@@ -44,19 +44,22 @@ from sesiones.redis_client.single import (
 from sesiones.tasks import SingleFlight, majority
 from sesiones.tokens import BUCKETS
 
-REFRESH_SECONDS = 0.1
-"""Between two refreshes of the map at the least; a failover takes longer."""
+REFRESH_SECONDS_MIN = 0.1
+"""The least time between two refreshes of the slot map. More often is of no use, because a failover
+takes longer."""
 REFRESH_SECONDS_MAX = 5.0
-"""Between two refreshes of the map at the most. A master that was replaced and still answers would
-otherwise be noticed only by a request for one of its slots."""
+"""The greatest time between two refreshes of the slot map. Without requests, no other event tells
+that a master was replaced while it still answers."""
 REDIRECTED_SECONDS = 0.01
-"""Before a call that was redirected twice is sent again: in less, the nodes agree on the slot."""
+"""The pause before a call is sent again that was redirected twice. The nodes disagree then on who
+has the slot, which is usually over sooner than that."""
 
 
 SLOT_ERRORS = AskError, TryAgainError, ReadOnlyError
-"""Errors that say that the slot is on another node, beside MOVED. A replica answers READONLY to a
-call that declares no key, and MOVED to others. At a node that lacks some of the keys, a call that
-declares none ends in an error of its script."""
+"""The errors other than MOVED by which a node says that it does not have the slot, or not all of
+its keys. READONLY is one of them, because a replica answers it to a call that declares no key; to a
+call with keys it answers MOVED. When a call declares no key and the node lacks some of those that
+its script uses, the script fails with "non local key", which execute() looks for."""
 
 
 class SlotMovedError(RedisError):
@@ -117,7 +120,7 @@ class Cluster:
         self._node_ids: dict[Address, str] = {}
         """The IDs of all nodes. A replica may be the only node left to ask for the map."""
         self._refreshing = SingleFlight(self._refresh)
-        self._refreshed_at = -REFRESH_SECONDS
+        self._refreshed_at = -REFRESH_SECONDS_MIN
         self._map_read_at = time.monotonic()
         """When the map was requested: its masters were the slots' owners then."""
         self._refresh_timer: asyncio.TimerHandle | None = None
@@ -134,7 +137,7 @@ class Cluster:
         keys: Sequence[str] = (),
         reads: bool = False,
         replicas: int = 0,
-        repeatable: bool = False,
+        safe_to_repeat: bool = False,
         on_reply: OnReply | None = None,
     ) -> Any:
         slot = key_slot(keys[0].encode()) if keys else 0
@@ -147,7 +150,7 @@ class Cluster:
                 if asked:
                     return await server.execute_asking(*arguments)
                 return await server.execute(
-                    *arguments, replicas=replicas, repeatable=repeatable, on_reply=on_reply
+                    *arguments, replicas=replicas, safe_to_repeat=safe_to_repeat, on_reply=on_reply
                 )
             except (NoScriptError, UnconfirmedError):
                 raise
@@ -157,7 +160,7 @@ class Cluster:
                 self._refreshing.start()
                 if isinstance(error, MovedError):
                     asked = None
-                    if error.host != "?":  # else the refreshed map will have the address
+                    if error.host != "?":  # the refreshed map will have an address that MOVED lacks
                         self._masters[slot] = error.host or address[0], error.port
                 elif isinstance(error, AskError) and reads:
                     asked = error.host or address[0], error.port
@@ -175,11 +178,13 @@ class Cluster:
                 await asyncio.sleep(REDIRECTED_SECONDS)
 
     async def execute_on_master(
-        self, *arguments: Argument, keys: Sequence[str], repeatable: bool = False
+        self, *arguments: Argument, keys: Sequence[str], safe_to_repeat: bool = False
     ) -> Any:
         slots = {key_slot(key.encode()) for key in keys}
         address = await self._master(min(slots))
-        reply = await self._server(address).execute_on_master(*arguments, repeatable=repeatable)
+        reply = await self._server(address).execute_on_master(
+            *arguments, safe_to_repeat=safe_to_repeat
+        )
 
         async def agrees(other: Address) -> bool:
             view, _ = masters_of(await self._server(other).execute("CLUSTER", "SLOTS"), other[0])
@@ -224,7 +229,7 @@ class Cluster:
     async def _refresh(self) -> None:
         """Read the map again, from the first node that has one."""
         loop = asyncio.get_running_loop()
-        await asyncio.sleep(self._refreshed_at + REFRESH_SECONDS - loop.time())
+        await asyncio.sleep(self._refreshed_at + REFRESH_SECONDS_MIN - loop.time())
         self._refreshed_at = loop.time()
         if self._refresh_timer is not None:
             self._refresh_timer.cancel()
@@ -266,11 +271,11 @@ class Cluster:
     def on_owner_change(self, listener: Listener) -> None:
         self._listener = listener
 
-    def answered_at(self, bucket: str) -> float:
+    def last_answered_sent_at(self, bucket: str) -> float:
         server = self._servers.get(self.node_of(bucket) or ("", 0))
         if server is None:
             return self._map_read_at
-        return min(self._map_read_at, server.answered_at(bucket))
+        return min(self._map_read_at, server.last_answered_sent_at(bucket))
 
     async def sentinels(self) -> dict[str, Execute]:
         return {}

@@ -24,10 +24,11 @@ awaits the reply would run a turn later, or only after WAIT; and a task that out
 deadline could send its command late.
 
 Time. Each entry has the time at which its command was sent, and one watchdog looks at the oldest
-entry. A reply that is late drops the connection. One that is late by half, on a connection that has
-been silent since, fails the commands that may be repeated: their callers have half of their time
-for a second try, on another connection. An idle connection is asked for the TIME once a second, so
-that a server that went silently is noticed without traffic.
+entry. A reply that takes longer than the timeout drops the connection. When half of the timeout has
+passed without a byte from the server, the commands that are safe to repeat fail, so that their
+callers have the other half for a second try on another connection. TIME is sent on a connection
+that has been idle for a second, so that a server that went away silently is noticed without
+traffic.
 
 Relies on redis-py 8: ``AbstractConnection._writer`` (the ``asyncio.StreamWriter``) and
 ``AbstractConnection._parser.parse_error`` (the reply's text to an exception).
@@ -77,7 +78,7 @@ class _InFlight(NamedTuple):
     future: "asyncio.Future[Any]"
     sent_at: float
     """Of time.monotonic()."""
-    repeatable: bool
+    safe_to_repeat: bool
     on_reply: OnReply | None
 
 
@@ -105,8 +106,9 @@ class PipelinedConnection(asyncio.Protocol):
         """Whether commands have waited for half of their time without a byte from the server."""
         self.retired = False
         """Whether another connection has replaced it. It closes once nothing is in flight."""
-        self.answered_at = self._received_at = time.monotonic()
-        """When the last command that has been answered was sent."""
+        self.last_answered_sent_at = self._received_at = time.monotonic()
+        """When the newest command that has been answered was sent. Until the first answer: when the
+        connection was opened."""
         self._answered = False
         self._timeout_seconds = timeout_seconds
         self._idle_ping = idle_ping
@@ -140,11 +142,11 @@ class PipelinedConnection(asyncio.Protocol):
         arguments: tuple[Argument, ...],
         on_reply: OnReply | None = None,
         *,
-        repeatable: bool = False,
+        safe_to_repeat: bool = False,
     ) -> "asyncio.Future[Any]":
         """The reply, or what ``on_reply`` returns or raises. ``on_reply`` is called with the reply
-        when it is read, before any later reply, even if the caller was cancelled. ``repeatable``:
-        the future may fail with SilentError after half of the time.
+        when it is read, before any later reply, even if the caller was cancelled.
+        ``safe_to_repeat``: the future may fail with SilentError after half of the time.
 
         Raises what arguments raise that cannot be packed (TypeError, UnicodeEncodeError).
         """
@@ -154,7 +156,7 @@ class PipelinedConnection(asyncio.Protocol):
             future.set_exception(RedisConnectionError("connection lost"))
             return future
         try:
-            self._in_flight.append(_InFlight(future, time.monotonic(), repeatable, on_reply))
+            self._in_flight.append(_InFlight(future, time.monotonic(), safe_to_repeat, on_reply))
             self.transport.write(command)
         except Exception as error:
             self.fail(f"not written: {type(error).__name__}")
@@ -211,7 +213,7 @@ class PipelinedConnection(asyncio.Protocol):
 
     def _deliver(self, reply: Any) -> None:
         """Raises IndexError for a reply that no command is waiting for."""
-        future, self.answered_at, _, on_reply = self._in_flight.popleft()
+        future, self.last_answered_sent_at, _, on_reply = self._in_flight.popleft()
         self._answered = True
         if isinstance(reply, Exception):
             if not future.done():
@@ -285,8 +287,8 @@ class PipelinedConnection(asyncio.Protocol):
                 self.fail("no reply in time", NoReplyError)
                 return
             self.silent = True
-            for future, _, repeatable, _ in self._in_flight:
-                if repeatable and not future.done():
+            for future, _, safe_to_repeat, _ in self._in_flight:
+                if safe_to_repeat and not future.done():
                     future.set_exception(SilentError("no reply in time"))
         if not self.transport.is_closing():
             self._watch()

@@ -47,10 +47,11 @@ class ReplacedError(RedisConnectionError):
 class Server:
     """One server, on a connection that is opened when it is needed."""
 
-    batch_max = 64  # the server works on one while its caller works on another
-    in_flight_max = 2  # one is on the wire while the server works on another
+    batch_max = 64  # more in one call would make the server and this process wait for each other
+    in_flight_max = 2  # while the server works on one call, the other is on its way
     node_of = None
     idle_ping: tuple[str, ...] | None = ("TIME",)
+    """The command that is sent on an idle connection, if any."""
 
     def __init__(self, pool: ConnectionPool, timeout_seconds: float) -> None:
         # Raises for options that no connection has.
@@ -69,11 +70,11 @@ class Server:
         keys: Sequence[str] = (),
         reads: bool = False,
         replicas: int = 0,
-        repeatable: bool = False,
+        safe_to_repeat: bool = False,
         on_reply: OnReply | None = None,
     ) -> Any:
         connection = await self._connected()
-        sent = connection.send(arguments, on_reply, repeatable=repeatable)
+        sent = connection.send(arguments, on_reply, safe_to_repeat=safe_to_repeat)
         if not replicas:
             return await sent
         confirmed = connection.confirmed(replicas)
@@ -86,11 +87,11 @@ class Server:
         return reply
 
     async def execute_on_master(
-        self, *arguments: Argument, keys: Sequence[str] = (), repeatable: bool = False
+        self, *arguments: Argument, keys: Sequence[str] = (), safe_to_repeat: bool = False
     ) -> Any:
         # ROLE follows the command on one connection: a master's ROLE proves the reply a master's.
         connection, reply, role = await self._execute_twice(
-            arguments, ("ROLE",), repeatable=repeatable
+            arguments, ("ROLE",), safe_to_repeat=safe_to_repeat
         )
         is_master = isinstance(role, list) and role[:1] == [b"master"]
         if not is_master or not await self._is_named(connection):
@@ -104,9 +105,9 @@ class Server:
     async def sentinels(self) -> dict[str, Execute]:
         return {}
 
-    def answered_at(self, bucket: str) -> float:
+    def last_answered_sent_at(self, bucket: str) -> float:
         # Copied at once: another thread's loop may ask while this one opens or loses a connection.
-        moments = [connection.answered_at for connection in self._open_connections.copy()]
+        moments = [connection.last_answered_sent_at for connection in self._open_connections.copy()]
         return min(moments, default=time.monotonic())
 
     async def execute_asking(self, *arguments: Argument) -> Any:
@@ -118,12 +119,12 @@ class Server:
         first: tuple[Argument, ...],
         second: tuple[Argument, ...],
         *,
-        repeatable: bool = False,
+        safe_to_repeat: bool = False,
     ) -> tuple[PipelinedConnection, Any, Any]:
         """One right after the other, on one connection."""
         connection = await self._connected()
         replies = await asyncio.gather(
-            *(connection.send(each, repeatable=repeatable) for each in (first, second))
+            *(connection.send(each, safe_to_repeat=safe_to_repeat) for each in (first, second))
         )
         return connection, *replies
 
@@ -156,7 +157,8 @@ class Server:
         except BaseException:
             connection.fail("refused")
             raise
-        # From now on: a connection that was refused has ended no session.
+        # The loss of a connection matters only from here on: no session was ended through one that
+        # _verify() has refused.
         connection.on_lost = lambda: self._lost(connection)
         for replaced in self._open_connections:
             replaced.retired = True
@@ -170,8 +172,9 @@ class Server:
         self._listener = listener
 
     def _lost(self, connection: PipelinedConnection) -> None:
-        # First: answered_at() still counts this connection. Else tombstones that are older than the
-        # new connection's last answer would be forgotten now that they have to be replayed.
+        # The listener is called while last_answered_sent_at() still counts this connection.
+        # Otherwise the tombstones that it has to queue could expire first, by the answers of the
+        # connection that has replaced this one.
         self._listener(BUCKETS)
         self._open_connections.discard(connection)
 
@@ -267,8 +270,9 @@ class SentinelMaster(Server):
             raise ReplacedError
 
     async def _discover(self) -> Address:
-        """The address that a majority of the Sentinels names, as soon as there is one; else the
-        address that most of the Sentinels name which answer soon after the first."""
+        """The master's address. As soon as a majority of the Sentinels names the same address, it
+        is that one. Where no majority does, the Sentinels have little time after the first answer,
+        and it is the address that most of their answers name."""
         named: Counter[Address] = Counter()
         reasons: list[str] = []
         asked: dict[asyncio.Future[Address], Sentinel] = {

@@ -76,7 +76,7 @@ class SessionStore:
         self._wait_replicas = wait_replicas
         self._outages = Outages()
         self._timings = Timings(self.metrics)
-        self._tombstones = Tombstones(self._answered_at)
+        self._tombstones = Tombstones(self._last_answered_sent_at)
         self._loops = PerLoop(self._open_loop, self._close_loop)
 
     @classmethod
@@ -306,7 +306,8 @@ class SessionStore:
             Replay(runner, tombstones, events),
         )
         # This loop's master may lack recent deletions, and a loop that was closed by hand has not
-        # queued its own. PerLoop still has the value of that one: answered_at() counts it.
+        # queued its own. PerLoop still has the value of that loop, so that
+        # _last_answered_sent_at() counts it.
         loop.replay.owner_changed(tokens.BUCKETS)
         return loop
 
@@ -315,9 +316,9 @@ class SessionStore:
         # The next loop connects anew, perhaps to a master that lacks recent deletions.
         self._tombstones.queue_replay(tokens.BUCKETS)
 
-    def _answered_at(self, bucket: str) -> float:
+    def _last_answered_sent_at(self, bucket: str) -> float:
         """Of the event loop whose connections had their last answer the longest ago."""
-        moments = [loop.answered_at(bucket) for loop in self._loops.existing()]
+        moments = [loop.last_answered_sent_at(bucket) for loop in self._loops.existing()]
         return min(moments, default=time.monotonic())
 
 

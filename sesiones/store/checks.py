@@ -59,21 +59,21 @@ class CheckQueue:
     def submitter(self) -> Submit:
         """A function that asks for a well-formed token's session, and calls its second argument
         with the answer."""
-        if self._runner.commands.node_of is None:
+        if self._runner.main.node_of is None:
             return self._batcher(None).submit
         return self._submit_to_node
 
     def _submit_to_node(self, token: str, done: Callable[[Answer], None]) -> None:
-        assert self._runner.commands.node_of is not None
-        self._batcher(self._runner.commands.node_of(token[4:6])).submit(token, done)
+        assert self._runner.main.node_of is not None
+        self._batcher(self._runner.main.node_of(token[4:6])).submit(token, done)
 
     def _batcher(self, node: Hashable) -> Batcher[str, Sesion | None]:
         if (batcher := self._batchers.get(node)) is None:
             batcher = self._batchers[node] = Batcher(
                 self._find_batch,
                 self._timeout_seconds,
-                batch_max=self._runner.commands.batch_max,
-                in_flight_max=self._runner.commands.in_flight_max,
+                batch_max=self._runner.main.batch_max,
+                in_flight_max=self._runner.main.in_flight_max,
                 overdue=lambda: StoreUnavailable("it has waited its whole time"),
                 observe=self._observe,
                 on_idle=partial(self._drop_batcher, node),
@@ -134,11 +134,12 @@ class CheckQueue:
         ]
 
     def _writes_are_silent(self) -> None:
-        if time.monotonic() >= self._writes_silent_until:  # else another batch was the first
+        if time.monotonic() >= self._writes_silent_until:  # of several batches, only the first
             self._writes_silent_until = time.monotonic() + WRITES_SILENT_SECONDS
-            # Where the network lost the connections without a sign, those for reads are as dead,
-            # and there is no time left to find that out.
-            self._runner.reads.reset()
+            # When the network has lost connections without a sign, the connection for degraded
+            # reads may be lost as well. The callers have no time left to find that out, so it is
+            # opened anew.
+            self._runner.degraded_reads.reset()
 
     async def peek(self, token: str) -> Sesion | None:
         """The live session of a well-formed token, active or not, without using it."""
@@ -155,10 +156,10 @@ class CheckQueue:
     ) -> tuple[list[Sesion | None], int]:
         """The sessions, active or not, and how many were slid."""
         keys = [self._keys.session(token) for token in batch]
-        commands = self._runner.commands
+        commands = self._runner.main
         execute: Execute = commands.execute
         if on_master:
-            execute = self._runner.reads.execute_on_master
+            execute = self._runner.degraded_reads.execute_on_master
         elif script.read_only:
             execute = partial(execute, reads=True)
         replies = await self._runner.run(

@@ -3,7 +3,8 @@
 from sesiones import tokens
 
 SESSION = "h:"
-"""Between a base and a session's digest."""
+"""Stands between base() and a session's digest in the session's key. The letter names the layout of
+the record; the scripts have it too (lua/session.lua)."""
 
 
 class Keys:

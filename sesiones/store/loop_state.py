@@ -23,12 +23,14 @@ class LoopState:
     replay: Replay
 
     def __post_init__(self) -> None:
-        for commands in self.runner.writing:
+        for commands in self.runner.ending_sessions:
             commands.on_owner_change(self.replay.owner_changed)
 
-    def answered_at(self, bucket: str) -> float:
-        """See Commands.answered_at(); of the connections that end sessions."""
-        return min(commands.answered_at(bucket) for commands in self.runner.writing)
+    def last_answered_sent_at(self, bucket: str) -> float:
+        """The same as Commands.last_answered_sent_at(), of the connections that end sessions."""
+        return min(
+            commands.last_answered_sent_at(bucket) for commands in self.runner.ending_sessions
+        )
 
     async def aclose(self) -> None:
         await self.replay.aclose()

@@ -81,7 +81,7 @@ class OperatorTools:
             scripts.LIST,
             [index],
             *filter(_is_digest, digests),
-            execute=self._runner.commands.execute_on_master,
+            execute=self._runner.main.execute_on_master,
         )
         with unavailable():
             missing = sum(not is_indexed for *_, is_indexed in listed)
@@ -114,7 +114,7 @@ class OperatorTools:
         with unavailable():
             for start in range(0, len(counters), COUNTERS_AT_ONCE):
                 asked = (
-                    self._runner.commands.execute("EXPIRETIME", key, keys=[key], reads=True)
+                    self._runner.main.execute("EXPIRETIME", key, keys=[key], reads=True)
                     for key in counters[start : start + COUNTERS_AT_ONCE]
                 )
                 if any(expiry != _ABSENT for expiry in await asyncio.gather(*asked)):
@@ -128,7 +128,7 @@ class OperatorTools:
 
     async def _scan(self, pattern: str) -> AsyncGenerator[tuple[Execute, list[bytes]], None]:
         """The keys of the pattern, some at a time, and execute() on the master that has them."""
-        for execute in (await self._runner.commands.masters()).values():
+        for execute in (await self._runner.main.masters()).values():
             cursor = b"0"
             while True:
                 cursor, keys = await execute("SCAN", cursor, "MATCH", pattern, "COUNT", 500)

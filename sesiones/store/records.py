@@ -12,9 +12,9 @@ from sesiones.store.tombstones import Tombstones
 
 logger = logging.getLogger("sesiones.store")
 
-
 _COMMAS = b"," * 5
-"""What is left of a record's numbers without their digits."""
+"""What is left of six numbers with commas between them when their digits are removed. JSON would
+also accept a minus, a fraction or an exponent."""
 
 
 def session_of(token: str, text: bytes | None, expiry: int | None = None) -> Sesion | None:

@@ -16,9 +16,9 @@ from sesiones.tasks import SingleFlight
 logger = logging.getLogger("sesiones.store")
 
 RETRY_SECONDS = 0.25
-"""Between two tries, while no owner answers."""
+"""The pause after calls of which none was answered."""
 CALLS_AT_ONCE = 16
-"""Calls of one try that are out at once; checks go on beside them."""
+"""Calls that are in flight at the same time; checks go on beside them."""
 
 
 class Replay:
@@ -64,7 +64,7 @@ class Replay:
 
         try:
             count: int = await self._runner.run(
-                END_AGAIN, keys, execute=self._runner.writes.execute, on_reply=on_reply
+                END_AGAIN, keys, execute=self._runner.confirmed_writes.execute, on_reply=on_reply
             )
         except StoreUnavailable:
             return None

@@ -76,24 +76,26 @@ class ScriptRunner:
 
     def __init__(
         self,
-        commands: Commands,
-        writes: Commands,
-        reads: Commands,
+        main: Commands,
+        confirmed_writes: Commands,
+        degraded_reads: Commands,
         *,
         wait_replicas: int,
         timeout_seconds: float,
         outages: Outages,
         metrics: Metrics,
     ) -> None:
-        """``writes``: for calls that wait for replicas; a check must not wait behind one.
-        ``reads``: for checks while Redis takes no writes; a write that Redis holds back (CLIENT
-        PAUSE) holds up everything that is sent behind it on its connection."""
-        self.commands = commands
-        self.writes = writes
-        self.reads = reads
-        self.writing = {commands, writes}
-        """The commands that scripts which end sessions go through."""
-        self._every_commands = {commands, writes, reads}
+        """``main``: for checks and everything that the other two are not for.
+        ``confirmed_writes``: for calls that wait for replicas, because a check must not wait behind
+        one. Without WAIT, it is ``main``. ``degraded_reads``: for checks while Redis takes no
+        writes, because a write that Redis holds back (CLIENT PAUSE) holds up everything that is
+        sent behind it on its connection."""
+        self.main = main
+        self.confirmed_writes = confirmed_writes
+        self.degraded_reads = degraded_reads
+        self.ending_sessions = {main, confirmed_writes}
+        """Those through which sessions are ended."""
+        self._all_commands = {main, confirmed_writes, degraded_reads}
         self._wait_replicas = wait_replicas
         self._timeout_seconds = timeout_seconds
         self._outages = outages
@@ -110,7 +112,7 @@ class ScriptRunner:
     ) -> Any:
         """What ``on_reply`` makes of the script's reply, once enough replicas have what the script
         wrote. ``on_reply`` is called even if they do not, and even if the caller was cancelled."""
-        execute = partial(self.writes.execute, replicas=self._wait_replicas)
+        execute = partial(self.confirmed_writes.execute, replicas=self._wait_replicas)
         result = await self.run(
             script, keys, *arguments, execute=execute, tries=tries, on_reply=on_reply
         )
@@ -131,16 +133,17 @@ class ScriptRunner:
         or within ``timeout_seconds``. A second try follows at once, because Redis may have closed
         the connection.
 
-        A degradable script raises SlotMovedError, and WritesSilent after half of the time on a
-        connection that is silent. The others go on until the keys are on one node again, and stay
-        on their connection for all of their time.
+        A script that has a read-only twin gives up early, because its caller can run the twin
+        instead: it raises SlotMovedError when its keys are not all on one node, and WritesSilent
+        when the server has sent nothing for half of the time. Every other script waits until the
+        keys are on one node, and uses all of its time.
         """
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + self._timeout_seconds
         try:
             async with Deadline(deadline):
                 reply = await self._evaluate_with_retries(
-                    script, keys, arguments, execute or self.commands.execute, tries, on_reply
+                    script, keys, arguments, execute or self.main.execute, tries, on_reply
                 )
         except (SlotMovedError, WritesSilent):
             raise
@@ -172,21 +175,22 @@ class ScriptRunner:
                     keys,
                     *arguments,
                     on_reply=on_reply,
-                    repeatable=script.repeatable,
+                    safe_to_repeat=script.safe_to_repeat,
                 )
                 self._metrics.redis_replied(time.monotonic() - begun)
                 return reply
             except SlotMovedError:
-                if script.degradable:
+                if script.has_read_only_twin:
                     raise
                 await asyncio.sleep(MOVING_SECONDS)
             except SilentError:
-                if script.degradable:
+                if script.has_read_only_twin:
                     raise WritesSilent from None
                 tries -= 1
                 if tries < 1:
                     raise
-                self.reads.reset()  # to all nodes: those connections may be as dead
+                # The connections to other nodes may be lost as well: the second try opens new ones.
+                self.degraded_reads.reset()
             except (ReadOnlyError, RedisConnectionError) as error:
                 tries -= 1
                 if isinstance(error, ReadOnlyError):
@@ -220,7 +224,7 @@ class ScriptRunner:
         deadline = asyncio.get_running_loop().time() + seconds
         with unavailable():
             async with Deadline(deadline):
-                masters = await self.commands.masters()
+                masters = await self.main.masters()
         probes = (self._probe_master(execute, key, deadline) for execute in masters.values())
         failures = await asyncio.gather(*probes, return_exceptions=True)
         if None not in failures:
@@ -243,13 +247,13 @@ class ScriptRunner:
 
     def reset(self) -> None:
         """Drop the connections."""
-        for commands in self._every_commands:
+        for commands in self._all_commands:
             commands.reset()
 
     async def aclose(self) -> None:
         """Close the connections for good."""
         self._closed = True
-        for commands in self._every_commands:
+        for commands in self._all_commands:
             await commands.aclose()
 
 

@@ -47,13 +47,14 @@ class Script:
         """While writes are paused, Redis holds back a script that it does not know by its digest,
         because it might write. So a read-only script is sent with its source."""
         self.cross_slot = "allow-cross-slot-keys" in flags
-        """A batch takes keys of many slots, so the call declares none; a lone key redirects it."""
-        self.repeatable = self.cross_slot
-        """A batch reads, or slides sessions: a call that is carried out late or twice does no harm.
-        A late create would bring back a session that has been logged out meanwhile."""
-        self.degradable = self.cross_slot and not self.read_only
-        """A batch that writes has a read-only twin, which its caller runs where Redis takes no
-        writes, and when the keys are not all on one node."""
+        """A batch has keys of many slots, so it declares none to Redis. A batch of one key declares
+        it, so that a wrong node answers MOVED."""
+        self.safe_to_repeat = self.cross_slot
+        """Batches read or slide sessions, so one that is carried out late or twice does no harm. A
+        create that is carried out late would bring back a session that has been logged out."""
+        self.has_read_only_twin = self.cross_slot and not self.read_only
+        """A batch that writes (check.lua) has a read-only twin (peek.lua). Its caller runs the twin
+        when Redis takes no writes, and when the keys are not all on one node."""
 
 
 CHECK, PEEK = Script("check"), Script("peek")
@@ -72,7 +73,7 @@ async def evaluate(
     script: Script,
     keys: list[str],
     *arguments: Argument,
-    repeatable: bool = False,
+    safe_to_repeat: bool = False,
     on_reply: OnReply | None = None,
 ) -> Any:
     """Run the script once. Return its reply, or what ``on_reply`` makes of it; see
@@ -81,7 +82,7 @@ async def evaluate(
     tag = b"%d" % next(_tags)
     declared = keys if len(keys) == 1 or not script.cross_slot else ()
     rest = (len(declared), *declared, *arguments, tag)
-    options: dict[str, Any] = {"keys": keys, "repeatable": repeatable}
+    options: dict[str, Any] = {"keys": keys, "safe_to_repeat": safe_to_repeat}
     if on_reply is not None:
         options["on_reply"] = lambda tagged: on_reply(untagged(tag, tagged))
     try:
@@ -93,7 +94,8 @@ async def evaluate(
 
 
 def untagged(tag: bytes, tagged: Any) -> Any:
-    """The script's reply, without the tag that proves whose it is. Redis drops a nil at its end."""
+    """The script's reply, without the tag that proves whose it is. An array of Lua ends before its
+    first nil, so the reply of a script that returns nil is the tag alone."""
     if tagged[0] != tag:
         raise MismatchedReplyError
     return tagged[1] if len(tagged) > 1 else None

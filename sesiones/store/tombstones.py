@@ -1,12 +1,13 @@
-"""Tombstones: sessions that this process ended during the last minute.
+"""Tombstones: the keys of sessions that a SessionStore has ended lately.
 
 Redis replicates asynchronously, so a promoted master can still hold a session that was logged out.
-Checks reject a match whatever Redis says. After a failover the tombstones are replayed until the
-new master has deleted those sessions too.
+A check of a session with a tombstone finds none, whatever Redis says. After a failover the
+tombstones are replayed until the new master has deleted those sessions too.
 
-A tombstone stays until a command that was sent a minute after the ending has been answered by the
-keys' owner. So it does not matter how late the loss of a connection is noticed: counted back from
-the owner's last sign of life, a minute of tombstones is there to be replayed.
+A tombstone stays until the owner of its key has answered a command that was sent a minute after the
+ending. So it does not matter how late the loss of a connection is noticed: the tombstones of the
+minute before the owner's last answer are still there to be replayed. Only when there are more than
+``TOMBSTONES_MAX`` are the oldest dropped before that.
 """
 
 import logging
@@ -31,11 +32,12 @@ def _bucket(key: str) -> str:
 
 
 class Tombstones:
-    """Sessions by their keys; any thread may use them. ``answered_at``: when the last command that
-    was answered was sent to the owner of a bucket's keys, in time.monotonic()'s time."""
+    """The tombstones of one store, as the keys of the sessions; any thread may use them.
+    ``last_answered_sent_at``: when the newest command that the owner of a bucket's keys has
+    answered was sent, in time.monotonic()'s time."""
 
-    def __init__(self, answered_at: Callable[[str], float]) -> None:
-        self._answered_at = answered_at
+    def __init__(self, last_answered_sent_at: Callable[[str], float]) -> None:
+        self._last_answered_sent_at = last_answered_sent_at
         self._recent: OrderedDict[str, float] = OrderedDict()
         """When each session ended, the oldest first."""
         self._pending: OrderedDict[str, int] = OrderedDict()
@@ -109,7 +111,7 @@ class Tombstones:
     def _expire(self) -> None:
         while self._recent:
             key, ended_at = next(iter(self._recent.items()))
-            if ended_at >= self._answered_at(_bucket(key)) - TOMBSTONE_TTL_SECONDS:
+            if ended_at >= self._last_answered_sent_at(_bucket(key)) - TOMBSTONE_TTL_SECONDS:
                 break
             del self._recent[key]
         self._limit(self._recent)

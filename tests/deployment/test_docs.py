@@ -6,14 +6,37 @@ from http import HTTPStatus
 from pathlib import Path
 
 import orjson
+import pytest
 
 from scripts.chaos.__main__ import HEAD, SCENARIOS
+from sesiones.http.heads import HEAD_MAX_BYTES, HEAD_MAX_FIELDS
 from sesiones.http.problems import TITLES
 from sesiones.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "api.es.md").read_text("utf-8")
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+
+HEAD_KIB = f"{HEAD_MAX_BYTES / 1024:g} KiB"
+LIMITS_OF_THE_HEAD = {
+    "docs/api.es.md": [
+        f"| la cabecera pasa de {HEAD_KIB} o de {HEAD_MAX_FIELDS} campos |",
+        f"| Cabecera de la petición, con la ruta | {HEAD_KIB} ({HEAD_MAX_BYTES} bytes) | 431 |",
+        f"| Campos de la cabecera | {HEAD_MAX_FIELDS} | 431 |",
+    ],
+    "docs/api.en.md": [f"| head | {HEAD_KIB}, {HEAD_MAX_FIELDS} fields | 431 |"],
+    "docs/security.md": [
+        f"A head and a body have at most {HEAD_KIB} each",
+        f"a head has at most {HEAD_MAX_FIELDS} fields",
+    ],
+    "docs/gateways/caddy.md": [f"The head of a request to sesiones may have {HEAD_KIB}"],
+    "docs/gateways/envoy.md": [f"a path and query of {HEAD_KIB} are too long"],
+    "sesiones/http/web/openapi.json": [
+        f"La cabecera pasa de {HEAD_KIB} o de {HEAD_MAX_FIELDS} campos.",
+        f"Las cabeceras superan los {HEAD_MAX_BYTES} bytes o los {HEAD_MAX_FIELDS} campos.",
+    ],
+}
+"""What each document says of them."""
 
 
 def examples(language: str) -> list[str]:
@@ -107,6 +130,13 @@ def test_security_has_every_requirement_of_the_chapter() -> None:
     rows = re.findall(r"^\| (7\.\d)\.(\d) \|", text, re.MULTILINE)
     counts = {"7.1": 3, "7.2": 4, "7.3": 2, "7.4": 5, "7.5": 3, "7.6": 2}  # of ASVS 5.0.0
     assert rows == [(s, str(n + 1)) for s, count in counts.items() for n in range(count)]
+
+
+@pytest.mark.parametrize("document", LIMITS_OF_THE_HEAD)
+def test_limits_of_the_head_are_documented(document: str) -> None:
+    text = " ".join((ROOT / document).read_text("utf-8").split())
+    for statement in LIMITS_OF_THE_HEAD[document]:
+        assert statement in text
 
 
 def test_every_setting_is_documented() -> None:

@@ -47,7 +47,7 @@ class ClockedRedis:
         keys: Sequence[str] = (),
         reads: bool = False,
         replicas: int = 0,
-        repeatable: bool = False,
+        safe_to_repeat: bool = False,
         on_reply: OnReply | None = None,
     ) -> Any:
         reply = await self._execute(*arguments)
@@ -61,7 +61,7 @@ class ClockedRedis:
         return self.redis.execute_command(*arguments)  # type: ignore[no-untyped-call]
 
     async def execute_on_master(
-        self, *arguments: Argument, keys: Sequence[str], repeatable: bool = False
+        self, *arguments: Argument, keys: Sequence[str], safe_to_repeat: bool = False
     ) -> Any:
         return await self.execute(*arguments)
 
@@ -71,7 +71,7 @@ class ClockedRedis:
     async def sentinels(self) -> dict[str, Execute]:
         return {}
 
-    def answered_at(self, bucket: str) -> float:
+    def last_answered_sent_at(self, bucket: str) -> float:
         return time.monotonic()
 
     def on_owner_change(self, listener: Listener) -> None:

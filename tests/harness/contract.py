@@ -88,7 +88,10 @@ BAD_DATES = [
 """What a 422 says of a Fecha_Expiracion that breaks the rules of PUT, in the order of checking."""
 
 BEFORE_ROUTING = [400, 431, 408, 501]
-"""The errors of any path, in the order in which they are checked; then come 404 and 405."""
+"""The errors of any path, which come before 404 and 405. A head is checked as it comes for its
+syntax and the version in its request line (400), then for its size (431). When the whole of it has
+come, its Host, its method and its framing are checked (400 too), then its transfer codings (501). A
+head that does not come in time is a 408."""
 UNEXPECTED = 500
 """The status of a bug: documented where an endpoint is more than a check, and never seen."""
 

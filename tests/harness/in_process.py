@@ -127,7 +127,7 @@ class FixedStore(Sessions):
     def on_owner_change(self, _: object) -> None:
         """No key changes its owner."""
 
-    def answered_at(self, _: str) -> float:
+    def last_answered_sent_at(self, _: str) -> float:
         return time.monotonic()
 
     def _update(self, record: Any, given: Sequence[Any]) -> list[Any]:

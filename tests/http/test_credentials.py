@@ -136,7 +136,7 @@ def test_any_headers_have_one_well_formed_token_or_none(
 @pytest.mark.parametrize("scheme", [b"Bearer ", b"bearer ", b"BEARER   "])
 @pytest.mark.parametrize("key", [KEY, NEXT_KEY])
 def test_any_of_the_service_keys_is_admitted(scheme: bytes, key: bytes) -> None:
-    keys = ServiceKeys([KEY.decode(), NEXT_KEY.decode()], open_without=False)
+    keys = ServiceKeys([KEY.decode(), NEXT_KEY.decode()], open_without_key=False)
     assert keys.admit([(AUTH, scheme + key)]) == (True, True)
     assert keys.admit([(X_AUTH, RAW), (AUTH, scheme + key)]) == (True, True)
 
@@ -164,25 +164,25 @@ def test_any_of_the_service_keys_is_admitted(scheme: bytes, key: bytes) -> None:
 def test_headers_without_the_service_key_are_not_admitted(
     headers: list[tuple[bytes, bytes]], presented: bool
 ) -> None:
-    keys = ServiceKeys([KEY.decode(), NEXT_KEY.decode()], open_without=False)
+    keys = ServiceKeys([KEY.decode(), NEXT_KEY.decode()], open_without_key=False)
     assert keys.admit(headers) == (False, presented)
 
 
 def test_without_any_key_open_without_decides() -> None:
     for headers in [], [(AUTH, b"Bearer")], [(AUTH, b"Bearer ")], [(AUTH, b"Bearer " + KEY)]:
-        assert ServiceKeys([], open_without=True).admit(headers)[0]
-        assert not ServiceKeys([], open_without=False).admit(headers)[0]
+        assert ServiceKeys([], open_without_key=True).admit(headers)[0]
+        assert not ServiceKeys([], open_without_key=False).admit(headers)[0]
 
 
-def test_key_closes_what_is_open_without() -> None:
-    keys = ServiceKeys([KEY.decode()], open_without=True)
+def test_service_key_closes_what_is_open_without_one() -> None:
+    keys = ServiceKeys([KEY.decode()], open_without_key=True)
     assert keys.admit([]) == (False, False)
     assert keys.admit([(AUTH, b"Bearer " + KEY)]) == (True, True)
 
 
 @given(HEADERS)
 def test_any_headers_are_admitted_with_the_key_alone(headers: list[tuple[bytes, bytes]]) -> None:
-    admitted, _ = ServiceKeys([KEY.decode()], open_without=False).admit(headers)
+    admitted, _ = ServiceKeys([KEY.decode()], open_without_key=False).admit(headers)
     values = [value for name, value in headers if name == AUTH]
     expected = len(values) == 1 and re.fullmatch(b"(?i:bearer) +" + KEY, values[0]) is not None
     assert admitted == expected

@@ -23,6 +23,7 @@ from tests.harness.api import (
 from tests.harness.contract import FIELDS
 from tests.harness.service import Reply, Service
 from tests.harness.stores import KEY
+from tests.harness.wire import CHUNKED, HOST, check, check_refusal, talk
 
 pytestmark = pytest.mark.anyio
 
@@ -183,6 +184,28 @@ async def test_every_route_without_redis_is_a_503(without_redis: Client) -> None
     for method in "POST", "PUT":
         reply = await without_redis.send(method, "/sesiones", SERVICE | JSON, body)
         check_problem(reply, 503)
+
+
+TOO_MANY_FIELDS = b"x: y\r\n" * 101
+UNKNOWN_CODING = b"Transfer-Encoding: gzip\r\n" + CHUNKED
+
+
+@pytest.mark.parametrize(
+    ("line", "fields", "status"),
+    [
+        (b"GET /nada RTSP/1.1", TOO_MANY_FIELDS, 400),
+        (b"GET /nada HTTP/1.1", TOO_MANY_FIELDS + HOST + UNKNOWN_CODING, 431),
+        (b"GET /nada HTTP/1.1", HOST + UNKNOWN_CODING, 400),
+        (b"CONNECT /nada HTTP/1.1", UNKNOWN_CODING, 400),
+        (b"GET /nada HTTP/1.1", UNKNOWN_CODING, 501),
+        (b"GET /nada HTTP/1.1", b"Connection: close\r\n", 404),
+    ],
+)
+def test_head_is_checked_in_the_order_of_the_reference(
+    service: Service, token: bytes, line: bytes, fields: bytes, status: int
+) -> None:
+    """The request line, the size, the other rules of HTTP, the codings, and then the route."""
+    check_refusal(talk(service, check(token, fields, line=line)), status)
 
 
 async def test_what_needs_no_redis_comes_before_503(without_redis: Client) -> None:

@@ -123,6 +123,20 @@ def test_response_has_a_date_and_no_server_header(service: Service) -> None:
     connection.close()
 
 
+def test_another_uvicorn_serves_by_its_own_protocol_without_ours() -> None:
+    program = (
+        "import sys, uvicorn\n"
+        "uvicorn.__version__ = '0.55.0'\n"
+        "from sesiones.http import server\n"
+        "from sesiones.settings import Settings\n"
+        "print(server._config(Settings()).http)\n"
+        "print({'sesiones.http.fast_check', 'sesiones.http.protocol'} & sys.modules.keys())\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "httptools\nset()\n"), ended.stderr
+    assert ended.stderr.startswith("uvicorn 0.55.0 is not 0.54")
+
+
 def test_help_names_every_setting() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "sesiones", "serve", "--help"], capture_output=True, text=True

@@ -123,7 +123,7 @@ class _Play:
             self.wire.output += b"".join(self._unsaid)
             self._unsaid.clear()
 
-    def send(self, kind: OnReplyKind, repeatable: bool, *, argument: Any = None) -> None:
+    def send(self, kind: OnReplyKind, safe_to_repeat: bool, *, argument: Any = None) -> None:
         number = b"%d" % next(self.numbers)
         called_with: list[Any] = []
 
@@ -140,7 +140,7 @@ class _Play:
         arguments = ("ECHO", number if argument is None else argument)
         sent_at = self.loop.time()
         future = self.connection.send(
-            arguments, None if kind == "none" else on_reply, repeatable=repeatable
+            arguments, None if kind == "none" else on_reply, safe_to_repeat=safe_to_repeat
         )
         call = _Call(number, future, sent_at, kind, called_with)
         self.calls.append(call)
@@ -149,8 +149,8 @@ class _Play:
     async def step(self, name: str, *arguments: Any) -> None:
         wire, connection = self.wire, self.connection
         match name, *arguments:
-            case "send", kind, repeatable:
-                self.send(kind, repeatable)
+            case "send", kind, safe_to_repeat:
+                self.send(kind, safe_to_repeat)
             case "send unpackable", index, kind:
                 waiting = len(connection._in_flight)
                 refused = (TypeError, UnicodeEncodeError)

@@ -101,7 +101,7 @@ class _Play:
             work = self.commands.execute(*arguments, keys=[key], replicas=1, **options)
         else:
             work = self.commands.execute(
-                *arguments, keys=[key], reads=option, repeatable=option, **options
+                *arguments, keys=[key], reads=option, safe_to_repeat=option, **options
             )
         call = _Call(number, asyncio.create_task(work), called_with)
         self.calls.append(call)

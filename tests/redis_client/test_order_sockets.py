@@ -100,7 +100,9 @@ async def test_each_caller_has_its_own_reply_or_an_exception(
                 await commands.execute("ECHO", choose.choice(UNPACKABLE))
             return
         task = asyncio.create_task(
-            commands.execute("ECHO", number, on_reply=on_reply, repeatable=choose.random() < 0.5)
+            commands.execute(
+                "ECHO", number, on_reply=on_reply, safe_to_repeat=choose.random() < 0.5
+            )
         )
         if choose.random() < 0.2:
             await asyncio.sleep(choose.random() * 0.005)

@@ -259,8 +259,8 @@ async def test_checks_are_answered_while_most_sentinels_confirm_a_master_that_re
 
 
 def failed_over(watch: "Redis", master: int) -> bool:
-    """Whether Sentinel names another. Else it is asked for one: until it knows its replicas well
-    enough it has none, and a failover that is slow is given up."""
+    """Whether Sentinel names another master. If it does not, it is asked for a failover: it refuses
+    that until it knows its replicas well enough, and gives up a failover that is slow."""
     if int(run(watch, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster")[1]) != master:
         return True
     with contextlib.suppress(ResponseError):  # NOGOODSLAVE, INPROG

@@ -80,10 +80,10 @@ async def test_silence_leaves_half_of_the_time_for_a_second_try(
     begun = now()
     kept = asyncio.create_task(commands.execute("PING"))
     with pytest.raises(SilentError):
-        await commands.execute("PING", repeatable=True)
+        await commands.execute("PING", safe_to_repeat=True)
     assert now() - begun == pytest.approx(0.5 * TIMEOUT_SECONDS, abs=0.01)
     # New commands go to another connection, and what may not be repeated keeps its time.
-    assert await commands.execute("PING", repeatable=True) == b"PONG"
+    assert await commands.execute("PING", safe_to_repeat=True) == b"PONG"
     assert not kept.done()
     with pytest.raises(RedisConnectionError, match="no reply in time"):
         await kept
@@ -104,7 +104,7 @@ async def test_silent_idle_connection_is_noticed_without_traffic(
 
 
 @simulated
-async def test_answered_at_is_when_the_answered_command_was_sent(
+async def test_last_answered_sent_at_is_when_the_answered_command_was_sent(
     network: Network, commands: Server
 ) -> None:
     """A paused process may read the reply long after that."""
@@ -116,29 +116,29 @@ async def test_answered_at_is_when_the_answered_command_was_sent(
     await asyncio.sleep(0.3 * TIMEOUT_SECONDS)
     node.silence(False)
     assert await slow == b"PONG"
-    answered_at = commands.answered_at("eQ")
-    assert answered_at == pytest.approx(sent_at, abs=0.001)
+    last_answered_sent_at = commands.last_answered_sent_at("eQ")
+    assert last_answered_sent_at == pytest.approx(sent_at, abs=0.001)
     node.swallow()
     await asyncio.sleep(0.2 * TIMEOUT_SECONDS)
-    assert commands.answered_at("eQ") == answered_at
+    assert commands.last_answered_sent_at("eQ") == last_answered_sent_at
     silent = asyncio.create_task(commands.execute("PING"))
     await asyncio.sleep(0.6 * TIMEOUT_SECONDS)
     # The connection that took over answers later, but the first one's owner may be another.
     assert await commands.execute("PING") == b"PONG"
-    assert commands.answered_at("eQ") == answered_at
+    assert commands.last_answered_sent_at("eQ") == last_answered_sent_at
     with pytest.raises(RedisConnectionError):
         await silent
     await asyncio.sleep(0.01)
-    assert commands.answered_at("eQ") > answered_at
+    assert commands.last_answered_sent_at("eQ") > last_answered_sent_at
 
 
 @simulated
-async def test_answered_at_counts_a_lost_connection_until_its_listener_has_run(
+async def test_last_answered_sent_at_counts_a_lost_connection_until_its_listener_has_run(
     network: Network, commands: Server
 ) -> None:
     """Tombstones that a silent connection has kept must be there when its loss is told."""
     told: list[float] = []
-    commands.on_owner_change(lambda _: told.append(commands.answered_at("eQ")))
+    commands.on_owner_change(lambda _: told.append(commands.last_answered_sent_at("eQ")))
     assert await commands.execute("PING") == b"PONG"
     answered_by = now()
     network.nodes[0].silence(True)

@@ -17,12 +17,12 @@ class _WritesItsOwnWay(PipelinedConnection):
         arguments: tuple[Argument, ...],
         on_reply: OnReply | None = None,
         *,
-        repeatable: bool = False,
+        safe_to_repeat: bool = False,
     ) -> "asyncio.Future[Any]":
         if self.transport.is_closing():
-            return super().send(arguments, on_reply, repeatable=repeatable)
+            return super().send(arguments, on_reply, safe_to_repeat=safe_to_repeat)
         future: asyncio.Future[Any] = self._loop.create_future()
-        self.write(arguments, _InFlight(future, self._loop.time(), repeatable, on_reply))
+        self.write(arguments, _InFlight(future, self._loop.time(), safe_to_repeat, on_reply))
         return future
 
     def write(self, arguments: tuple[Argument, ...], entry: _InFlight) -> None:
@@ -81,10 +81,10 @@ class ForgetsCancelledCommands(PipelinedConnection):
 class CallsBackUnguarded(PipelinedConnection):
     def _deliver(self, reply: Any) -> None:
         if self._in_flight and (on_reply := self._in_flight[0].on_reply):
-            future, sent_at, repeatable, _ = self._in_flight.popleft()
+            future, sent_at, safe_to_repeat, _ = self._in_flight.popleft()
             if not isinstance(reply, Exception):
                 reply = on_reply(reply)
-            self._in_flight.appendleft(_InFlight(future, sent_at, repeatable, None))
+            self._in_flight.appendleft(_InFlight(future, sent_at, safe_to_repeat, None))
         super()._deliver(reply)
 
 
@@ -113,7 +113,7 @@ class ForgetsRepeatableCommands(PipelinedConnection):
     def _late(self) -> None:
         super()._late()
         if self.silent:
-            for entry in [each for each in self._in_flight if each.repeatable]:
+            for entry in [each for each in self._in_flight if each.safe_to_repeat]:
                 self._in_flight.remove(entry)
 
 

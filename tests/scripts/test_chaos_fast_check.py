@@ -7,7 +7,7 @@ from unittest.mock import patch
 import pytest
 
 from scripts.chaos.fast_check import NearCopies, compare
-from sesiones.http.fast_check import _HARMLESS, FastCheckProtocol
+from sesiones.http.fast_check import _ONLY_PLAIN_VALUE, FastCheckProtocol
 from sesiones.http.templates import TOKEN, Kind, RequestTemplates
 from tests.harness.in_process import FixedStore
 from tests.harness.stores import KEY
@@ -26,7 +26,10 @@ pytestmark = pytest.mark.slow
             "sesiones.http.fast_check._VERIFY_TARGET",
             re.compile(rb"/sesiones/verificar.*", re.DOTALL),
         ),
-        ("sesiones.http.fast_check._HARMLESS", _HARMLESS | {b"connection": b"close"}),
+        (
+            "sesiones.http.fast_check._ONLY_PLAIN_VALUE",
+            _ONLY_PLAIN_VALUE | {b"connection": b"close"},
+        ),
         ("sesiones.http.fast_check.HOST", re.compile(rb".*", re.DOTALL)),
         ("sesiones.http.responses._SELF", b"HTTP/1.1 200 OK\r\n%b%d%d%d%d%b\r\n%b"),
         ("sesiones.http.fast_check.FastCheckProtocol._is_answering", lambda _: False),

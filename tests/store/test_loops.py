@@ -368,15 +368,15 @@ def test_client_reads_a_reply_that_arrived_while_its_process_was_paused(service:
         run(pause())
 
 
-def test_answered_at_may_be_asked_in_another_thread() -> None:
+def test_last_answered_sent_at_may_be_asked_in_another_thread() -> None:
     """The store asks whenever it ends a session, and before it queues tombstones for replay."""
     server = Server(ConnectionPool(), 0.25)
     connections: set[Any] = server._open_connections
-    connections.add(Mock(answered_at=1.0))
+    connections.add(Mock(last_answered_sent_at=1.0))
     over = threading.Event()
 
     def open_and_lose() -> None:
-        other = Mock(answered_at=2.0)
+        other = Mock(last_answered_sent_at=2.0)
         while not over.is_set():
             connections.add(other)
             connections.discard(other)
@@ -388,7 +388,7 @@ def test_answered_at_may_be_asked_in_another_thread() -> None:
         thread.start()
         deadline = time.monotonic() + 1
         while time.monotonic() < deadline:
-            assert server.answered_at("aa") == 1.0
+            assert server.last_answered_sent_at("aa") == 1.0
     finally:
         over.set()
         thread.join()

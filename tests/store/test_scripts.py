@@ -52,7 +52,7 @@ def test_facts_of_a_script_are_the_flags_of_its_first_line(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "repeatable", "degradable"),
+    ("name", "safe_to_repeat", "has_read_only_twin"),
     [
         ("check", True, True),
         ("peek", True, False),
@@ -65,7 +65,10 @@ def test_facts_of_a_script_are_the_flags_of_its_first_line(name: str) -> None:
     ],
 )
 def test_only_checks_are_repeated_and_only_the_writing_one_has_a_twin(
-    name: str, repeatable: bool, degradable: bool
+    name: str, safe_to_repeat: bool, has_read_only_twin: bool
 ) -> None:
     script = Script(name)
-    assert (script.repeatable, script.degradable) == (repeatable, degradable)
+    assert (script.safe_to_repeat, script.has_read_only_twin) == (
+        safe_to_repeat,
+        has_read_only_twin,
+    )

@@ -92,8 +92,9 @@ if foreign then
 end
 local n = redis.call('INCRBY', KEYS[3], 1)
 
--- Lost writes can take the counter back, but not behind the time: no number is given twice as long
--- as the bucket had made fewer than 256 sessions for each second that has passed.
+-- A failover can lose the counter's last writes, and then numbers would be given twice. Therefore
+-- the counter is raised to the time since 2026 in 256ths of a second. No number is given twice as
+-- long as a bucket gets at most 256 sessions a second.
 local time = redis.call('TIME')
 local floor = math.floor((time[1] - EPOCH + time[2] / 1e6) * 256)
 if n < floor then

@@ -1,7 +1,8 @@
 -- Shared by every script: the store puts this text after the script's first line. Before it, the
 -- store takes the tag of the call, the last argument, out of ARGV.
 --
--- An integer in ARGV is decimal text. Redis replies nil for a `false`, and drops a nil at the end.
+-- An integer in ARGV is decimal text. An array in a reply ends before its first nil, so a script puts
+-- `false` in the place of a value that is absent; Redis replies it as nil.
 --
 -- <prefix>:{<bucket>}:h:<digest>   hash        one session, in the field 1; its expiry is the key's
 --                                              own. Field 2, where there is one: the session's own
@@ -12,8 +13,9 @@
 --
 -- The first key of a script gives it all others: they differ only after "}:".
 
--- The field 1 (a name that is an integer takes a byte less): the integers are in decimal.
--- inicio, the last use in seconds after it, ventana, estado, id, usuario: dispositivo
+-- The text of the field 1: six integers in decimal and the device. The integers are inicio, the
+-- seconds from inicio to the last use, ventana, estado, id and usuario. (The field has a number as
+-- its name because that takes a byte less.)
 local RECORD = '^(%d+) (%d+) (%d+) ([01]) (%d+) (%d+):(.*)$'
 
 local SECONDS_MAX = 1e12 -- of any date or window: EXPIREAT refuses what is far beyond
@@ -31,10 +33,11 @@ local function split(key)
   return string.match(key, '^([^}]*}:)h:(.*)$')
 end
 
--- A key of another type is a malformed record, which fails nothing but itself. Any other error that
--- redis.pcall() returns fails the script: the command is not allowed, or the key is on another node
--- of a Cluster. The caller then relies on nothing having been written, so a script first touches
--- the keys that may be on another node, and never touches a key again that it has deleted.
+-- Takes a reply of redis.pcall(). Its error may be WRONGTYPE, from a key of another type: that is a
+-- malformed record, which must fail no operation on other sessions. Any other error ends the script:
+-- the ACL forbids the command, or the key is on another node of a Cluster. The caller of the script
+-- relies on nothing having been written then. Therefore a script first touches all keys that may be
+-- on another node, and never touches a key again that it has deleted.
 -- Return value: the error of the reply, if it is one.
 local function wrong_type(reply)
   if type(reply) == 'table' and reply.err then
