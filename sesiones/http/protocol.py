@@ -378,7 +378,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         # The timer is not set anew for every request: it looks at how long it has been idle.
-        busy = self._input is HEAD or self._input is BODY or self._is_answering()
+        # DISCARD ends by a deadline of its own, which lets the client read its error.
+        busy = self._input is not IDLE or self._is_answering()
         idle = 0.0 if busy else self.loop.time() - self._last_active
         if idle < self.timeout_keep_alive:
             self._watch_keep_alive(self.timeout_keep_alive - idle)

@@ -174,7 +174,8 @@ class PipelinedConnection(asyncio.Protocol):
         WAIT is in flight at a time, and the next one serves all callers that have come meanwhile
         (group commit): no caller waits for more than two.
         """
-        if self._next_wait is None:
+        # It is done already if all tasks of the loop were cancelled before it was sent.
+        if self._next_wait is None or self._next_wait.done():
             self._next_wait = background(self._wait(replicas))
             self._next_wait.add_done_callback(retrieve_exception)
         confirmed = asyncio.shield(self._next_wait)

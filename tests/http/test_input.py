@@ -98,6 +98,22 @@ async def test_body_that_the_client_cuts_short_is_discarded(begun: bytes) -> Non
         assert (await served.send(begun)).startswith(b"HTTP/1.1 400 ")
 
 
+async def test_keep_alive_does_not_cut_the_time_to_read_an_error_short() -> None:
+    """The connection is left open for half a second: closing on unread bytes would lose the
+    error."""
+    async with stub_server() as served:
+        _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        await until(lambda: bool(served.server.server_state.connections))
+        (connection,) = served.server.server_state.connections
+        connection.data_received(b"\x00")
+        assert connection._input is DISCARD
+        connection._last_active -= connection.timeout_keep_alive
+        connection.timeout_keep_alive_handler()
+        assert not connection.transport.is_closing()
+        await until(connection.transport.is_closing)
+        writer.transport.abort()
+
+
 async def test_message_that_does_not_begin_with_a_piece_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -216,3 +216,24 @@ async def test_wait_that_is_answered_with_no_number_confirms_nothing(
     network.nodes[0].answer = lambda *_: b"OK"
     with pytest.raises(UnconfirmedError):
         await commands.execute("SET", "x", 1, replicas=1)
+
+
+@simulated
+async def test_writes_are_confirmed_after_every_task_of_the_loop_was_cancelled(
+    network: Network, commands: Server
+) -> None:
+    """A program may cancel all of its tasks and go on."""
+    network.nodes[0].answer = lambda command, _: 1 if command[0] == b"WAIT" else b"OK"
+    for waits_in_flight in 0, 1:
+        assert await commands.execute("SET", "x", 1, replicas=1) == b"OK"
+        assert commands._connection is not None
+        for _ in range(waits_in_flight):
+            commands._connection.confirmed(1)
+            await asyncio.sleep(0)
+        commands._connection.confirmed(1)
+        for _ in range(waits_in_flight):
+            await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.sleep(0.1)
+    assert await commands.execute("SET", "x", 1, replicas=1) == b"OK"
