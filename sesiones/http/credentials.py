@@ -1,4 +1,4 @@
-"""Credentials: the caller's token, and the service keys of POST and PUT.
+"""Credentials: the caller's token, and the service keys of the backend.
 
 Headers are ASGI's: lists of (lower-case name, value) in bytes. Each function returns what it
 found and whether any header that counts was sent, which the 401 shows.
@@ -41,8 +41,8 @@ def caller_token(headers: Headers) -> tuple[str | None, bool]:
 
 
 class ServiceKeys:
-    """The keys that POST and PUT accept. ``open_without``: without any key, accept every request
-    instead of none."""
+    """The keys that the backend's endpoints accept. ``open_without``: without any key, accept every
+    request instead of none."""
 
     def __init__(self, keys: Iterable[str], *, open_without: bool) -> None:
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
