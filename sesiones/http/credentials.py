@@ -1,4 +1,4 @@
-"""Credentials: the caller's token, and the service keys of POST and PUT.
+"""Credentials: the caller's token, and the service keys of the backend.
 
 Headers are ASGI's: lists of (lower-case name, value) in bytes. caller_token() and
 ServiceKeys.admit() return two values: the token, or whether the request is admitted; and whether
@@ -42,8 +42,8 @@ def caller_token(headers: Headers) -> tuple[str | None, bool]:
 
 
 class ServiceKeys:
-    """The keys that POST and PUT accept. ``open_without_key``: when there are none, every request
-    is admitted instead of none."""
+    """The keys that the backend's endpoints accept. ``open_without_key``: when there are none,
+    every request is admitted instead of none."""
 
     def __init__(self, keys: Iterable[str], *, open_without_key: bool) -> None:
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]

@@ -17,7 +17,7 @@ from sesiones.http.fast_check import FastCheckProtocol
 from sesiones.http.problems import Problem, unauthorized
 from sesiones.http.responses import _IDENTITY
 from sesiones.http.routes import Routes
-from sesiones.sesion import Sesion
+from sesiones.sesion import Sesion, UserSession
 from tests.harness.fuzzer import fuzz_in_process, fuzz_over_sockets
 from tests.harness.in_process import FixedStore
 from tests.harness.mutations import Mutations
@@ -245,6 +245,12 @@ def not_found_for_a_method(routes: Routes, path: str, method: str) -> Any:
                 lambda scope: scope["path"].rstrip("/"),
             ),
             ("404 for a 405", "sesiones.http.routes.Routes._find", not_found_for_a_method),
+            ("a list with more", "sesiones.sesion.UserSession.to_dict", UserSession._asdict),
+            (
+                "numbers in paths without bounds",
+                "sesiones.http.routes.BOUNDS",
+                {"ID_Sesion": (0, 10**16), "ID_Usuario": (0, 10**16)},
+            ),
             ("no reasons of dates", "sesiones.http.sessions.BAD_DATES", {}),
         ]
     ],

@@ -9,6 +9,7 @@ from redis import Redis
 from starlette.applications import Starlette
 
 from sesiones.http.app import create_app
+from sesiones.sesion import Sesion
 from sesiones.settings import Settings
 from tests.harness.api import (
     BUCKET_MATE,
@@ -26,6 +27,7 @@ from tests.harness.api import (
     check_problem,
     list_user,
 )
+from tests.harness.records import age
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Reply
 from tests.harness.stores import KEY
@@ -65,6 +67,32 @@ async def test_login_chooses_window_and_life(
     assert reply.status == 201
     sesion = reply.json()
     assert sesion["Fecha_Expiracion"] - sesion["Fecha_Inicio"] == lives
+
+
+async def test_check_and_update_honour_a_life_of_its_own(client: Client, redis: "Redis") -> None:
+    short = (await log_in(client, JSON, Vida_Maxima=2000)).json()
+    caller = {"x-auth-token": short["Token_Sesion"]}
+    age(redis, Sesion(**short), 1000)
+    slid = (await client.send("GET", "/sesiones/self", caller)).json()
+    assert slid["Fecha_Expiracion"] == slid["Fecha_Inicio"] + 2000
+    reply = await client.put(slid, Fecha_Expiracion=slid["Fecha_Inicio"] + 2001)
+    check_problem(reply, 422)
+    assert bad_fields(reply) == ["Fecha_Expiracion"]
+    assert (await client.put(slid)).json() == slid  # changes nothing
+
+    long = (await log_in(client, JSON, Vida_Maxima=100_000)).json()
+    last = long["Fecha_Inicio"] + 100_000
+    assert (await client.put(long, Fecha_Expiracion=last)).json()["Fecha_Expiracion"] == last
+    check_problem(await client.put(long, Fecha_Expiracion=last + 1), 422)
+
+
+async def test_window_as_long_as_the_life_is_a_fixed_end(client: Client, redis: "Redis") -> None:
+    sesion = (await log_in(client, JSON, Vida_Maxima=2000, Ventana=2000)).json()
+    age(redis, Sesion(**sesion), 1000)
+    caller = {"x-auth-token": sesion["Token_Sesion"]}
+    slid = (await client.send("GET", "/sesiones/self", caller)).json()
+    assert slid["Ultima_Actividad"] > sesion["Ultima_Actividad"] - 1000
+    assert slid["Fecha_Expiracion"] == sesion["Fecha_Expiracion"] - 1000
 
 
 async def test_login_with_every_field(client: Client, media_type: dict[str, str]) -> None:
