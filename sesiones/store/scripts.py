@@ -26,14 +26,19 @@ class MismatchedReplyError(RedisError):
 
 
 class Script:
-    """One file of lua/: its first line, which has its flags, then session.lua, then its body in a
-    function whose return value goes out beside the tag. An error goes out alone, because it says
-    nothing about a session."""
+    """One file of lua/: its first line, which has its flags, then session.lua, and user.lua unless
+    it takes a batch, then its body in a function whose return value goes out beside the tag. An
+    error goes out alone, because it says nothing about a session."""
 
     def __init__(self, name: str) -> None:
         folder = files("sesiones.store") / "lua"
         shebang, _, body = (folder / f"{name}.lua").read_text("utf-8").partition("\n")
-        shared = (folder / "session.lua").read_text("utf-8")
+        flags = shebang.partition("flags=")[2].split(",")
+        self.cross_slot = "allow-cross-slot-keys" in flags
+        """A batch has keys of many slots, so it declares none to Redis. A batch of one key declares
+        it, so that a wrong node answers MOVED."""
+        names = ("session",) if self.cross_slot else ("session", "user")
+        shared = "\n".join((folder / f"{name}.lua").read_text("utf-8") for name in names)
         self.source = (
             f"{shebang}\nlocal tag = table.remove(ARGV)\n{shared}\n"
             f"local function operation()\n{body}\nend\n"
@@ -42,7 +47,6 @@ class Script:
             "return {tag, reply}\n"
         )
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
-        flags = shebang.partition("flags=")[2].split(",")
         self.read_only = "no-writes" in flags
         """While writes are paused, Redis holds back a script that it does not know by its digest,
         because it might write. So a read-only script is sent with its source."""

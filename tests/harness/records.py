@@ -25,7 +25,9 @@ def lua(name: str) -> str:
     """The source of a script, as the store loads it."""
     folder = files("sesiones.store") / "lua"
     first, _, rest = (folder / f"{name}.lua").read_text("utf-8").partition("\n")
-    return f"{first}\n{(folder / 'session.lua').read_text('utf-8')}\n{rest}"
+    names = ("session",) if "allow-cross-slot-keys" in first else ("session", "user")
+    shared = "\n".join((folder / f"{each}.lua").read_text("utf-8") for each in names)
+    return f"{first}\n{shared}\n{rest}"
 
 
 # Names.

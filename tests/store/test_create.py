@@ -7,7 +7,7 @@ from redis import Redis
 from redis.crc import key_slot
 
 from sesiones import tokens
-from sesiones.sesion import INT_MAX, Sesion, StoreUnavailable
+from sesiones.sesion import INT_MAX, Login, Sesion, StoreUnavailable
 from sesiones.store import SessionStore
 from tests.harness.records import (
     IDLE,
@@ -174,6 +174,20 @@ async def test_create_beside_a_bad_counter_is_refused_and_writes_nothing(
     with pytest.raises(StoreUnavailable):
         await store.create(7, "d")
     assert keys(redis) == [counter_key(7)]
+
+
+@pytest.mark.parametrize("login", [Login(), Login(Ventana=60), Login(Token_Anterior="")], ids=str)
+async def test_session_without_a_life_of_its_own_takes_the_memory_that_it_took(
+    redis: Redis, store: SessionStore, login: Login
+) -> None:
+    """As much as a hash with the field 1 alone."""
+    sesion = await store.create(7, "d" * 20, login)
+    key = session_key(sesion.Token_Sesion)
+    same = key[:-1] + "_"
+    redis.hset(same, "1", redis.hget(key, "1") or b"")
+    redis.expireat(same, sesion.Fecha_Expiracion)
+    assert redis.memory_usage(key) == redis.memory_usage(same)
+    assert redis.object("encoding", key) == b"listpack"
 
 
 # The limit.

@@ -386,17 +386,3 @@ async def test_bad_record_of_the_user_ends_with_the_others(
     new = await store.create(7, "c", Login(Cerrar_Otras=1, Sustituye=1))
     assert exists(redis, *bad, new) == [False, False, False, True]
     assert index(redis, 7) == indexed(new)
-
-
-@pytest.mark.parametrize("login", [Login(), Login(Ventana=60), Login(Token_Anterior="")], ids=str)
-async def test_session_without_a_life_of_its_own_takes_the_memory_that_it_took(
-    redis: Redis, store: SessionStore, login: Login
-) -> None:
-    """As much as a hash with the field 1 alone."""
-    sesion = await store.create(7, "d" * 20, login)
-    key = session_key(sesion.Token_Sesion)
-    same = key[:-1] + "_"
-    redis.hset(same, "1", redis.hget(key, "1") or b"")
-    redis.expireat(same, sesion.Fecha_Expiracion)
-    assert redis.memory_usage(key) == redis.memory_usage(same)
-    assert redis.object("encoding", key) == b"listpack"

@@ -39,12 +39,8 @@ local function check(key)
   if own and slid > last then
     -- A node of a version that knows no field 2 has extended the session beyond its own life.
     slid = last
-    if slid <= now then
-      expire(key, session, slid)
-      return false, false
-    end
   end
-  session.actividad = now
+  session.actividad, session.expiracion = now, expiracion
   local outcome = write(key, session, slid)
   if not outcome then
     slides = slides + 1

@@ -1,5 +1,5 @@
--- Shared by every script: the store puts this text after the script's first line. Before it, the
--- store takes the tag of the call, the last argument, out of ARGV.
+-- Shared by every script: the store puts this text after the script's first line, and then user.lua
+-- unless the script takes a batch of sessions. Before it, the store takes the tag of the call, the last argument, out of ARGV.
 --
 -- An integer in ARGV is decimal text. An array in a reply ends before its first nil, so a script puts
 -- `false` in the place of a value that is absent; Redis replies it as nil.
@@ -103,25 +103,6 @@ local function own_life(key)
   end
 end
 
--- Why the caller may not end the designated session (nil when that is not live).
--- Return value: nil when the caller may; -1 when the caller's own session is not live and active;
--- -2 when the designated one is another user's.
-local function refusal(caller, designated)
-  if not caller or caller.estado ~= '1' then
-    return -1
-  elseif designated and designated.usuario ~= caller.usuario then
-    return -2
-  end
-end
-
--- WAIT confirms only what its own connection wrote, so a success must write something, also where
--- no key of the user is left. Without a counter there has been no session.
-local function write_anything(counter)
-  if redis.call('EXPIRETIME', counter) == -1 then
-    wrong_type(redis.pcall('INCRBY', counter, 0))
-  end
-end
-
 -- Deletes the session of a digest.
 -- Return value: an array of its digest, ID_Sesion and ID_Usuario, as text ('' twice for a malformed
 -- record); or nil when there was none.
@@ -131,21 +112,6 @@ local function delete(base, digest)
   if redis.call('DEL', key) == 1 then
     return {digest, session.id or '', session.usuario or ''}
   end
-end
-
--- Return value: an array of the live sessions that an index names, each an array: its digest, what
--- fetch() returns, and 1. It is empty for an index of another type.
-local function list_index(index)
-  local base = string.match(index, '^[^}]*}:')
-  local digests = redis.pcall('ZRANGEBYSCORE', index, '(' .. int(now), '+inf')
-  local sessions = {}
-  for _, digest in ipairs(wrong_type(digests) and {} or digests) do
-    local text, expiracion = fetch(base .. 'h:' .. digest)
-    if text then
-      sessions[#sessions + 1] = {digest, text, expiracion, 1}
-    end
-  end
-  return sessions
 end
 
 -- Drops the index's expired members, each with the session key that it names: if the key remained,
@@ -173,21 +139,14 @@ local function prune_and_expire(index)
   end
 end
 
--- Ends a session whose life is over by its own maximum, as if Redis had expired it then.
-local function expire(key, session, expiracion)
-  local base, digest = split(key)
-  local index = base .. 'u:' .. session.usuario
-  if not wrong_type(redis.pcall('ZADD', index, int(expiracion), digest)) then
-    prune_and_expire(index)
-  end
-end
-
 -- Writes an indexed session, and its expiry in the key and the index. The index is written first,
 -- because it alone can refuse (a key of another type), and then nothing has been written. The key's
 -- expiry is written last: if its second ends while the script runs, Redis 7.0 deletes the key at
 -- once, and a field written after that would make a key that never expires.
 -- A session that its index has lost (evicted, or expired while the clock was ahead) ends instead:
 -- a logoutAll that has been acknowledged meanwhile cannot have found it.
+-- An expiry that has passed deletes the session, as if Redis had expired it then: its text and expiry
+-- are false.
 -- Return value: nil; a string that says why nothing was written; or the session that ended, as
 -- delete() gives it.
 local function write(key, session, expiracion)
@@ -200,8 +159,18 @@ local function write(key, session, expiracion)
   elseif added == 1 then
     redis.call('ZREM', index, digest)
     return delete(base, digest)
+  elseif expiracion <= now then
+    prune_and_expire(index)
+    session.text, session.expiracion = false, false
+    return
   end
-  prune_and_expire(index)
+  if expiracion >= (session.expiracion or math.huge) then
+    -- The index has expired with its latest member so far. To look for that takes longer.
+    prune(index)
+    redis.call('EXPIREAT', index, int(expiracion), 'GT')
+  else
+    prune_and_expire(index)
+  end
   session.expiracion = expiracion
   session.text = string.format('%.0f %.0f %.0f %s %s %s:%s', session.inicio,
     session.actividad - session.inicio, session.ventana, session.estado, session.id,

@@ -50,10 +50,6 @@ if expiracion == session.expiracion then
   if own and expiracion > last then
     -- A node of a version that knows no field 2 has extended the session beyond its own life.
     expiracion = last
-    if expiracion <= now then
-      expire(KEYS[1], session, expiracion)
-      return {'absent', false}
-    end
   end
 else
   if given_window < 1 then

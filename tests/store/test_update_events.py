@@ -1,0 +1,81 @@
+"""What a PUT changed, in the log and the metrics."""
+
+import logging
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from sesiones import tokens
+from sesiones.sesion import Sesion
+from sesiones.store import SessionStore
+from tests.harness.metrics import counted
+from tests.harness.records import age
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, None),
+        ({"Dispositivo": "e"}, "Dispositivo"),
+        ({"Estado_Sesion": 0}, "Estado_Sesion"),
+        ({"Estado_Sesion": 0, "Dispositivo": "e"}, "Estado_Sesion, Dispositivo"),
+        ({"Ultima_Actividad": 40}, "Ultima_Actividad"),
+        ({"Ultima_Actividad": -500}, None),
+        ({"Fecha_Expiracion": -10}, "Fecha_Expiracion, Ventana"),
+        (
+            {
+                "Fecha_Expiracion": 9,
+                "Estado_Sesion": 0,
+                "Ultima_Actividad": 8,
+                "Dispositivo": "e",
+            },
+            "Fecha_Expiracion, Estado_Sesion, Ultima_Actividad, Dispositivo, Ventana",
+        ),
+    ],
+    ids=str,
+)
+async def test_update_logs_and_counts_what_it_changed(
+    redis: Redis,
+    store: SessionStore,
+    caplog: pytest.LogCaptureFixture,
+    changes: dict[str, Any],
+    named: str | None,
+) -> None:
+    """Dates are in seconds after the stored ones. An update that changes nothing is not logged."""
+    sesion = age(redis, await store.create(7, "d"), 100)
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+    given = sesion._replace(
+        **{
+            field: value + getattr(sesion, field)
+            if field in ("Fecha_Expiracion", "Ultima_Actividad")
+            else value
+            for field, value in changes.items()
+        }
+    )
+    for _ in range(2):  # the second one changes nothing
+        assert isinstance(await store.update(given), Sesion)
+    name = tokens.fingerprint(sesion.Token_Sesion)
+    line = f"changed session {sesion.ID_Sesion} of user 7, ses_#{name}: {named}"
+    assert caplog.messages == ([line] if named else [])
+    updated = counted(store.metrics).get("sesiones_sessions_updated_total[]", 0)
+    assert updated == len(caplog.messages)
+    for record in caplog.records:
+        assert (record.event, record.changed) == ("changed", named)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("field", ["ID_Usuario", "Fecha_Expiracion"])
+async def test_refused_update_is_neither_logged_nor_counted(
+    store: SessionStore, caplog: pytest.LogCaptureFixture, field: str
+) -> None:
+    sesion = await store.create(7, "d")
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+    wrong: dict[str, Any] = {"ID_Usuario": 8, "Fecha_Expiracion": 0}
+    answer = await store.update(sesion._replace(**{field: wrong[field], "Dispositivo": "e"}))
+    assert not isinstance(answer, Sesion)
+    assert caplog.messages == []
+    assert "sesiones_sessions_updated_total[]" not in counted(store.metrics)
