@@ -61,6 +61,7 @@ STRANGE = [
     # A proxy's.
     response(401, b"", b'www-authenticate: Basic realm="p"'),
     response(401, b"", PROBLEM),
+    response(401, b"", PROBLEM, b'www-authenticate: Basic realm="p"'),
     *(response(status, b"<p>") for status in (400, 403, 404, 405, 409, 413, 422, 500, 502)),
     *(response(status, b"", PROBLEM) for status in (400, 405, 413, 422, 429, 500, 502, 503)),
     *(response(409, body, PROBLEM) for body in (b"", b"{}", b'{"Sesiones":7,"errores":7}')),
