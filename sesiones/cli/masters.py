@@ -194,7 +194,7 @@ def _expiries(info: Info) -> Finding:
         return Finding(
             "ok", "expiries", f"{counted(without, 'key')} without one; counters have none"
         )
-    advice = "If the server is not shared: --deep says which keys they are."
+    advice = "Is the server shared? Else --deep says which keys they are."
     return Finding("warning", "expiries", text, advice)
 
 

@@ -2,7 +2,8 @@
 
 Headers are ASGI's: lists of (lower-case name, value) in bytes. caller_token() and
 ServiceKeys.admit() return two values: the token, or whether the request is admitted; and whether
-the request had a credential at all, valid or not, because the 401 tells.
+the request had a credential that counts, valid or not, which decides about error="invalid_token"
+in the 401.
 """
 
 import hashlib

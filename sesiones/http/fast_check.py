@@ -100,8 +100,8 @@ class FastCheckProtocol(HttpProtocol):
         newest.token = b""
         super().data_received(data)
         # The data is one plain check and nothing else when that check is the newest request, and
-        # the input is idle. Another request behind it would be the newest; a part of one, or of a
-        # body, would leave the input not idle.
+        # the input is idle. A whole request behind it would be the newest one, and a part of a
+        # request would leave the input not idle.
         if newest.token and self._in_flight is self.cycle and self._input is IDLE:
             templates.learn(data, newest.token, newest.kind)
 

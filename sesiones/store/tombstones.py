@@ -4,10 +4,10 @@ Redis replicates asynchronously, so a promoted master can still hold a session t
 A check of a session with a tombstone finds none, whatever Redis says. After a failover the
 tombstones are replayed until the new master has deleted those sessions too.
 
-A tombstone stays until the owner of its key has answered a command that was sent a minute after the
-ending. So it does not matter how late the loss of a connection is noticed: the tombstones of the
-minute before the owner's last answer are still there to be replayed. Only when there are more than
-``TOMBSTONES_MAX`` are the oldest dropped before that.
+A tombstone stays until the owner of its key has answered a command that was sent a minute or more
+after the ending. So it does not matter how late the loss of a connection is noticed: the tombstones
+of the minute before the owner's last answer are still there to be replayed. Only when there are
+more than ``TOMBSTONES_MAX`` are the oldest dropped before that.
 """
 
 import logging

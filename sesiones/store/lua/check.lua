@@ -19,8 +19,8 @@
 local touch, max = tonumber(ARGV[1]), tonumber(ARGV[2])
 local slides, ended = 0, {}
 
--- Whether the session is active, and its Ultima_Actividad at least `touch` seconds old; or as old as
--- half of its window (rounded down, but at least 1 s), if that is less.
+-- Whether the session is active, and its Ultima_Actividad at least `touch` seconds old; or as old
+-- as half of its window (rounded down, but at least 1 s), if that is less.
 local function is_due(text)
   local inicio, uso, ventana = string.match(text, '^(%d+) (%d+) (%d+) 1 ')
   local age = inicio and now - inicio - uso

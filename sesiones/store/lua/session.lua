@@ -1,8 +1,8 @@
 -- Shared by every script: the store puts this text after the script's first line, and then user.lua
 -- unless the script takes a batch of sessions. Before it, the store takes the tag of the call, the last argument, out of ARGV.
 --
--- An integer in ARGV is decimal text. An array in a reply ends before its first nil, so a script puts
--- `false` in the place of a value that is absent; Redis replies it as nil.
+-- An integer in ARGV is decimal text. An array in a reply ends before its first nil, so a script
+-- puts `false` in the place of a value that is absent; Redis replies it as nil.
 --
 -- <prefix>:{<bucket>}:h:<digest>   hash        one session, in the field 1; its expiry is the key's
 --                                              own. Field 2, where there is one: the session's own
@@ -34,10 +34,10 @@ local function split(key)
 end
 
 -- Takes a reply of redis.pcall(). Its error may be WRONGTYPE, from a key of another type: that is a
--- malformed record, which must fail no operation on other sessions. Any other error ends the script:
--- the ACL forbids the command, or the key is on another node of a Cluster. The caller of the script
--- relies on nothing having been written then. Therefore a script first touches all keys that may be
--- on another node, and never touches a key again that it has deleted.
+-- malformed record, which must fail no operation on other sessions. Any other error ends the
+-- script: the ACL forbids the command, or the key is on another node of a Cluster. The caller of
+-- the script relies on nothing having been written then. Therefore a script first touches all keys
+-- that may be on another node, and never touches a key again that it has deleted.
 -- Return value: the error of the reply, if it is one.
 local function wrong_type(reply)
   if type(reply) == 'table' and reply.err then
