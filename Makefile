@@ -13,7 +13,7 @@
 #
 # make chaos          the failure scenarios in full, with their bars and figures (an hour)
 # make load           seed, wrk, Locust and throughput, small: var/load/report.html (< 2 minutes)
-# make bench          what a check costs, beside other servers (needs wrk; four minutes)
+# make bench          what a check costs, beside other servers (needs wrk; five minutes)
 #
 # make wheel          build the wheel; try it as a library and as a server in empty environments
 # make lock           write requirements.lock again, with the newest versions in the ranges

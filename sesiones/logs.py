@@ -37,7 +37,7 @@ RETRY_SECONDS = 1.0
 FLUSH_SECONDS = 0.5
 """How long the end of the process waits until the backlog is written."""
 
-_TOKEN = re.compile(r"ses_[A-Za-z0-9_-]{45}")
+_TOKEN = re.compile(tokens.PATTERN)
 _BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"

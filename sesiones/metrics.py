@@ -111,6 +111,7 @@ FAMILIES = (
 _starts = itertools.accumulate((len(f.values) * f.width for f in FAMILIES), initial=0)
 _FIRST = dict(zip((family.name for family in FAMILIES), _starts, strict=False))
 _WIDTH = sum(len(family.values) * family.width for family in FAMILIES)
+assert 8 * _WIDTH < SLOT_BYTES, "a process slot must hold every cell and a last byte without one"
 
 
 def cell(family: Family, value: str = "") -> int:

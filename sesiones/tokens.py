@@ -12,7 +12,9 @@ import re
 import secrets
 
 LENGTH = 49
-_WELL_FORMED = re.compile(r"ses_[A-Za-z0-9_-]{45}")
+PATTERN = r"ses_[A-Za-z0-9_-]{45}"
+"""The shape of a token, to be compiled as str or as bytes."""
+_WELL_FORMED = re.compile(PATTERN)
 _FINGERPRINT = re.compile(r"ses_#[0-9a-f]{8}")
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"  # RFC 4648, 5
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")

@@ -25,7 +25,7 @@ from sesiones.http.protocol import BODY, HEAD, IDLE, HttpProtocol
 from sesiones.http.templates import TOKEN, Kind, RequestTemplates
 from sesiones.sesion import Sesion
 
-_BEARER_TOKEN = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] (ses_[A-Za-z0-9_-]{45})")
+_BEARER_TOKEN = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] (%b)" % TOKEN.pattern)
 _VERIFY_TARGET = re.compile(rb"/sesiones/verificar(?:[/?][!\"$-~]*)?")  # no "#", no space
 
 _ONLY_PLAIN_VALUE = {

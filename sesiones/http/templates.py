@@ -29,7 +29,7 @@ from sesiones import tokens
 MAX_TEMPLATES = 1024
 MAX_BYTES = 2048
 
-TOKEN = re.compile(rb"ses_[A-Za-z0-9_-]{45}")
+TOKEN = re.compile(tokens.PATTERN.encode())
 
 _Around = tuple[bytes, bytes]
 

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
+from typing import Any
 
 from sesiones.metrics import Metrics
 from sesiones.policy import SessionPolicy
@@ -156,6 +157,12 @@ class CheckQueue:
     ) -> tuple[list[Sesion | None], int]:
         """The sessions, active or not, and how many were slid."""
         keys = [self._keys.session(token) for token in batch]
+
+        def on_reply(replies: Any) -> Any:
+            for entry in replies[-1]:
+                self._record_ended(keys, entry)
+            return replies
+
         commands = self._runner.main
         execute: Execute = commands.execute
         if on_master:
@@ -170,21 +177,25 @@ class CheckQueue:
             *keys,
             execute=execute,
             deadline=deadline,
+            on_reply=None if script.read_only else on_reply,
         )
         with unavailable():
-            ended = replies.pop()
-            slides: int = replies.pop()
-            records = zip(batch, replies[::2], replies[1::2], strict=True)
+            *flat, slides, _ = replies
+            records = zip(batch, flat[::2], flat[1::2], strict=True)
             sesiones = [session_of(token, text, expiry) for token, text, expiry in records]
-            for entry in ended:
-                digest = entry[0].decode()
-                key = next(key for key in keys if key.endswith(digest))
-                self._events.ended("unindexed", base_of(key), [entry])
         if self._tombstones.any_of(keys):
             for index, key in enumerate(keys):
                 if key in self._tombstones:
                     sesiones[index] = None
         return sesiones, slides
+
+    def _record_ended(self, keys: list[str], entry: list[Any]) -> None:
+        """A slide has ended a session that its index had lost. This is called with the reply, even
+        if the deadline passed first: the session has ended all the same, and needs its
+        tombstone."""
+        digest = entry[0].decode()
+        (key,) = (key for key in keys if key.endswith(digest))
+        self._events.ended("unindexed", base_of(key), [entry])
 
 
 def _active(sesiones: list[Sesion | None]) -> list[Sesion | None]:

@@ -203,7 +203,7 @@ class ScriptRunner:
         """What the caller is told of the error, which is counted and logged."""
         reason = str(error) or type(error).__name__
         if isinstance(error, MismatchedReplyError):
-            logger.error("a connection to Redis is out of step: %s; it is closed", reason)
+            logger.error("a connection to Redis is out of step: %s; all are closed", reason)
             self._metrics.add(REDIS_ERRORS, "refused")
             self.reset()
             return StoreUnavailable(reason)

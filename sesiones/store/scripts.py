@@ -50,9 +50,6 @@ class Script:
         self.read_only = "no-writes" in flags
         """While writes are paused, Redis holds back a script that it does not know by its digest,
         because it might write. So a read-only script is sent with its source."""
-        self.cross_slot = "allow-cross-slot-keys" in flags
-        """A batch has keys of many slots, so it declares none to Redis. A batch of one key declares
-        it, so that a wrong node answers MOVED."""
         self.safe_to_repeat = self.cross_slot
         """Batches read or slide sessions, so one that is carried out late or twice does no harm. A
         create that is carried out late would bring back a session that has been logged out."""

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,9 +29,15 @@ class Nodes:
     def node_of(self, bucket: str) -> Node:
         return self.master
 
-    async def execute(self, *arguments: Any, keys: list[str], **_: Any) -> Any:
+    async def execute(
+        self,
+        *arguments: Any,
+        keys: list[str],
+        on_reply: Callable[[Any], Any] = lambda reply: reply,
+        **_: Any,
+    ) -> Any:
         await asyncio.sleep(0.01)
-        return [arguments[-1], [*[None, None] * len(keys), 0, []]]
+        return on_reply([arguments[-1], [*[None, None] * len(keys), 0, []]])
 
     def on_owner_change(self, listener: object) -> None:
         """Nothing is lost."""

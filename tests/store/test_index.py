@@ -3,13 +3,15 @@ used, and what it drops goes with its key."""
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 import pytest
 from redis import Redis
 
 from sesiones import tokens
-from sesiones.sesion import Immutable
+from sesiones.redis_client import connect
+from sesiones.sesion import Immutable, StoreUnavailable
 from sesiones.store import SessionStore
 from tests.harness.metrics import counted
 from tests.harness.records import (
@@ -23,6 +25,9 @@ from tests.harness.records import (
     now,
     session_key,
 )
+from tests.harness.redis_server import RedisServer
+from tests.harness.relay import Relay
+from tests.harness.stores import store_on
 
 pytestmark = pytest.mark.anyio
 
@@ -63,6 +68,42 @@ async def test_slide_ends_an_unindexed_session(
     assert stored is not None
     redis.restore(key, 1_000_000, stored)
     assert await store.find(sesion.Token_Sesion) is None
+
+
+async def test_slide_answered_after_its_deadline_still_leaves_a_tombstone(
+    redis_server: RedisServer, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The session has ended in Redis, whether the caller still waits or not."""
+    caplog.set_level(logging.INFO)
+    delays_seconds = [0.0]
+
+    def delay(piece: bytes) -> bytes:
+        time.sleep(delays_seconds[0])
+        return piece
+
+    with Relay(redis_server.socket, lambda: delay) as relay:
+        commands = connect(f"redis://127.0.0.1:{relay.port}", 5.0)
+        store = store_on(commands, timeout_seconds=0.5)
+        sesion = age(redis, await store.create(7, "d"), 100)
+        other = age(redis, await store.create(8, "d"), 100)
+        assert await store.find(other.Token_Sesion)  # the script is loaded
+        key = session_key(sesion.Token_Sesion)
+        stored = redis.dump(key)
+        redis.delete(index_key(7))
+        delays_seconds[0] = 1.0
+        with pytest.raises(StoreUnavailable):
+            await store.find(sesion.Token_Sesion)
+        assert not redis.exists(key)
+        await asyncio.sleep(1.0)
+        delays_seconds[0] = 0.0
+        name = tokens.fingerprint(sesion.Token_Sesion)
+        ended = f"ended session {sesion.ID_Sesion} of user 7, ses_#{name}: unindexed"
+        assert [line for line in caplog.messages if line.startswith("ended")] == [ended]
+        assert counted(store.metrics)["sesiones_sessions_ended_total['unindexed']"] == 1
+        assert stored is not None
+        redis.restore(key, 1_000_000, stored)
+        assert await store.find(sesion.Token_Sesion) is None
+        await store.aclose()
 
 
 @LOSSES
