@@ -103,6 +103,7 @@ def test_request_that_takes_5_seconds_is_a_408(service: Service, token: bytes) -
         assert statuses(read(silent)) == [200]
 
 
+@pytest.mark.slow
 def test_requests_that_arrive_while_the_service_is_paused_are_not_slow(
     redis_server: RedisServer, redis: "Redis"
 ) -> None:

@@ -64,6 +64,7 @@ def unread(redis: RedisServer, workers: str, **variables: str) -> Iterator[Unrea
             lines.close()
 
 
+@pytest.mark.slow
 def test_supervisor_whose_log_is_not_read_replaces_workers_and_their_tracker(
     redis_server: RedisServer,
 ) -> None:

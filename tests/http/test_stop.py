@@ -212,6 +212,7 @@ def test_stop_accepts_no_connection_while_it_answers_the_last_ones(
         assert service.process.wait(timeout=10) == 0
 
 
+@pytest.mark.slow
 def test_half_sent_request_does_not_delay_a_stop(redis_server: RedisServer) -> None:
     with ExitStack() as stack:
         services = [

@@ -87,6 +87,7 @@ def test_redis_that_hangs_delays_no_start() -> None:
         assert time.monotonic() - begun < 10
 
 
+@pytest.mark.slow
 def test_redis_that_comes_up_later_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     with Service(SESIONES_REDIS_URL=f"redis://127.0.0.1:{port}") as service:

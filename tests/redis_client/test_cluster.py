@@ -235,6 +235,7 @@ async def test_aclose_fails_what_is_in_flight(cluster: RedisCluster) -> None:
         await store.find(made[0].Token_Sesion)
 
 
+@pytest.mark.slow
 async def test_reset_nodes_are_refused_until_they_are_a_new_cluster(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -113,6 +113,7 @@ class SlowLookups(asyncio.SelectorEventLoop):
         return lookup.result()
 
 
+@pytest.mark.slow
 def test_unresolvable_name_is_one_line_of_log(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,7 @@ def locust(*options: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_wrong_answers_are_failures_in_the_report(
     service: Service, seeded: Path, tmp_path: Path
 ) -> None:
