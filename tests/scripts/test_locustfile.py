@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
+
 from tests.harness.redis_server import free_port
 from tests.harness.service import Service
 from tests.harness.stores import KEY
