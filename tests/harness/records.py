@@ -144,3 +144,9 @@ def create_arguments(
     """ARGV of lua/create.lua for a login that asks for nothing more."""
     bucket = tokens.bucket_number(tokens.user_bucket(user))
     return [bucket, user, device, idle, idle, "", limit, "end", "", "", 0]
+
+
+def client_ids(redis: Redis) -> set[str]:
+    """The connections to the server. Others than the test's may end meanwhile, so their number says
+    less."""
+    return {client["id"] for client in redis.client_list()}
