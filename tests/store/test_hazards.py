@@ -4,6 +4,7 @@ Each scenario is also run with a naive variant, and has to catch it: so the test
 SESIONES_TEST_ROUNDS multiplies the rounds, for longer runs.
 """
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from sesiones.store import SessionStore
 from tests.harness.records import MAX, digest, index_key, session_key
 from tests.harness.redis_server import RedisServer
 from tests.harness.relay import Relay
+from tests.harness.service import comes_true
 from tests.store.naive import (
     BelievesTheIndex,
     BelievesTheKey,
@@ -88,6 +90,11 @@ class LostReply:
     def __init__(self) -> None:
         self.next_is_lost = False
 
+    async def arm(self, store: SessionStore) -> None:
+        """Lose the next reply, once the store has no replay in flight, which has replies too."""
+        assert await asyncio.to_thread(comes_true, lambda: not store._tombstones.pending, 5)
+        self.next_is_lost = True
+
     def __call__(self, reply: bytes) -> bytes | None:
         if reply.startswith(b"*2\r\n$10\r\n"):  # epoch seconds; a tag has fewer digits
             return reply
@@ -149,20 +156,20 @@ async def test_each_operation_survives_a_connection_that_breaks_before_its_reply
             doubles = 0
             for user in range(1, DROPS + 1):
                 mine = await store.create(user, "a")
-                lost.next_is_lost = True
+                await lost.arm(store)
                 sesion = await store.create(user, "b")
                 token = sesion.Token_Sesion
                 if redis.zcard(index_key(user)) != 2:
                     doubles += 1
                     continue
                 assert redis.exists(session_key(mine.Token_Sesion), session_key(token)) == 2
-                lost.next_is_lost = True
+                await lost.arm(store)
                 assert await store.update(sesion._replace(Dispositivo="e")) is not None
-                lost.next_is_lost = True
+                await lost.arm(store)
                 found = await store.find(token)
                 assert found is not None
                 assert (found.ID_Sesion, found.Dispositivo) == (sesion.ID_Sesion, "e")
-                lost.next_is_lost = True
+                await lost.arm(store)
                 with pytest.raises(StoreUnavailable):
                     await store.end(token, token)
                 assert not redis.exists(session_key(token))
