@@ -25,6 +25,12 @@ from sesiones.http.workers import BEAT_SECONDS, Supervisor
 from sesiones.metrics import ProcessSlots
 from sesiones.settings import Settings, warnings
 
+if uvicorn.__version__.startswith("0.54."):
+    # These rely on internals of uvicorn. They are imported before serve() handles signals, because
+    # an exception that a handler raises in the middle of an import can be lost.
+    from sesiones.http.fast_check import FastCheckProtocol
+    from sesiones.http.protocol import HttpProtocol
+
 logger = logging.getLogger("sesiones.server")
 
 KEEP_ALIVE_SECONDS = 75
@@ -176,8 +182,7 @@ class _Server(uvicorn.Server):
 
 def _protocol(settings: Settings) -> type[asyncio.Protocol] | Literal["httptools"]:
     """The class that speaks HTTP. This package's classes rely on internals of one version of
-    uvicorn, which another version may lack. So they are imported here, after the version was
-    checked. With another version, uvicorn's own class serves."""
+    uvicorn, which another version may lack; then uvicorn's own class serves."""
     if not uvicorn.__version__.startswith("0.54."):
         logger.warning(
             "uvicorn %s is not 0.54, on whose internals sesiones relies: uvicorn's own protocol "
@@ -185,7 +190,4 @@ def _protocol(settings: Settings) -> type[asyncio.Protocol] | Literal["httptools
             uvicorn.__version__,
         )
         return "httptools"
-    from sesiones.http.fast_check import FastCheckProtocol
-    from sesiones.http.protocol import HttpProtocol
-
     return FastCheckProtocol if settings.http == "fast" else HttpProtocol
