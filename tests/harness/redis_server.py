@@ -117,6 +117,13 @@ class RedisServer:
                 self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 self._reserved.bind(("127.0.0.1", self.port))
 
+    def wait_until_written(self) -> None:
+        """Return when the append-only file has every write, so that a killed server loses none.
+        Redis keeps writes back for up to two seconds while an earlier fsync runs."""
+        with self.client() as redis:
+            while redis.info("persistence")["aof_buffer_length"]:
+                time.sleep(0.02)
+
     def _release(self) -> None:
         if self._reserved is not None:
             self._reserved.close()

@@ -55,6 +55,7 @@ def direct(server: RedisServer, direct_service: Service) -> Deployment:
 
 @contextlib.contextmanager
 def killed(server: RedisServer) -> Iterator[None]:
+    server.wait_until_written()
     server.stop(signal.SIGKILL)
     try:
         yield
