@@ -177,16 +177,14 @@ async def test_create_beside_a_bad_counter_is_refused_and_writes_nothing(
 
 
 @pytest.mark.parametrize("login", [Login(), Login(Ventana=60), Login(Token_Anterior="")], ids=str)
-async def test_session_without_a_life_of_its_own_takes_the_memory_that_it_took(
+async def test_session_without_a_life_of_its_own_has_the_field_1_alone(
     redis: Redis, store: SessionStore, login: Login
 ) -> None:
-    """As much as a hash with the field 1 alone."""
+    """So its memory is that of a session before sessions had a life of their own. The memory itself
+    is not compared: an allocator may give equal keys blocks of different sizes."""
     sesion = await store.create(7, "d" * 20, login)
     key = session_key(sesion.Token_Sesion)
-    same = key[:-1] + "_"
-    redis.hset(same, "1", redis.hget(key, "1") or b"")
-    redis.expireat(same, sesion.Fecha_Expiracion)
-    assert redis.memory_usage(key) == redis.memory_usage(same)
+    assert redis.hkeys(key) == [b"1"]
     assert redis.object("encoding", key) == b"listpack"
 
 
