@@ -33,8 +33,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # The store is imported when it is first used: the service must handle signals before it imports
     # other modules (signals.py).
-    if name in __all__:
-        from sesiones import store
+    if name == "SessionStore":
+        from sesiones.store import SessionStore
 
-        return getattr(store, name)
+        return SessionStore
+    if name in __all__:
+        from sesiones import sesion
+
+        return getattr(sesion, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

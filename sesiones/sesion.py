@@ -120,7 +120,7 @@ class Login:
     Vida_Maxima: int | None = None
     """The session's own maximum life in seconds, instead of the policy's."""
     Token_Anterior: str | None = None
-    """The token of a session that this one replaces, whoever's it is. It ends."""
+    """The token of a session, of any user, that this one replaces. It ends."""
     Cerrar_Otras: int = 0
     """1 ends every other session of the user."""
     Max_Sesiones: int | None = None

@@ -25,7 +25,8 @@ from sesiones.http.workers import BEAT_SECONDS, Supervisor
 from sesiones.metrics import ProcessSlots
 from sesiones.settings import Settings, warnings
 
-if uvicorn.__version__.startswith("0.54."):
+IS_KNOWN_UVICORN = uvicorn.__version__.startswith("0.54.")
+if IS_KNOWN_UVICORN:
     # These rely on internals of uvicorn. They are imported before serve() handles signals, because
     # an exception that a handler raises in the middle of an import can be lost.
     from sesiones.http.fast_check import FastCheckProtocol
@@ -183,7 +184,7 @@ class _Server(uvicorn.Server):
 def _protocol(settings: Settings) -> type[asyncio.Protocol] | Literal["httptools"]:
     """The class that speaks HTTP. This package's classes rely on internals of one version of
     uvicorn, which another version may lack; then uvicorn's own class serves."""
-    if not uvicorn.__version__.startswith("0.54."):
+    if not IS_KNOWN_UVICORN:
         logger.warning(
             "uvicorn %s is not 0.54, on whose internals sesiones relies: uvicorn's own protocol "
             "serves, without the fast check and the limits for requests and clients",

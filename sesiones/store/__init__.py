@@ -18,11 +18,9 @@ from sesiones.sesion import (
     NO_LOGIN,
     BadDates,
     Immutable,
-    LimitReached,
     Login,
     Refusal,
     Sesion,
-    StoreUnavailable,
     UserSession,
     valid_device,
     valid_integer,
@@ -320,16 +318,3 @@ class SessionStore:
         """Of the event loop whose connections had their last answer the longest ago."""
         moments = [loop.last_answered_sent_at(bucket) for loop in self._loops.existing()]
         return min(moments, default=time.monotonic())
-
-
-__all__ = [
-    "BadDates",
-    "Immutable",
-    "LimitReached",
-    "Login",
-    "Refusal",
-    "Sesion",
-    "SessionStore",
-    "StoreUnavailable",
-    "UserSession",
-]

@@ -25,7 +25,7 @@ from sesiones.store.checks import CheckQueue
 from sesiones.store.events import SessionEvents
 from sesiones.store.keys import Keys, base_of
 from sesiones.store.records import session_of, user_sessions_of
-from sesiones.store.runner import ScriptRunner, unavailable
+from sesiones.store.runner import ScriptRunner
 from sesiones.store.scripts import Script
 from sesiones.store.tombstones import Tombstones
 
@@ -94,23 +94,22 @@ class SessionWrites:
         life = self._policy.max_seconds if login.Vida_Maxima is None else login.Vida_Maxima
         assert login.Ventana is not None
         assert login.Max_Sesiones is not None
-        with unavailable():
-            outcome: Sesion | LimitReached | None = await self._runner.write(
-                scripts.CREATE,
-                [key, self._keys.index(ID_Usuario), self._keys.counter(bucket)],
-                tokens.bucket_number(bucket),
-                ID_Usuario,
-                Dispositivo,
-                login.Ventana,
-                min(login.Ventana, life),
-                "" if login.Vida_Maxima is None else login.Vida_Maxima,
-                login.Max_Sesiones,
-                at_limit,
-                "" if previous is None else tokens.digest(previous),
-                "" if login.Sustituye is None else login.Sustituye,
-                login.Cerrar_Otras,
-                on_reply=on_reply,
-            )
+        outcome: Sesion | LimitReached | None = await self._runner.write(
+            scripts.CREATE,
+            [key, self._keys.index(ID_Usuario), self._keys.counter(bucket)],
+            tokens.bucket_number(bucket),
+            ID_Usuario,
+            Dispositivo,
+            login.Ventana,
+            min(login.Ventana, life),
+            "" if login.Vida_Maxima is None else login.Vida_Maxima,
+            login.Max_Sesiones,
+            at_limit,
+            "" if previous is None else tokens.digest(previous),
+            "" if login.Sustituye is None else login.Sustituye,
+            login.Cerrar_Otras,
+            on_reply=on_reply,
+        )
         if isinstance(outcome, LimitReached):
             raise outcome
         return outcome
@@ -140,20 +139,19 @@ class SessionWrites:
                     return BadDates(reason.decode())
             raise ValueError(reply)
 
-        with unavailable():
-            updated: Sesion | Immutable | BadDates | None = await self._runner.write(
-                scripts.UPDATE,
-                [key],
-                given.ID_Sesion,
-                given.ID_Usuario,
-                given.Fecha_Inicio,
-                given.Fecha_Expiracion,
-                given.Estado_Sesion,
-                given.Ultima_Actividad,
-                given.Dispositivo,
-                self._policy.max_seconds,
-                on_reply=on_reply,
-            )
+        updated: Sesion | Immutable | BadDates | None = await self._runner.write(
+            scripts.UPDATE,
+            [key],
+            given.ID_Sesion,
+            given.ID_Usuario,
+            given.Fecha_Inicio,
+            given.Fecha_Expiracion,
+            given.Estado_Sesion,
+            given.Ultima_Actividad,
+            given.Dispositivo,
+            self._policy.max_seconds,
+            on_reply=on_reply,
+        )
         return updated
 
     async def end(self, caller: str, designated: str) -> int | Refusal:
@@ -220,8 +218,7 @@ class SessionWrites:
             self._events.ended(reason, base_of(keys[0]), reply)
             return len(reply)
 
-        with unavailable():
-            outcome: int | Refusal = await self._runner.write(
-                script, keys, *arguments, on_reply=on_reply, tries=1
-            )
+        outcome: int | Refusal = await self._runner.write(
+            script, keys, *arguments, on_reply=on_reply, tries=1
+        )
         return outcome

@@ -35,7 +35,7 @@ from tests.harness.api import (
     check_problem,
 )
 from tests.harness.contract import FIELDS, IDENTITY
-from tests.harness.records import record, write_record
+from tests.harness.records import record, session_key, write_record
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service
 from tests.harness.stores import KEY
@@ -43,14 +43,9 @@ from tests.harness.stores import KEY
 pytestmark = pytest.mark.anyio
 
 
-def key(token: str) -> str:
-    """The Redis key of the session."""
-    return f"sesiones:{{{tokens.bucket(token)}}}:h:{tokens.digest(token)}"
-
-
 def age(redis: "Redis", sesion: dict[str, Any], seconds: int) -> None:
     """Make the session's last use lie further in the past."""
-    write_record(redis, key(sesion["Token_Sesion"]), actividad=int(time.time()) - seconds)
+    write_record(redis, session_key(sesion["Token_Sesion"]), actividad=int(time.time()) - seconds)
 
 
 # GET, HEAD /sesiones/self
@@ -121,8 +116,10 @@ async def test_check_slides_the_session(client: Client, redis: "Redis") -> None:
         caller = {"x-auth-token": sesion["Token_Sesion"]}
         reply = await client.send("GET", path, caller)
         expiry = int(reply.headers["x-fecha-expiracion"])
-        assert expiry == redis.expiretime(key(sesion["Token_Sesion"]))
-        assert int(record(redis, key(sesion["Token_Sesion"]))["actividad"]) == (expiry - 1800)
+        assert expiry == redis.expiretime(session_key(sesion["Token_Sesion"]))
+        assert int(record(redis, session_key(sesion["Token_Sesion"]))["actividad"]) == (
+            expiry - 1800
+        )
 
 
 # 401
@@ -130,7 +127,7 @@ async def test_check_slides_the_session(client: Client, redis: "Redis") -> None:
 
 async def test_401_is_the_same_for_every_reason(client: Client, redis: "Redis") -> None:
     expired, revoked, inactive = [await client.create() for _ in range(3)]
-    redis.delete(key(expired["Token_Sesion"]))
+    redis.delete(session_key(expired["Token_Sesion"]))
     end = await client.end("/sesiones/logout", revoked["Token_Sesion"], revoked["Token_Sesion"])
     assert end.status == 200
     assert (await client.put(inactive, Estado_Sesion=0)).status == 200
@@ -186,7 +183,7 @@ async def test_another_scheme_does_not_count(client: Client) -> None:
 
 async def test_session_of_a_bad_record_is_a_401(client: Client, redis: "Redis") -> None:
     sesion, good = await client.create(), await client.create()
-    redis.hset(key(sesion["Token_Sesion"]), "1", "x")
+    redis.hset(session_key(sesion["Token_Sesion"]), "1", "x")
     for method, path in CALLER_ROUTES:
         reply = await client.send(method, path, {"x-auth-token": sesion["Token_Sesion"]})
         assert reply.status == 401
@@ -590,7 +587,7 @@ async def test_put_changes_what_may_change(client: Client, redis: "Redis") -> No
     assert reply.status == 200
     assert list(reply.json()) == FIELDS
     assert reply.json() == sesion | {"Dispositivo": "otro", "Fecha_Expiracion": expiry}
-    assert redis.expiretime(key(sesion["Token_Sesion"])) == expiry
+    assert redis.expiretime(session_key(sesion["Token_Sesion"])) == expiry
 
 
 async def test_put_never_takes_activity_back_or_beyond_now(client: Client, redis: "Redis") -> None:
@@ -630,7 +627,7 @@ async def test_put_names_every_bad_field(client: Client) -> None:
 async def test_put_of_no_live_session_is_a_404(client: Client, redis: "Redis") -> None:
     ended, dead = await client.create(), await client.create()
     await client.end("/sesiones/logout", ended["Token_Sesion"], ended["Token_Sesion"])
-    redis.delete(key(dead["Token_Sesion"]))
+    redis.delete(session_key(dead["Token_Sesion"]))
     for token in ended["Token_Sesion"], dead["Token_Sesion"], UNKNOWN, MALFORMED, "", "ñ", "\x00":
         check_problem(await client.put(ended, Token_Sesion=token), 404)
     body = orjson.dumps(dead).replace(dead["Token_Sesion"].encode(), rb"\ud800")
@@ -655,7 +652,7 @@ async def test_put_that_changes_immutable_fields_is_a_409(client: Client, redis:
 async def test_put_of_impossible_dates_is_a_422(client: Client, redis: "Redis") -> None:
     sesion = await client.create()
     age(redis, sesion, 100)
-    stored = record(redis, key(sesion["Token_Sesion"]))
+    stored = record(redis, session_key(sesion["Token_Sesion"]))
     start, last_use = int(stored["inicio"]), int(stored["actividad"])
     sesion["Fecha_Inicio"] = start
     before = dump(redis)

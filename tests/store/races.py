@@ -150,11 +150,12 @@ class Scenario:
 async def run(
     server: RedisServer,
     scenario: Scenario,
-    kind: type[SessionStore] = SessionStore,
-    wrap: Wrap | None = None,
+    variant: Any = SessionStore,
     until: str = "",
 ) -> list[str]:
-    """What went wrong, up to the batch of users in which something did that contains ``until``."""
+    """What went wrong, up to the batch of users in which something did that contains ``until``.
+    ``variant``: of the store, or of its commands."""
+    kind, wrap = (variant, None) if issubclass(variant, SessionStore) else (SessionStore, variant)
     nodes = Nodes(server, kind, wrap or scenario.wrap)
     observer = Nodes(server, SessionStore, None)
     wrong: list[str] = []

@@ -5,7 +5,6 @@ SESIONES_TEST_ROUNDS multiplies the rounds, for longer runs.
 """
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,7 +22,6 @@ from tests.store.naive import (
     BelievesTheKey,
     CreatesInSteps,
     EndsAllOfAList,
-    Naive,
     NoTwin,
     PutsInSteps,
     SlidesInSteps,
@@ -39,16 +37,9 @@ DROPS = ROUNDS // 10
 """Rounds through a relay, each of which takes two new connections."""
 
 
-@pytest.fixture(scope="module")
-def own_server() -> Iterator[RedisServer]:
-    """A server whose memory and replicas come and go."""
-    with RedisServer() as server:
-        yield server
-
-
 @pytest.mark.parametrize("scenario", SCENARIOS)
-async def test_scenario_holds_in_races(own_server: RedisServer, scenario: str) -> None:
-    assert await run(own_server, SCENARIOS[scenario]) == []
+async def test_scenario_holds_in_races(server: RedisServer, scenario: str) -> None:
+    assert await run(server, SCENARIOS[scenario]) == []
 
 
 @pytest.mark.parametrize(
@@ -75,11 +66,10 @@ async def test_scenario_holds_in_races(own_server: RedisServer, scenario: str) -
     ],
 )
 async def test_naive_variant_is_caught(
-    own_server: RedisServer, scenario: str, variant: Any, caught: str
+    server: RedisServer, scenario: str, variant: Any, caught: str
 ) -> None:
     """A variant is of the store, or of its commands."""
-    kind, wrap = (variant, None) if issubclass(variant, Naive) else (SessionStore, variant)
-    wrong = await run(own_server, SCENARIOS[scenario], kind, wrap, until=caught)
+    wrong = await run(server, SCENARIOS[scenario], variant, until=caught)
     assert any(caught in what for what in wrong), wrong
 
 
@@ -104,15 +94,15 @@ class LostReply:
 
 @pytest.mark.parametrize("operation", ["find", "update", "create"])
 async def test_key_has_an_expiry_though_its_second_ends_within_a_script(
-    own_server: RedisServer, operation: str
+    server: RedisServer, operation: str
 ) -> None:
     """4. Redis 7.0 deletes a key at once when its new expiry has passed, by a clock that goes on
     within a script: what the script then writes is a key without an expiry."""
     time_read = "local now = tonumber(redis.call('TIME')[1])"
     slow = edited(time_read, f"{time_read} for _ = 1, 3e7 do end")
     nodes, slow_store = (
-        Nodes(own_server, SessionStore, None),
-        open_node(slow(connect(own_server.url, 5.0)), SessionStore),
+        Nodes(server, SessionStore, None),
+        open_node(slow(connect(server.url, 5.0)), SessionStore),
     )
     try:
         await nodes.reset()

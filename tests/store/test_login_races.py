@@ -5,14 +5,12 @@ SESIONES_TEST_ROUNDS multiplies the rounds, for longer runs.
 """
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from redis import Redis
 
 from sesiones.sesion import LimitReached, Sesion
-from sesiones.store import SessionStore
 from tests.harness.records import index, indexed
 from tests.harness.redis_server import RedisServer
 from tests.harness.stores import Opener
@@ -26,21 +24,15 @@ from tests.store.login_naive import (
     SubstitutesInSteps,
 )
 from tests.store.login_scenarios import LOGIN_SCENARIOS, LOGINS
-from tests.store.naive import Naive, edited
+from tests.store.naive import edited
 from tests.store.races import PER_USER, ROUNDS, run
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(scope="module")
-def own_server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
-
-
 @pytest.mark.parametrize("scenario", LOGIN_SCENARIOS)
-async def test_scenario_holds_in_races(own_server: RedisServer, scenario: str) -> None:
-    assert await run(own_server, LOGIN_SCENARIOS[scenario]) == []
+async def test_scenario_holds_in_races(server: RedisServer, scenario: str) -> None:
+    assert await run(server, LOGIN_SCENARIOS[scenario]) == []
 
 
 @pytest.mark.parametrize(
@@ -57,11 +49,10 @@ async def test_scenario_holds_in_races(own_server: RedisServer, scenario: str) -
     ],
 )
 async def test_naive_variant_is_caught(
-    own_server: RedisServer, scenario: str, variant: Any, caught: str
+    server: RedisServer, scenario: str, variant: Any, caught: str
 ) -> None:
     """A variant is of the store, or of its commands."""
-    kind, wrap = (variant, None) if issubclass(variant, Naive) else (SessionStore, variant)
-    wrong = await run(own_server, LOGIN_SCENARIOS[scenario], kind, wrap, until=caught)
+    wrong = await run(server, LOGIN_SCENARIOS[scenario], variant, until=caught)
     assert any(caught in what for what in wrong), wrong
 
 

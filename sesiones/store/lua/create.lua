@@ -14,7 +14,7 @@
 -- ARGV[7]   integer: how many sessions the user may have, this one included
 -- ARGV[8]   text: what happens at that limit: 'end' ends the sessions that expire first; 'refuse'
 --           refuses; 'ask' writes nothing, and refuses where 'refuse' would
--- ARGV[9]   digest of a session of the bucket that this one replaces, whoever's it is; or ''
+-- ARGV[9]   digest of a session of the bucket, of any user, that this one replaces; or ''
 -- ARGV[10]  integer: ID_Sesion of a session of the user that this one replaces; or ''
 -- ARGV[11]  '1' to end every other session of the user, else '0'
 --
