@@ -77,7 +77,11 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
-        yield {"check": store.checker(), "cache": store.near_cache()}  # for fast_check.py
+        yield {  # for fast_check.py
+            "check": store.checker(),
+            "check_without_slide": store.checker(slide=False),
+            "cache": store.near_cache(),
+        }
         await store.aclose()
 
     return Service(
