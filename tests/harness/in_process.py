@@ -263,7 +263,7 @@ async def open_application(redis: FixedStore | str) -> AsyncIterator[Application
         if isinstance(redis, str):
             settings["SESIONES_REDIS_URL"] = redis
         else:
-            stack.enter_context(patch("sesiones.store.connect", return_value=redis))
+            stack.enter_context(patch("sesiones.store.from_settings.connect", return_value=redis))
         app = create_app(Settings.read(settings, {}))
     config = uvicorn.Config(
         app,
