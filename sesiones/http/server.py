@@ -67,8 +67,9 @@ def serve(settings: Settings, listeners: Sequence[socket.socket]) -> None:
     try:
         with Watch(settings):
             if settings.workers > 1:
-                arguments = _work, listeners, settings, ProcessSlots()
-                supervisor = Supervisor(settings.workers, KILL_SECONDS, *arguments)
+                supervisor = Supervisor(
+                    settings.workers, KILL_SECONDS, _work, listeners, settings, ProcessSlots()
+                )
                 signals.on_stop(supervisor.stop)
                 run = supervisor.run
             else:
