@@ -114,6 +114,15 @@ def test_documents_name_tests_and_scenarios_that_there_are() -> None:
     assert "scenario `" in security
 
 
+def test_contributing_says_which_behaviour_each_test_module_tests() -> None:
+    """By its own name or by that of its folder."""
+    table = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("| behaviour |")[2]
+    named = set(re.findall(r"`(tests/[\w/.]+)`", table.partition("\n\n")[0]))
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        name = path.relative_to(ROOT).as_posix()
+        assert {name, f"{name.rpartition('/')[0]}/"} & named, name
+
+
 def test_examples_use_the_redis_of_the_export_line() -> None:
     """That of `make run`: nothing listens on Redis's usual port. Deployments have their own."""
     for page in [*PAGES, ROOT / "scripts" / "README.md"]:
