@@ -61,22 +61,6 @@ def test_url_is_read_into_its_parts(url: str, expected: dict[str, object]) -> No
     assert {name: getattr(parsed, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("redis://a", False),
-        ("redis://u@a", False),
-        ("redis://u:p@a", True),
-        ("redis://a?password=p", True),
-        ("redis+sentinel://a/m?sentinel_password=p", True),
-        ("redis+cluster://:p@a", True),
-        ("redis+cluster://p@a", True),
-    ],
-)
-def test_url_with_a_password_is_a_secret(url: str, expected: bool) -> None:
-    assert parse(url).has_password == expected
-
-
 MALFORMED = """
     unix://tmp/x.sock unix://tmp unix:x.sock redis://a:1,b:2 redis://a:0 redis://a/0?db=x
     unix:///x.sock?db=-1 redis://a:65536

@@ -44,6 +44,12 @@ def test_known_variables_are_no_warning() -> None:
         (["serve", "--redis-url=rediss://h?ssl_ca_certs=x"], "rediss://h?ssl_ca_certs=x", []),
         (["serve", "--redis-url", "redis://:pw@h"], "redis://:pw@h", ["--redis-url"]),
         (["serve", "--redis-url=redis://h?password=pw"], "redis://h?password=pw", ["--redis-url"]),
+        (["serve", "--redis-url=redis+cluster://pw@h"], "redis+cluster://pw@h", ["--redis-url"]),
+        (
+            ["serve", "--redis-url=redis+sentinel://h/m?sentinel_password=pw"],
+            "redis+sentinel://h/m?sentinel_password=pw",
+            ["--redis-url"],
+        ),
         (["serve"], "redis://:pw@h", []),
         (["serve", "--redis-url-file", "x"], "redis://:pw@h", []),
         (["serve", "--service-key", KEY], "redis://h", ["--service-key"]),

@@ -55,6 +55,7 @@ def test_trailers_are_limited(service: Service) -> None:
 # Slow requests
 
 
+@pytest.mark.slow
 def test_request_that_takes_5_seconds_is_a_408(service: Service, token: bytes) -> None:
     """All at once, so that the 5 s are waited for once."""
     head = check(token)

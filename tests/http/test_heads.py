@@ -162,14 +162,14 @@ def test_name_of_another_protocol_elsewhere_is_no_error(
     last = check(token, b"Connection: close\r\n", field)
     assert statuses(talk(service, request * 3 + slashes + last)) == [200] * 5
     for cut in range(len(line) - 12, len(line) + len(field) + 2):
-        assert statuses(talk(service, request[:cut], request[cut:] + last, gap=0.005)) == [200] * 2
+        assert statuses(talk(service, request[:cut], request[cut:] + last, gap=0.002)) == [200] * 2
     device = b" RTSP/1.0 ICE/1.0 GET /sesiones/verificar RTSP/1.1"
     creation = CREATION.replace(b'"d"', b'"%b"' % device)
     length = b"Content-Length: %d\r\n" % len(creation)
     for body in creation, creation.replace(b", ", b",\n"):
         created = post(length, field, b"Connection: close\r\n", body=body)
         for cut in range(len(created) - len(body) - 3, len(created)):
-            (reply,) = parse(talk(service, created[:cut], created[cut:], gap=0.005))
+            (reply,) = parse(talk(service, created[:cut], created[cut:], gap=0.002))
             assert (reply.status, reply.json()["Dispositivo"]) == (201, device.decode())
 
 

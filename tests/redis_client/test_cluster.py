@@ -275,6 +275,7 @@ async def test_reset_nodes_are_refused_until_they_are_a_new_cluster(
 # With replicas.
 
 
+@pytest.mark.slow
 async def test_failovers_cost_only_the_slots_concerned(anyio_backend_name: str) -> None:
     """One that is asked for, and one because a master died: no wrong answer, no error beyond the
     slots concerned, and those are back as soon as the Cluster is."""
