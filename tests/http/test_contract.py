@@ -17,6 +17,7 @@ from sesiones.http.app import create_app
 from sesiones.http.routes import Routes
 from sesiones.settings import Settings
 from tests.harness import contract
+from tests.harness.api import SERVICE, check_problem
 from tests.harness.contract import FIELDS, Operation
 from tests.harness.service import Service
 
@@ -25,17 +26,28 @@ REFERENCE = (Path(__file__).parents[2] / "docs" / "api.es.md").read_text("utf-8"
 
 # The service
 
+METHODS = {path: list(operations) for path, operations in contract.OPERATIONS.items()}
+METHODS |= {path: ["GET", "HEAD"] for path in contract.OPERATORS_PATHS}
 
-def test_routes_are_those_of_the_contract(service: Service) -> None:
+
+def test_routes_are_those_of_the_contract() -> None:
     (table,) = create_app(Settings()).routes
     assert isinstance(table, Routes)
-    methods = {path: list(operations) for path, operations in contract.OPERATIONS.items()}
-    methods |= {path: ["GET", "HEAD"] for path in contract.OPERATORS_PATHS}
-    assert {path: list(found) for path, found in table.endpoints.items()} == methods
-    for path, allowed in methods.items():
-        sent = path.replace("{ID_Usuario}", "0").replace("{ID_Sesion}", "1")
-        refused = service.request("PROPFIND", sent)
-        assert (refused.status, refused.headers["allow"]) == (405, ", ".join(allowed))
+    assert {path: list(found) for path, found in table.endpoints.items()} == METHODS
+
+
+@pytest.mark.parametrize("path", METHODS)
+def test_other_method_is_a_405_with_allow_whatever_the_credential(
+    service: Service, path: str
+) -> None:
+    sent = path.replace("{ID_Usuario}", "0").replace("{ID_Sesion}", f"{contract.INT_MAX}")
+    tried = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"}
+    for method in tried.difference(METHODS[path]):
+        for headers in {}, SERVICE:
+            reply = service.request(method, sent, headers)
+            if method != "HEAD":
+                check_problem(reply, 405)
+            assert (reply.status, reply.headers["allow"]) == (405, ", ".join(METHODS[path]))
 
 
 def test_constants_of_the_service_are_those_of_the_contract() -> None:

@@ -9,7 +9,9 @@ import orjson
 import pytest
 
 from tests.harness.api import (
+    BACKEND_ROUTES,
     CALLER_ROUTES,
+    FORM,
     JSON,
     LOGOUTS,
     MALFORMED,
@@ -181,18 +183,18 @@ def without_redis(request: pytest.FixtureRequest) -> Iterable[Client]:
             yield Client(None, service)
 
 
-async def test_every_route_without_redis_is_a_503(without_redis: Client) -> None:
+@pytest.mark.parametrize(("method", "path"), [*CALLER_ROUTES, *BACKEND_ROUTES])
+async def test_route_without_redis_is_a_503(without_redis: Client, method: str, path: str) -> None:
     sesion = dict.fromkeys(FIELDS, 1) | {"Token_Sesion": UNKNOWN, "Dispositivo": "d"}
-    body = orjson.dumps(sesion)
-    caller = {"x-auth-token": UNKNOWN}
-    for method, path in CALLER_ROUTES:
-        reply = await without_redis.send(method, path, caller)
-        if method == "HEAD":
-            assert reply.status == 503
-        else:
-            check_problem(reply, 503)
-    for method in "POST", "PUT":
-        reply = await without_redis.send(method, "/sesiones", SERVICE | JSON, body)
+    if (method, path) in CALLER_ROUTES:
+        reply = await without_redis.send(method, path, {"x-auth-token": UNKNOWN})
+    elif path == "/sesiones":
+        reply = await without_redis.send(method, path, SERVICE | JSON, orjson.dumps(sesion))
+    else:
+        reply = await without_redis.send(method, path, SERVICE | FORM, f"token={UNKNOWN}".encode())
+    if method == "HEAD":
+        assert reply.status == 503
+    else:
         check_problem(reply, 503)
 
 

@@ -48,12 +48,9 @@ HEAD_MAX_BYTES = 16 * 1024
         b"GET /sesiones/verificar/\xc3\xb1 HTTP/1.1\r\n" + HOST + b"\r\n",
         b"GET /sesiones/verificar/\x00 HTTP/1.1\r\n" + HOST + b"\r\n",
         b"GET /sesiones/self HTTP/3.7\r\n" + HOST + b"\r\n",
-        b"GET /sesiones/self HTTP/2.0\r\n" + HOST + b"\r\n",
         b"GET /sesiones/self HTTP/2.0\r\n" + HOST + UPGRADE + b"\r\n",
         b"GET /sesiones/self HTTP/0.9\r\n" + HOST + b"\r\n",
-        b"GET /sesiones/self\r\n" + HOST + b"\r\n",
         b"GET /sesiones/self\r\n\r\n",
-        b"POST /sesiones HTTP/1.0\r\n" + HOST + CHUNKED + b"\r\n0\r\n\r\n",
         b"GET /sesiones/self HTTP/1.1x\r\n" + HOST + b"\r\n",
         b"GET /sesiones/self HTTP/1.10\r\n" + HOST + b"\r\n",
         b"GET /sesiones/self HTTP/1.2\r\n" + HOST + b"\r\n",
@@ -66,22 +63,18 @@ HEAD_MAX_BYTES = 16 * 1024
         b"GET /sesiones/self XHTTP/1.1\r\n" + HOST + b"\r\n",
         b"GET /sesiones/self HTTPS/1.1\r\n" + HOST + b"\r\n",
         b"DESCRIBE /sesiones/verificar HTTP/1.1\r\n" + HOST + b"\r\n",
-        b"get /sesiones/self HTTP/1.1\r\n" + HOST + b"\r\n",
         b"INVENTO /sesiones/verificar HTTP/1.1\r\n" + HOST + b"\r\n",
-        b"GET /sesiones/self HTTP/1.1\r\n" + HOST + b"x : y\r\n\r\n",
         b"GET /sesiones/self HTTP/1.1\r\n" + HOST + b" x: y\r\n\r\n",
-        b"GET /sesiones/self HTTP/1.1\r\n" + HOST + b"x: y\r\n z\r\n\r\n",
         b"GET /sesiones/self HTTP/1.1\r\n" + HOST + b": y\r\n\r\n",
         b"GET /sesiones/self HTTP/1.1\r\n" + HOST + b"xy\r\n\r\n",
-        b"GET /sesiones/self HTTP/1.1\r\n" + HOST + b"x: a\x00b\r\n\r\n",
         b"GET /sesiones/self HTTP/1.1\r\n" + HOST + b"x: a\rb\r\n\r\n",
         b"GET /sesiones/self HTTP/1.1\r\n" + HOST + b"x: a\nb: c\r\n\r\n",
         b"GET /sesiones/self HTTP/1.1\r\n" + HOST + b"\xc3\xb1: a\r\n\r\n",
-        b"CONNECT sesiones:443 HTTP/1.1\r\n" + HOST + b"\r\n",
         b"GET http://sesiones HTTP/1.1\r\n" + HOST + b"\r\n",
     ],
 )
 def test_malformed_request_is_a_400(service: Service, head: bytes) -> None:
+    """Further ones are in test_conformance.py."""
     check_refusal(talk(service, head), 400)
 
 

@@ -56,12 +56,6 @@ def test_service_that_is_well_is_ready(probed: Deployment, method: str, path: st
     assert reply.headers["cache-control"] == "no-store"
 
 
-@pytest.mark.parametrize("path", ["/livez", *READY])
-def test_other_methods_are_a_405(probed: Deployment, path: str) -> None:
-    reply = probed.service.request("POST", path)
-    assert (reply.status, reply.headers["allow"]) == (405, "GET, HEAD")
-
-
 def test_probe_writes_nothing(probed: Deployment) -> None:
     with probed.redis() as redis:
         before = redis.info("persistence")["rdb_changes_since_last_save"]
