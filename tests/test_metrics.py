@@ -22,9 +22,8 @@ from sesiones.metrics import SECONDS, Metrics
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import SessionStore
 from tests.harness.metrics import counted
-from tests.harness.processes import children
 from tests.harness.redis_server import RedisServer
-from tests.harness.service import Service, comes_true
+from tests.harness.service import Service, children, comes_true
 from tests.harness.stores import KEY, open_store
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -168,14 +167,8 @@ def counting(request: pytest.FixtureRequest, redis_server: RedisServer) -> Itera
         yield service
 
 
-def create(service: Service) -> str:
-    body = "ID_Usuario=4821371&Dispositivo=d"
-    token: str = service.request("POST", "/sesiones", SERVICE | FORM, body).json()["Token_Sesion"]
-    return token
-
-
 def test_each_check_counts_once_whichever_worker_answers(counting: Service) -> None:
-    token = create(counting)
+    token = counting.new_session(4821371)["Token_Sesion"]
     before = scrape(counting)
     for _ in range(10):  # each on a connection of its own: of any worker
         for path in "/sesiones/self", "/sesiones/verificar":
@@ -200,7 +193,7 @@ def test_each_check_counts_once_whichever_worker_answers(counting: Service) -> N
 
 
 def test_series_name_no_token_and_no_user(counting: Service) -> None:
-    token = create(counting)
+    token = counting.new_session(4821371)["Token_Sesion"]
     counting.request("DELETE", f"/sesiones/logout?Token_Sesion={token}", {"x-auth-token": token})
     text = counting.request("GET", "/metrics").body.decode()
     assert "ses_" not in text

@@ -149,6 +149,17 @@ class Service:
         finally:
             connection.close()
 
+    def new_session(self, ID_Usuario: int = 7, Dispositivo: str = "d") -> dict[str, Any]:
+        """The object of a new session."""
+        key = self.variables.get("SESIONES_SERVICE_KEY")
+        headers = {"Content-Type": "application/json"}
+        headers |= {"Authorization": f"Bearer {key}"} if key else {}
+        body = orjson.dumps({"ID_Usuario": ID_Usuario, "Dispositivo": Dispositivo})
+        made = self.request("POST", "/sesiones", headers, body)
+        assert made.status == 201
+        session: dict[str, Any] = made.json()
+        return session
+
     def connect(self) -> socket.socket:
         """A raw connection."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=20)

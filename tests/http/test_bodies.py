@@ -192,18 +192,9 @@ def test_chunks_over_the_limit_are_a_413(service: Service, token: bytes) -> None
 @pytest.mark.parametrize(
     "body",
     [
-        b"zz\r\n",
-        b"-1\r\n",
-        b"0x5\r\nhello\r\n",
-        b"\r\n",
-        b"5\nhello\r\n0\r\n\r\n",
-        b"5\r\nhelloXX",
-        b"5\r\nhello\n0\r\n\r\n",
-        b"5 \r\nhello\r\n",
-        b"fffffffffffffffff\r\n",
-        b"5;\x00\r\nhello\r\n",
-        b"0\r\nx\r\n\r\n",
-        b"0\r\nx: \x00\r\n\r\n",
+        *(b"zz\r\n", b"-1\r\n", b"0x5\r\nhello\r\n", b"\r\n", b"5\nhello\r\n0\r\n\r\n"),
+        *(b"5\r\nhelloXX", b"5\r\nhello\n0\r\n\r\n", b"5 \r\nhello\r\n", b"fffffffffffffffff\r\n"),
+        *(b"5;\x00\r\nhello\r\n", b"0\r\nx\r\n\r\n", b"0\r\nx: \x00\r\n\r\n"),
     ],
 )
 def test_malformed_chunk_is_a_400(service: Service, token: bytes, body: bytes) -> None:

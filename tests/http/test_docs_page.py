@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import orjson
 import pytest
 
 from tests.harness.service import Service
@@ -166,13 +165,7 @@ def test_it_shows_the_whole_document(page: Page, service: Service) -> None:
 
 def test_devices_are_listed_and_one_is_ended(page: Page, service: Service) -> None:
     user, script = 48_214, "<img src=x onerror=alert(1)> & <b>móvil</b>"
-    key = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
-    made = [
-        service.request(
-            "POST", "/sesiones", key, orjson.dumps({"ID_Usuario": user, "Dispositivo": device})
-        ).json()
-        for device in ("portátil", script)
-    ]
+    made = [service.new_session(user, device) for device in ("portátil", script)]
     token, rows = made[0]["Token_Sesion"], ".devices li"
     page.one("#token").send_keys(token)
     page.click("#ver-dispositivos")

@@ -224,7 +224,7 @@ async def test_what_needs_no_redis_comes_before_503(without_redis: Client) -> No
     send = without_redis.send
     check_problem(await send("GET", "/nada"), 404)
     check_problem(await send("GET", "/sesiones/logout"), 405)
-    for method, path in CALLER_ROUTES[2:]:
+    for method, path in CALLER_ROUTES:
         if method == "HEAD":
             continue
         check_problem(await send(method, path), 401)

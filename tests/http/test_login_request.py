@@ -16,7 +16,6 @@ from tests.harness.api import (
     DEVICE,
     FORM,
     JSON,
-    LISTED,
     MALFORMED,
     OTHER_USER,
     SERVICE,
@@ -27,6 +26,7 @@ from tests.harness.api import (
     check_problem,
     list_user,
 )
+from tests.harness.contract import LISTED
 from tests.harness.records import age
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Reply

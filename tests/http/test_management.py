@@ -14,7 +14,6 @@ from tests.harness.api import (
     BUCKET_MATE,
     CALLER_ROUTES,
     INTROSPECTION,
-    LISTED,
     OTHER_USER,
     REVOCATION,
     SERVICE,
@@ -27,6 +26,7 @@ from tests.harness.api import (
     list_user,
     post,
 )
+from tests.harness.contract import LISTED
 from tests.harness.records import age, record, session_key, write_record
 from tests.harness.service import Service
 from tests.harness.stores import KEY
@@ -160,22 +160,8 @@ async def test_body_and_query_of_the_owners_deletes_are_ignored(client: Client, 
 
 
 BAD_NUMBERS = [
-    *(
-        "0",
-        "00",
-        "01",
-        "+1",
-        "-1",
-        "1.0",
-        "1e3",
-        "0x1",
-        "1_0",
-        "1 ",
-        " 1",
-        "a",
-        "{}",
-        "{ID_Sesion}",
-    ),
+    *("0", "00", "01", "+1", "-1", "1.0", "1e3", "0x1", "1_0", "1 ", " 1", "a", "{}"),
+    "{ID_Sesion}",
     *("9007199254740992", "9" * 16, "1" * 17, "1/", "/1", "1/2", "\u0661", "1\n", "1%0A", "%31"),
     *("Logoutothers", "logoutOthers/", "usuarios", "introspeccion/", ""),
 ]
@@ -200,17 +186,10 @@ async def test_last_segment_that_is_no_number_of_a_session_is_a_404(
 @pytest.mark.parametrize(
     "path",
     [
-        "/sesiones/usuarios",
-        "/sesiones/usuarios/",
-        "/sesiones//usuarios/@",
-        "/sesiones/usuarios//@",
-        "/sesiones/usuarios/@/",
-        "/sesiones/usuarios/{}/@",
-        "/sesiones/usuarios/{ID_Usuario}",
-        "/sesiones/usuarios/{ID_Usuario}/@",
-        "/sesiones/Usuarios/@",
-        "/sesiones/./usuarios/@",
-        "/sesiones/usuarios/@/1/1",
+        *("/sesiones/usuarios", "/sesiones/usuarios/", "/sesiones//usuarios/@"),
+        *("/sesiones/usuarios//@", "/sesiones/usuarios/@/", "/sesiones/usuarios/{}/@"),
+        *("/sesiones/usuarios/{ID_Usuario}", "/sesiones/usuarios/{ID_Usuario}/@"),
+        *("/sesiones/Usuarios/@", "/sesiones/./usuarios/@", "/sesiones/usuarios/@/1/1"),
         "//sesiones/usuarios/@",
     ],
 )
@@ -226,12 +205,8 @@ async def test_path_that_is_nearly_a_users_is_a_404_and_ends_nothing(
 @pytest.mark.parametrize(
     "path",
     [
-        "/%73esiones/usuarios/7",
-        "/sesiones/%75suarios/7",
-        "/sesiones/usuarios/%37",
-        "/sesiones/usuarios%2F7",
-        "/sesiones/introspecci%6Fn",
-        "/sesiones/logout%4Fthers",
+        *("/%73esiones/usuarios/7", "/sesiones/%75suarios/7", "/sesiones/usuarios/%37"),
+        *("/sesiones/usuarios%2F7", "/sesiones/introspecci%6Fn", "/sesiones/logout%4Fthers"),
     ],
 )
 def test_path_is_compared_as_it_was_sent(redis: "Redis", service: Service, path: str) -> None:

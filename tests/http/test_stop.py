@@ -22,14 +22,13 @@ from sesiones.http.server import _Server
 from sesiones.http.sockets import listen
 from sesiones.settings import Settings
 from tests.harness.faults import hung
-from tests.harness.processes import children, connects, is_running
+from tests.harness.processes import connects, is_running
 from tests.harness.redis_server import RedisServer
-from tests.harness.service import Service, comes_true
+from tests.harness.service import Service, children, comes_true
 from tests.harness.serving import (
     FORM,
     SESSION,
     kept_alive,
-    new_session,
     running,
 )
 
@@ -61,7 +60,7 @@ def test_stop_answers_what_is_in_flight(
     )
     with service, closing(kept_alive(service)) as idle:
         assert service.process is not None
-        token = new_session(service)
+        token = service.new_session()["Token_Sesion"]
         idle.request("GET", "/sesiones/self")
         assert idle.getresponse().read()
         pids = children(service.process.pid)
@@ -91,7 +90,7 @@ def test_stop_answers_a_request_that_comes_on_an_idle_connection(
         Service("--http", http, SESIONES_REDIS_URL=redis_server.url) as service,
         ExitStack() as stack,
     ):
-        header = {"x-auth-token": new_session(service)}
+        header = {"x-auth-token": service.new_session()["Token_Sesion"]}
         # Connections on which nothing was asked yet, a check, and something else.
         connections = [stack.enter_context(closing(kept_alive(service))) for _ in range(9)]
         for number, connection in enumerate(connections):
@@ -203,7 +202,7 @@ def test_stop_accepts_no_connection_while_it_answers_the_last_ones(
     another node instead of waiting."""
     variables = {"SESIONES_REDIS_URL": slow_redis.url, "SESIONES_REDIS_TIMEOUT": "8"}
     with Service("--workers", workers, **variables) as service:
-        token = new_session(service)
+        token = service.new_session()["Token_Sesion"]
         with hung(slow_redis), in_flight(service, token):
             assert service.process is not None
             service.process.terminate()
@@ -259,7 +258,7 @@ def received(connection: socket.socket) -> bytes:
 def test_second_ctrl_c_stops_at_once(slow_redis: RedisServer, workers: str) -> None:
     variables = {"SESIONES_REDIS_URL": slow_redis.url, "SESIONES_REDIS_TIMEOUT": "8"}
     with Service("--workers", workers, **variables) as service:
-        token = new_session(service)
+        token = service.new_session()["Token_Sesion"]
         assert service.process is not None
         assert comes_true(lambda: service.log.count("startup complete") == int(workers), 5)
         # A terminal sends it to the whole group.
