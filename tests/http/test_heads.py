@@ -211,11 +211,6 @@ def test_chunked_among_empty_members_is_chunked(service: Service) -> None:
         assert statuses(talk(service, request)) == [201]
 
 
-@pytest.mark.parametrize("hosts", [b"", HOST * 2, HOST + b"host: otro\r\n"])
-def test_not_exactly_one_host_is_a_400(service: Service, token: bytes, hosts: bytes) -> None:
-    check_refusal(talk(service, check(token).replace(HOST, hosts)), 400)
-
-
 @pytest.mark.parametrize(
     ("host", "status"),
     [

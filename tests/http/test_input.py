@@ -50,7 +50,9 @@ UPGRADE = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
     ],
 )
 @pytest.mark.parametrize("size", [1, 7, 1_000_000])
-async def test_state_after_bytes(sent: bytes, state: Input, size: int) -> None:
+async def test_input_has_the_state_that_the_bytes_lead_to(
+    sent: bytes, state: Input, size: int
+) -> None:
     async with stub_server() as served:
         _, writer = await asyncio.open_connection("127.0.0.1", served.port)
         await until(lambda: bool(served.server.server_state.connections))
