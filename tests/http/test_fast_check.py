@@ -242,6 +242,10 @@ def test_answers_to_generated_requests_are_starlettes(
     compare(both, data, pieces=pieces)
 
 
+LEARNED: set[bytes] = set()
+"""Requests of which the service has a template."""
+
+
 @settings(
     deadline=None,
     max_examples=10 * EXAMPLES,
@@ -266,8 +270,9 @@ def test_answer_to_a_near_copy_of_a_template_is_starlettes(
     inserted: bytes,
 ) -> None:
     known = b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method, target, HOST, credential(sample["live"]))
-    for _ in range(3):
+    for _ in range(3 if known not in LEARNED else 0):
         assert compare(both, known).startswith(b"HTTP/1.1 200")
+    LEARNED.add(known)
     inserted = inserted.replace(b"LIVE", sample["live"]).replace(b"DEAD", sample["unknown"])
     compare(both, known[:at] + inserted + known[at + removed :])
 

@@ -107,7 +107,13 @@ async def test_cancelled_callers_cost_no_other_its_session(cluster: RedisCluster
         await asyncio.gather(*(task for task in tasks if task not in leaving))
 
 
-@pytest.mark.parametrize("failing", ["killed", "hung", "another server", "an empty node"])
+@pytest.mark.parametrize(
+    "failing",
+    [
+        *("hung", "an empty node"),
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("killed", "another server")),
+    ],
+)
 async def test_node_that_fails_costs_its_users_alone(cluster: RedisCluster, failing: str) -> None:
     """The others are as fast as ever, under load. Nor has a session ended because another Redis,
     which has none, answers at the address of a node that is gone."""
