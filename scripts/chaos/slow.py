@@ -49,7 +49,7 @@ def play(short: bool) -> Iterator[Bar]:
             raise NotInstalledError(f"{program}: apt-get install {package}")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    # Without a service key anyone may POST: the bodies are waited for.
+    # Without a service key POST is open: the service waits for the bodies.
     with RedisServer() as redis, Service(SESIONES_REDIS_URL=redis.url) as service:
         if short:
             ages, _ = attack(service.port, "heads", SHORT_CONNECTIONS)

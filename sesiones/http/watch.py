@@ -112,30 +112,33 @@ class Watch:
             await commands.aclose()
 
     async def _log_start(self, commands: Commands) -> None:
-        begun = f"sesiones {sesiones.__version__}"
-        where = self._url
+        """One line as soon as Redis has answered or not, and one more once it does answer."""
+        version = f"sesiones {sesiones.__version__}"
         changed = dict(self._settings.changed())
         changed.pop("SESIONES_REDIS_URL", None)  # the line has it anyway
-        texts = [f"{name}={value}" for name, value in changed.items()]
-        rest = f"settings: {' '.join(texts) or 'the defaults'}"
+        texts = " ".join(f"{name}={value}" for name, value in changed.items())
+        settings = f"settings: {texts or 'the defaults'}"
+        is_first = True
         while True:
             try:
                 masters = await self._look(commands)
             except Exception as error:
-                if begun:
+                if is_first:
                     reason = str(error).rstrip(".") or "no answer in time"
-                    logger.warning("%s; %s does not answer: %s; %s", begun, where, reason, rest)
+                    line = f"{self._url} does not answer: {reason}"
+                    logger.warning("%s; %s; %s", version, line, settings)
             else:
-                are = [f"{name} {master}" for name, master in masters.items()]
-                text = ", ".join(are) if len(are) != 1 else str(*masters.values())
+                answers = [f"{name} {master}" for name, master in masters.items()]
+                answer = ", ".join(answers) if len(masters) != 1 else str(*masters.values())
                 well = all(master.role in ("master", "role unknown") for master in masters.values())
                 level = logging.INFO if well else logging.WARNING
-                if begun:
-                    logger.log(level, "%s; %s answers: %s; %s", begun, where, text, rest)
+                line = f"{self._url} answers: {answer}"
+                if is_first:
+                    logger.log(level, "%s; %s; %s", version, line, settings)
                 else:
-                    logger.log(level, "%s answers: %s", where, text)
+                    logger.log(level, "%s", line)
                 return
-            begun = ""
+            is_first = False
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _look(self, commands: Commands) -> dict[str, _Master]:
