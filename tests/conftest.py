@@ -87,7 +87,7 @@ def deployment_url(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def redis(redis_server: RedisServer) -> Iterator["Redis"]:
     """A plain client on the emptied server, to see what is really there."""
-    with Redis(unix_socket_path=str(redis_server.socket)) as client:
+    with redis_server.client() as client:
         client.flushall()
         yield client
 

@@ -112,7 +112,6 @@ async def test_timeout_and_lost_connection_are_counted_as_errors() -> None:
     with RedisServer() as server:
         async with aclosing(open_store(server.url, timeout_seconds=0.2)) as store:
             await store.create(7, "d")
-            assert server.process is not None
             server.process.send_signal(signal.SIGSTOP)
             asked = [asyncio.create_task(store.find(tokens.make(7))) for _ in range(5)]
             await asyncio.sleep(0.05)
@@ -229,7 +228,6 @@ def test_counts_survive_the_death_of_a_worker(redis_server: RedisServer) -> None
     """No count goes back, nothing of the dead one is left in flight, and the one in its place is
     counted too."""
     with Service("--workers", "2", SESIONES_REDIS_URL=redis_server.url) as service:
-        assert service.process is not None
         name = 'sesiones_checks_total{outcome="invalid"}'
         for round_ in range(3):
             # Both are up, those that replace dead ones too.

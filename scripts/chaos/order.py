@@ -80,7 +80,7 @@ class _Faults:
         if not found:  # the Sentinels name no master at this moment
             return
         server = random.choice(found)
-        if server.process is not None:
+        if server.is_running:
             await asyncio.to_thread(faults[name], server)
             self.times[name] += 1
 
@@ -90,7 +90,6 @@ class _Faults:
 
     def _pause_service(self, _: RedisServer) -> None:
         process = random.choice(self._order.nodes).process
-        assert process is not None
         process.send_signal(signal.SIGSTOP)
         time.sleep(random.uniform(0.05, 0.6))
         process.send_signal(signal.SIGCONT)

@@ -70,7 +70,7 @@ def test_bad_configuration_is_found(
 def test_missing_replicas_are_an_error_where_writes_wait_for_them(sesiones: CommandLine) -> None:
     with (
         RedisServer(port=str(free_port())) as server,
-        Redis(unix_socket_path=str(server.socket)) as redis,
+        server.client() as redis,
     ):
         there = sesiones.at(server.url)
         there.create(7)
@@ -192,7 +192,7 @@ def test_every_master_of_a_cluster_is_examined(
     assert all(subject.endswith(": permissions") for subject in bad)
     assert int(findings["keys"]["text"].split()[0]) >= 120
     for server in cluster.servers.values():
-        with Redis(unix_socket_path=str(server.socket), decode_responses=True) as node:
+        with server.client(decode_responses=True) as node:
             node.persist(next(node.scan_iter("*:h:*", count=1000)))
     assert [line.partition(": ")[2] for line in faults(there)] == ["the key has no expiry"] * 3
     ended = "1 session ended (prefix sesiones, database 0)\n"

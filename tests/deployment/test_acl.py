@@ -49,7 +49,7 @@ def server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def admin(server: RedisServer) -> Iterator["Redis"]:
-    with Redis(unix_socket_path=str(server.socket)) as redis:
+    with server.client() as redis:
         redis.flushall()
         redis.script_flush()
         yield redis

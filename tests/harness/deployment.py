@@ -23,7 +23,7 @@ class Deployment:
 
     @contextmanager
     def redis(self) -> Iterator["Redis"]:
-        with Redis(unix_socket_path=str(self.server.socket), decode_responses=True) as client:
+        with self.server.client(decode_responses=True) as client:
             yield client
 
     def check(self, token: str, path: str = "/sesiones/self") -> Reply:

@@ -29,7 +29,6 @@ def stopped(server: RedisServer) -> Iterator[None]:
 
 @contextmanager
 def hung(server: RedisServer) -> Iterator[None]:
-    assert server.process is not None
     server.process.send_signal(signal.SIGSTOP)
     try:
         yield

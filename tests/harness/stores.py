@@ -7,8 +7,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from redis import Redis
-
 from sesiones.policy import SessionPolicy
 from sesiones.redis_client import Commands
 from sesiones.sesion import StoreUnavailable
@@ -64,9 +62,9 @@ def replica_of(server: RedisServer, **options: Any) -> Iterator[RedisServer]:
     """One that has all the server has, by its port; ``options``: over redis.conf's."""
     with (
         # Without the delay the server would wait 5 s for more replicas.
-        Redis(unix_socket_path=str(server.socket)) as master,
+        server.client() as master,
         RedisServer(port=str(free_port()), **options) as replica,
-        Redis(unix_socket_path=str(replica.socket)) as client,
+        replica.client() as client,
     ):
         master.config_set("repl-diskless-sync-delay", 0)
         client.replicaof("127.0.0.1", server.port)

@@ -122,7 +122,6 @@ def test_requests_that_arrive_while_the_service_is_paused_are_not_slow(
         ) as service,
         ExitStack() as stack,
     ):
-        assert service.process is not None
         connections = [stack.enter_context(service.connect()) for _ in parts]
         for connection, (first, _, _) in zip(connections, parts, strict=True):
             connection.sendall(first)

@@ -126,7 +126,6 @@ def test_redis_that_refuses_is_not_ready_and_named(
 
 def test_redis_that_hangs_is_not_ready_in_time(probed: Deployment) -> None:
     process = probed.server.process
-    assert process is not None
     process.send_signal(signal.SIGSTOP)
     try:
         assert "no responde en 200 ms" in refused(probed.service)

@@ -295,7 +295,7 @@ def test_restart_with_an_overlap_keeps_the_new_unix_socket(
             with running(*flags, **variables) as (new, _):
                 assert comes_true(lambda: listens(path), 10)
                 assert old.poll() is None
-                slow_redis.process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
+                slow_redis.process.send_signal(signal.SIGCONT)
                 assert pending.getresponse().status == 201
                 assert old.wait(timeout=10) == 0
                 assert answers(path)

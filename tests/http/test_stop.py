@@ -59,7 +59,6 @@ def test_stop_answers_what_is_in_flight(
         SESIONES_REDIS_TIMEOUT="8",
     )
     with service, closing(kept_alive(service)) as idle:
-        assert service.process is not None
         token = service.new_session()["Token_Sesion"]
         idle.request("GET", "/sesiones/self")
         assert idle.getresponse().read()
@@ -69,7 +68,7 @@ def test_stop_answers_what_is_in_flight(
             service.process.send_signal(number)
             assert idle.sock.recv(1) == b""  # nothing is owed
             assert service.process.poll() is None
-            slow_redis.process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
+            slow_redis.process.send_signal(signal.SIGCONT)
             statuses = [connection.getresponse().status for connection in pending]
             assert statuses == [200] * 8 + [201]
         begun = time.monotonic()
@@ -101,7 +100,6 @@ def test_stop_answers_a_request_that_comes_on_an_idle_connection(
                 connection.request("POST", "/sesiones", SESSION, FORM)
             if number % 3:
                 assert connection.getresponse().read()
-        assert service.process is not None
         service.process.terminate()
         assert comes_true(lambda: not connects(service.port), 3)
         requests = [("GET", "/sesiones/self", None, header), ("POST", "/sesiones", SESSION, FORM)]
@@ -204,7 +202,6 @@ def test_stop_accepts_no_connection_while_it_answers_the_last_ones(
     with Service("--workers", workers, **variables) as service:
         token = service.new_session()["Token_Sesion"]
         with hung(slow_redis), in_flight(service, token):
-            assert service.process is not None
             service.process.terminate()
             assert comes_true(lambda: not connects(service.port), 3)
             assert service.process.poll() is None
@@ -233,13 +230,11 @@ def test_half_sent_request_does_not_delay_a_stop(redis_server: RedisServer) -> N
         time.sleep(0.3)
         begun = time.monotonic()
         for service in services:
-            assert service.process is not None
             service.process.terminate()
         for service, (head, body) in zip(services, connections, strict=True):
             for connection in head, body:
                 answer = received(connection)
                 assert answer == b"" or answer.startswith(b"HTTP/1.1 408")
-            assert service.process is not None
             assert service.process.wait(timeout=10) == 0
             assert "Traceback" not in service.log
         assert time.monotonic() - begun < 9
@@ -259,7 +254,6 @@ def test_second_ctrl_c_stops_at_once(slow_redis: RedisServer, workers: str) -> N
     variables = {"SESIONES_REDIS_URL": slow_redis.url, "SESIONES_REDIS_TIMEOUT": "8"}
     with Service("--workers", workers, **variables) as service:
         token = service.new_session()["Token_Sesion"]
-        assert service.process is not None
         assert comes_true(lambda: service.log.count("startup complete") == int(workers), 5)
         # A terminal sends it to the whole group.
         group = [service.process.pid, *children(service.process.pid)]

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from redis import Redis
 
 import sesiones
 from sesiones.http import watch
@@ -49,7 +48,7 @@ def test_one_line_at_start_of_all_workers_tells_version_redis_and_settings(
 def test_no_secret_is_in_the_log_of_a_start(
     own_redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Redis(unix_socket_path=str(own_redis.socket)) as admin:
+    with own_redis.client() as admin:
         admin.acl_setuser("guest", enabled=True, passwords=[f"+{PASSWORD}"], commands=["+@all"])
     server = f"127.0.0.1:{own_redis.port}"
     for url in (
@@ -112,7 +111,7 @@ def test_command_that_the_acl_forbids_is_left_out_and_not_asked_again(
     own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(watch, "LOOK_SECONDS", 0.05)
-    with Redis(unix_socket_path=str(own_redis.socket)) as admin:
+    with own_redis.client() as admin:
         admin.acl_setuser(
             "least", enabled=True, passwords=[f"+{PASSWORD}"], commands=["-@all", "+role"]
         )
@@ -126,7 +125,7 @@ def test_command_that_the_acl_forbids_is_left_out_and_not_asked_again(
 
 
 def test_another_eviction_policy_is_one_warning_of_all_workers(own_redis: RedisServer) -> None:
-    with Redis(unix_socket_path=str(own_redis.socket)) as admin:
+    with own_redis.client() as admin:
         admin.config_set("maxmemory-policy", "volatile-ttl")
         try:
             with Service("--workers", "2", SESIONES_REDIS_URL=own_redis.url) as service:
@@ -146,7 +145,7 @@ def test_evictions_are_a_warning_that_is_repeated_each_hour(
 ) -> None:
     monkeypatch.setattr(watch, "LOOK_SECONDS", 0.05)
     with (
-        Redis(unix_socket_path=str(own_redis.socket)) as admin,
+        own_redis.client() as admin,
         caplog.at_level(logging.INFO),
         Watch(Settings(redis_url=own_redis.url)),
     ):

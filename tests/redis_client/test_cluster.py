@@ -142,7 +142,6 @@ async def test_node_that_fails_costs_its_users_alone(cluster: RedisCluster, fail
 
         back = asyncio.Event()
         server = cluster.servers[port]
-        assert server.process is not None
         if failing == "hung":
             server.process.send_signal(signal.SIGSTOP)
         else:
@@ -211,12 +210,12 @@ async def test_refused_writes_cost_no_check_while_the_masters_confirm_the_node(
 
             # Or they say nothing.
             for other in others:
-                cluster.servers[other].process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]
+                cluster.servers[other].process.send_signal(signal.SIGSTOP)
             with pytest.raises(StoreUnavailable):
                 await store.find(made[0].Token_Sesion)
         finally:
             for server in cluster.servers.values():
-                server.process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
+                server.process.send_signal(signal.SIGCONT)
             for client in cluster.clients.values():
                 client.config_set("min-replicas-to-write", 0)
 
@@ -225,7 +224,7 @@ async def test_aclose_fails_what_is_in_flight(cluster: RedisCluster) -> None:
     store = open_store(cluster.url)
     made = [await available(partial(store.create, user, "laptop")) for user in range(500, 510)]
     for server in cluster.servers.values():
-        server.process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]
+        server.process.send_signal(signal.SIGSTOP)
     try:
         out = [asyncio.create_task(store.find(sesion.Token_Sesion)) for sesion in made]
         out.append(asyncio.create_task(store.end(made[0].Token_Sesion, made[0].Token_Sesion)))  # type: ignore[arg-type]
@@ -236,7 +235,7 @@ async def test_aclose_fails_what_is_in_flight(cluster: RedisCluster) -> None:
                 assert isinstance(answer, StoreUnavailable)
     finally:
         for server in cluster.servers.values():
-            server.process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
+            server.process.send_signal(signal.SIGCONT)
     with pytest.raises(StoreUnavailable):
         await store.find(made[0].Token_Sesion)
 
