@@ -1,6 +1,5 @@
 """Bodies as they come over the wire: trailers, slow clients, chunks, early answers."""
 
-import signal
 import socket
 import time
 from contextlib import ExitStack
@@ -9,6 +8,7 @@ import pytest
 from redis import Redis
 
 from tests.harness.api import check_problem
+from tests.harness.faults import hung
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service
 from tests.harness.stores import KEY
@@ -126,11 +126,10 @@ def test_requests_that_arrive_while_the_service_is_paused_are_not_slow(
         for connection, (first, _, _) in zip(connections, parts, strict=True):
             connection.sendall(first)
         time.sleep(4.5)
-        service.process.send_signal(signal.SIGSTOP)
-        for connection, (_, rest, _) in zip(connections, parts, strict=True):
-            connection.sendall(rest)
-        time.sleep(1)
-        service.process.send_signal(signal.SIGCONT)
+        with hung(service):
+            for connection, (_, rest, _) in zip(connections, parts, strict=True):
+                connection.sendall(rest)
+            time.sleep(1)
         for connection, (_, _, status) in zip(connections, parts, strict=True):
             assert [reply.status for reply in receive(connection)] == [status]
 

@@ -1,6 +1,5 @@
 """Health: the process lives; Redis answers in time, takes writes and has the scripts."""
 
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,7 +13,7 @@ from sesiones.redis_client import Argument
 from sesiones.store.scripts import SERVICE_SCRIPTS
 from tests.harness.clocked_redis import ClockedRedis
 from tests.harness.deployment import Deployment
-from tests.harness.faults import client, cut_off, full, misconf, noreplicas
+from tests.harness.faults import client, cut_off, full, hung, misconf, noreplicas
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service
 from tests.harness.stores import KEY, store_on
@@ -125,13 +124,9 @@ def test_redis_that_refuses_is_not_ready_and_named(
 
 
 def test_redis_that_hangs_is_not_ready_in_time(probed: Deployment) -> None:
-    process = probed.server.process
-    process.send_signal(signal.SIGSTOP)
-    try:
+    with hung(probed.server):
         assert "no responde en 200 ms" in refused(probed.service)
         assert probed.service.request("GET", "/livez").status == 200
-    finally:
-        process.send_signal(signal.SIGCONT)
     assert probed.service.request("GET", "/readyz").status == 200
 
 

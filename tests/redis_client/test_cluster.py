@@ -15,6 +15,7 @@ from redis import ResponseError
 from sesiones import tokens
 from sesiones.sesion import Refusal, Sesion, StoreUnavailable
 from sesiones.store import SessionStore
+from tests.harness.faults import hung
 from tests.harness.records import slot_of
 from tests.harness.redis_server import RedisCluster, RedisServer, free_port
 from tests.harness.stores import available, open_store
@@ -223,9 +224,9 @@ async def test_refused_writes_cost_no_check_while_the_masters_confirm_the_node(
 async def test_aclose_fails_what_is_in_flight(cluster: RedisCluster) -> None:
     store = open_store(cluster.url)
     made = [await available(partial(store.create, user, "laptop")) for user in range(500, 510)]
-    for server in cluster.servers.values():
-        server.process.send_signal(signal.SIGSTOP)
-    try:
+    with contextlib.ExitStack() as stack:
+        for server in cluster.servers.values():
+            stack.enter_context(hung(server))
         out = [asyncio.create_task(store.find(sesion.Token_Sesion)) for sesion in made]
         out.append(asyncio.create_task(store.end(made[0].Token_Sesion, made[0].Token_Sesion)))  # type: ignore[arg-type]
         await asyncio.sleep(0.05)
@@ -233,9 +234,6 @@ async def test_aclose_fails_what_is_in_flight(cluster: RedisCluster) -> None:
         async with asyncio.timeout(1):
             for answer in await asyncio.gather(*out, return_exceptions=True):
                 assert isinstance(answer, StoreUnavailable)
-    finally:
-        for server in cluster.servers.values():
-            server.process.send_signal(signal.SIGCONT)
     with pytest.raises(StoreUnavailable):
         await store.find(made[0].Token_Sesion)
 
