@@ -24,7 +24,7 @@ from sesiones.store import SessionStore
 from tests.harness.metrics import counted
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service, children, comes_true
-from tests.harness.stores import KEY, open_store
+from tests.harness.stores import KEY, open_store, service_variables
 
 DOCS = Path(__file__).parents[1] / "docs"
 SERVICE = {"Authorization": f"Bearer {KEY}"}
@@ -158,10 +158,7 @@ def test_latencies_of_a_batch_are_counted_one_by_one() -> None:
 def counting(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator[Service]:
     http, workers = request.param
     with Service(
-        *("--http", http, "--workers", workers),
-        SESIONES_REDIS_URL=redis_server.url,
-        SESIONES_SERVICE_KEY=KEY,
-        SESIONES_REDIS_TIMEOUT="5",
+        "--http", http, "--workers", workers, **service_variables(redis_server.url)
     ) as service:
         yield service
 

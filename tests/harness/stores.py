@@ -19,6 +19,15 @@ EXAMPLES = int(os.environ.get("SESIONES_TEST_EXAMPLES", "50"))
 """Examples of a property-based test; raise it for a long run."""
 
 
+def service_variables(url: str) -> dict[str, str]:
+    """Of a service with a key on that Redis, with patience for a busy machine."""
+    return {
+        "SESIONES_REDIS_URL": url,
+        "SESIONES_SERVICE_KEY": KEY,
+        "SESIONES_REDIS_TIMEOUT": "5",
+    }
+
+
 Opener = Callable[..., SessionStore]
 """open_store(), or what does the same and closes the stores at the end of the test."""
 

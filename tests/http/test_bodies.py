@@ -11,7 +11,7 @@ from tests.harness.api import check_problem
 from tests.harness.faults import hung
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service
-from tests.harness.stores import KEY
+from tests.harness.stores import service_variables
 from tests.harness.wire import (
     CHUNKED,
     CREATION,
@@ -115,11 +115,7 @@ def test_requests_that_arrive_while_the_service_is_paused_are_not_slow(
         (post(CHUNKED, body=b"%x\r\n" % len(CREATION)), CREATION + b"\r\n0\r\n\r\n", 201),
     ]
     with (
-        Service(
-            SESIONES_REDIS_URL=redis_server.url,
-            SESIONES_SERVICE_KEY=KEY,
-            SESIONES_REDIS_TIMEOUT="5",
-        ) as service,
+        Service(**service_variables(redis_server.url)) as service,
         ExitStack() as stack,
     ):
         connections = [stack.enter_context(service.connect()) for _ in parts]

@@ -18,7 +18,7 @@ from sesiones.sesion import StoreUnavailable
 from tests.harness.api import FORM, SERVICE
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service
-from tests.harness.stores import EXAMPLES, KEY
+from tests.harness.stores import EXAMPLES, service_variables
 from tests.harness.stub_server import HOST, SESION, TOKEN, plain, stub_server, until
 
 
@@ -26,12 +26,7 @@ from tests.harness.stub_server import HOST, SESION, TOKEN, plain, stub_server, u
 def both(redis_server: RedisServer) -> Iterator[tuple[Service, Service]]:
     """The service with the fast check and without it, on the same sessions. No session slides
     between two checks of a test."""
-    variables = {
-        "SESIONES_REDIS_URL": redis_server.url,
-        "SESIONES_SERVICE_KEY": KEY,
-        "SESIONES_TOUCH_SECONDS": "60",
-        "SESIONES_REDIS_TIMEOUT": "5",
-    }
+    variables = service_variables(redis_server.url) | {"SESIONES_TOUCH_SECONDS": "60"}
     with Service(**variables) as fast, Service("--http", "httptools", **variables) as reference:
         yield fast, reference
 

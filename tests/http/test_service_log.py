@@ -24,7 +24,7 @@ from tests.harness.pipes import lines_of, narrow_pipe
 from tests.harness.records import index_key, session_key, write_record
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service, children, comes_true, environment, serves
-from tests.harness.stores import KEY
+from tests.harness.stores import KEY, service_variables
 
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -152,9 +152,7 @@ def test_slow_operations_are_logged(redis_server: RedisServer, redis: "Redis") -
 def logged(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator[Service]:
     with Service(
         *("--access-log", "1", "--workers", str(request.param)),
-        SESIONES_REDIS_URL=redis_server.url,
-        SESIONES_SERVICE_KEY=KEY,
-        SESIONES_REDIS_TIMEOUT="5",
+        **service_variables(redis_server.url),
     ) as service:
         yield service
 
