@@ -24,6 +24,7 @@ from sesiones.http.watch import Watch
 from sesiones.http.workers import BEAT_SECONDS, Supervisor
 from sesiones.metrics import ProcessSlots
 from sesiones.settings import Settings, warnings
+from sesiones.store.near_cache import InvalidationTable
 
 IS_KNOWN_UVICORN = uvicorn.__version__.startswith("0.54.")
 if IS_KNOWN_UVICORN:
@@ -67,8 +68,10 @@ def serve(settings: Settings, listeners: Sequence[socket.socket]) -> None:
     try:
         with Watch(settings):
             if settings.workers > 1:
+                table = InvalidationTable() if settings.cache_seconds else None
                 supervisor = Supervisor(
-                    settings.workers, KILL_SECONDS, _work, listeners, settings, ProcessSlots()
+                    *(settings.workers, KILL_SECONDS, _work, listeners),
+                    *(settings, ProcessSlots(), table),
                 )
                 signals.on_stop(supervisor.stop)
                 run = supervisor.run
@@ -90,11 +93,12 @@ def _work(
     listeners: Sequence[socket.socket],
     settings: Settings,
     slots: ProcessSlots,
+    table: InvalidationTable | None,
 ) -> None:
     """A worker process, which ends when the supervisor's end of the heartbeat socket is closed."""
     logs.set_up(settings.log_format)
     try:
-        server = _Server(_config(settings, slots), heartbeat)
+        server = _Server(_config(settings, slots, table), heartbeat)
         signals.on_stop(server.handle_exit)
         signals.release()
         server.run(list(listeners))
@@ -106,9 +110,13 @@ def _work(
         sys.exit(1)
 
 
-def _config(settings: Settings, slots: ProcessSlots | None = None) -> uvicorn.Config:
+def _config(
+    settings: Settings,
+    slots: ProcessSlots | None = None,
+    table: InvalidationTable | None = None,
+) -> uvicorn.Config:
     return uvicorn.Config(
-        functools.partial(create_app, settings, open_without_key=True, slots=slots),
+        functools.partial(create_app, settings, open_without_key=True, slots=slots, table=table),
         factory=True,
         http=_protocol(settings),
         ws="none",
