@@ -177,7 +177,7 @@ def target(
     )
     load = folder / f"{server.name}.lua"
     load.write_text(REQUESTS.replace("@FILE@", str(requests)))
-    pids = [one.process.pid for one in redis if one.process is not None]
+    pids = [one.process.pid for one in redis]
     for pid in pids:
         os.sched_setaffinity(pid, {LOAD_CORE})
     with running(server, redis[0].port) as (process, port):

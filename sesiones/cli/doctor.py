@@ -4,11 +4,10 @@ import json
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from urllib.parse import urlsplit
 
-from redis.connection import parse_url
 from redis.exceptions import RedisError
 
+from sesiones import redis_url
 from sesiones.cli.connections import commands_of, open_patient_store
 from sesiones.cli.console import complain, counted, show, shows_progress
 from sesiones.cli.exits import Exit
@@ -59,13 +58,7 @@ async def run(settings: Settings, options: Namespace) -> Exit:
 
 def place(settings: Settings) -> str:
     """Where the sessions are in Redis. With a mistyped prefix or database a service looks empty."""
-    parts = urlsplit(settings.redis_url)
-    if parts.scheme == "redis+cluster":
-        database = 0
-    elif parts.scheme == "redis+sentinel":
-        database = int(parts.path.lstrip("/").partition("/")[2] or 0)
-    else:
-        database = parse_url(settings.redis_url).get("db", 0)  # type: ignore[no-untyped-call]
+    database = redis_url.parse(settings.redis_url).database
     return f"prefix {settings.key_prefix}, database {database}"
 
 

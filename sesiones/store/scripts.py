@@ -85,7 +85,6 @@ async def evaluate(
     script: Script,
     keys: list[str],
     *arguments: Argument,
-    safe_to_repeat: bool = False,
     on_reply: OnReply | None = None,
 ) -> Any:
     """Run the script once. Return its reply, or what ``on_reply`` makes of it; see
@@ -94,7 +93,7 @@ async def evaluate(
     tag = b"%d" % next(_tags)
     declared = keys if len(keys) == 1 or not script.cross_slot else ()
     rest = (len(declared), *declared, *arguments, tag)
-    options: dict[str, Any] = {"keys": keys, "safe_to_repeat": safe_to_repeat}
+    options: dict[str, Any] = {"keys": keys, "safe_to_repeat": script.safe_to_repeat}
     if on_reply is not None:
         options["on_reply"] = lambda tagged: on_reply(untagged(tag, tagged))
     try:

@@ -49,7 +49,7 @@ def server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def admin(server: RedisServer) -> Iterator["Redis"]:
-    with Redis(unix_socket_path=str(server.socket)) as redis:
+    with server.client() as redis:
         redis.flushall()
         redis.script_flush()
         yield redis
@@ -182,7 +182,9 @@ async def test_without_a_write_command_it_is_not_ready(
 
 
 @pytest.mark.parametrize("user", USES)
-async def test_no_other_keys(server: RedisServer, admin: "Redis", user: str) -> None:
+async def test_keys_of_other_prefixes_are_refused(
+    server: RedisServer, admin: "Redis", user: str
+) -> None:
     become(admin, user)
     async with store_at(url_of(server, user), key_prefix="otros") as store:
         with pytest.raises(StoreUnavailable):

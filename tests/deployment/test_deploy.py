@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import yaml
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.retry import Retry
 
 from sesiones import tokens
 from sesiones.http.server import STOP_SECONDS
@@ -188,7 +190,7 @@ async def test_compose_redis_lets_in_the_service_alone(tmp_path: Path) -> None:
     with (
         compose_redis(tmp_path) as socket,
         Redis(unix_socket_path=str(socket), username="sesiones", password="PASS-WORD") as user,
-        Redis(unix_socket_path=str(socket)) as default,
+        Redis(unix_socket_path=str(socket), retry=Retry(NoBackoff(), 0)) as default,
     ):
         store = open_store(f"unix://sesiones:PASS-WORD@{socket}", max_per_user=2)
         created = [await store.create(7, "d") for _ in range(3)]

@@ -137,9 +137,7 @@ def binary(request: pytest.FixtureRequest) -> str:
 
 def acl(server: RedisServer, *words: str) -> Any:
     """A command of ACL, by the administrator."""
-    with Redis(
-        unix_socket_path=str(server.socket), username="admin", password="ADMIN"
-    ) as administrator:
+    with server.client(username="admin", password="ADMIN") as administrator:
         return administrator.execute_command(*words)
 
 
@@ -204,7 +202,6 @@ async def test_included_acl_breaks(
 @contextmanager
 def full_disk(server: RedisServer) -> Iterator[None]:
     """No file of the server grows any more. (It gets EFBIG, where a full disk gives ENOSPC.)"""
-    assert server.process is not None
     before = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (1, before[1]))
     try:
@@ -276,7 +273,7 @@ async def test_way_out_of_a_full_disk_is_to_do_without_the_append_only_file(
     store = open_store(disk_server.url)
     phone, laptop = [await store.create(7, name) for name in ("phone", "laptop")]
     own, other = phone.Token_Sesion, laptop.Token_Sesion
-    with Redis(unix_socket_path=str(disk_server.socket)) as admin:
+    with disk_server.client() as admin:
         with full_disk(disk_server):
             await until(lambda: refused(lambda: store.create(8, "tablet")))
             admin.config_set("appendonly", "no")
@@ -308,7 +305,7 @@ async def test_without_the_way_out_undone_a_restart_brings_sessions_back(
     """While the append-only file is off, what ends is on no disk: docs/reliability.md says so."""
     store = open_store(disk_server.url)
     phone, laptop = [await store.create(7, name) for name in ("phone", "laptop")]
-    with Redis(unix_socket_path=str(disk_server.socket)) as admin:
+    with disk_server.client() as admin:
         admin.config_set("appendonly", "no")
     assert await store.end(phone.Token_Sesion, laptop.Token_Sesion) == 1
     await store.aclose()
@@ -326,7 +323,6 @@ async def test_appendfsync_always_ends_redis_on_a_full_disk(
     with RedisServer(tmp_path / "data", binary=disk_binary, appendfsync="always") as server:
         store = open_store(server.url, timeout_seconds=1)
         await store.create(7, "laptop")
-        assert server.process is not None
         with full_disk(server):
             with pytest.raises(StoreUnavailable):
                 await store.create(7, "phone")

@@ -162,7 +162,7 @@ def test_after_an_outage_the_same_command_makes_what_is_missing(tmp_path: Path) 
         drawn = in_file(file)
         server.start()
         seed.seed(settings, file, users=10, sessions=2)
-        with Redis(unix_socket_path=str(server.socket)) as redis:
+        with server.client() as redis:
             assert in_redis(redis) == in_file(file) == drawn
         server.stop()
         with pytest.raises(StoreUnavailable):
