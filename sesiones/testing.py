@@ -1,21 +1,36 @@
-"""Redis in this process, on a clock that only the test moves: fakeredis behind Commands."""
+"""For the tests of an application: a SessionStore in memory, on a clock that only the test moves.
+Needs pytest and fakeredis: ``pip install 'sesiones[testing]'``.
+
+pytest_plugins = ["sesiones.testing"]  # in conftest.py
+
+async def test_idle_user_is_logged_out(session_store, session_clock):
+    sesion = await session_store.create(7, "laptop")
+    session_clock.now += 1800
+    assert await session_store.find(sesion.Token_Sesion) is None
+"""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import fakeredis
 import pytest
 
+from sesiones.policy import SessionPolicy
 from sesiones.redis_client import Argument, Execute, Listener, OnReply
-from sesiones.sesion import Sesion
+from sesiones.settings import Settings
+from sesiones.store import SessionStore
 
 START = 1_700_000_000
+"""The time at which a Clock begins, in epoch seconds."""
 
 
 class Clock:
-    """Stands in for the time module wherever fakeredis looks at the time: for a key's expiry
-    (once a command), for relative ones, and for TIME, in a script too."""
+    """The time of Redis, in epoch seconds, which stands still until a test changes ``now``.
+
+    It stands in for the time module wherever fakeredis looks at the time: for a key's expiry (once
+    a command), for relative ones, and for TIME, in a script too.
+    """
 
     def __init__(self) -> None:
         self.now: float = START
@@ -84,6 +99,32 @@ class ClockedRedis:
         self.redis.close()
 
 
-def with_dates(sesion: Sesion, expiracion: int, actividad: int) -> Sesion:
-    """The session with other dates, from START."""
-    return sesion._replace(Fecha_Expiracion=START + expiracion, Ultima_Actividad=START + actividad)
+@pytest.fixture
+def session_clock() -> Iterator[Clock]:
+    """The time of the stores in memory. It moves when the test changes ``session_clock.now``."""
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Clock()
+        clock.install(patch)
+        yield clock
+
+
+@pytest.fixture
+def open_session_store(session_clock: Clock) -> Callable[..., SessionStore]:
+    """Opens stores that share the sessions of one test, as nodes on one Redis do. The arguments are
+    those of SessionPolicy, such as ``idle_seconds``; the defaults are the service's. Raises
+    ValueError for what the settings refuse."""
+    redis = ClockedRedis()
+
+    def open_store(**policy: Any) -> SessionStore:
+        Settings.check(**policy)
+        return SessionStore(
+            lambda: redis, SessionPolicy(**policy), key_prefix="sesiones", timeout_seconds=5
+        )
+
+    return open_store
+
+
+@pytest.fixture
+def session_store(open_session_store: Callable[..., SessionStore]) -> SessionStore:
+    """A store in memory, with the service's defaults. It works in any event loop and thread."""
+    return open_session_store()
