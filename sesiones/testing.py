@@ -18,6 +18,7 @@ import pytest
 
 from sesiones.policy import SessionPolicy
 from sesiones.redis_client import Argument, Execute, Listener, OnReply
+from sesiones.redis_client.subscription import Lease, OnLease, OnMessage
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
 
@@ -92,8 +93,14 @@ class ClockedRedis:
     def on_owner_change(self, listener: Listener) -> None:
         """There is no connection that could be lost."""
 
+    def subscribe(self, channel: str, on_message: OnMessage, on_lease: OnLease) -> None:
+        """No message comes, so no lease begins."""
+
+    def lease(self, bucket: str) -> Lease:
+        return Lease()
+
     def reset(self) -> None:
-        """Nor one to drop."""
+        """There is no connection to drop."""
 
     async def aclose(self) -> None:
         self.redis.close()

@@ -79,12 +79,14 @@ class SessionClient:
 
     # For the owner of a session, with its token.
 
-    async def find(self, token: str) -> Sesion | None:
-        """The live and active session of the token, slid when due; else None."""
+    async def find(self, token: str, *, fresh: bool = False) -> Sesion | None:
+        """The live and active session of the token, slid when due; else None. ``fresh``: the
+        service asks Redis even if its near-cache has the answer."""
         valid = tokens.parse(token)
         if valid is None:
             return None
-        reply = await self._ask("GET", "/sesiones/self", _caller(valid), refusals=[401])
+        headers = _caller(valid) | ({"cache-control": "no-cache"} if fresh else {})
+        reply = await self._ask("GET", "/sesiones/self", headers, refusals=[401])
         return None if reply.is_refusal else reply.session(Token_Sesion=valid, Estado_Sesion=1)
 
     async def end(self, caller: str, designated: str) -> int | Refusal:

@@ -15,7 +15,8 @@ from sesiones.sesion import Sesion, StoreUnavailable
 from sesiones.store.batching import Batcher
 from sesiones.store.events import SessionEvents
 from sesiones.store.keys import Keys, base_of
-from sesiones.store.records import session_of
+from sesiones.store.near_cache import NearCache
+from sesiones.store.records import session_of, window_of
 from sesiones.store.runner import ScriptRunner, WritesRefused, WritesSilent, unavailable
 from sesiones.store.scripts import CHECK, PEEK, Script
 from sesiones.store.tombstones import Tombstones
@@ -41,6 +42,7 @@ class CheckQueue:
         tombstones: Tombstones,
         events: SessionEvents,
         metrics: Metrics,
+        cache: NearCache | None,
         *,
         timeout_seconds: float,
         observe: Callable[[list[float], Sequence[Answer]], None],
@@ -51,6 +53,7 @@ class CheckQueue:
         self._tombstones = tombstones
         self._events = events
         self._metrics = metrics
+        self._cache = cache
         self._timeout_seconds = timeout_seconds
         self._observe = observe
         self._batchers: dict[Hashable, Batcher[str, Sesion | None]] = {}
@@ -163,6 +166,9 @@ class CheckQueue:
                 self._record_ended(keys, entry)
             return replies
 
+        # A degraded read may come from another connection than the lease is for.
+        cache = self._cache if script is CHECK else None
+        read = cache.begin(batch, keys) if cache is not None else None
         commands = self._runner.main
         execute: Execute = commands.execute
         if on_master:
@@ -180,13 +186,20 @@ class CheckQueue:
             on_reply=None if script.read_only else on_reply,
         )
         with unavailable():
-            *flat, slides, _ = replies
-            records = zip(batch, flat[::2], flat[1::2], strict=True)
+            *flat, microseconds, slides, _ = replies
+            texts = flat[::2]
+            records = zip(batch, texts, flat[1::2], strict=True)
             sesiones = [session_of(token, text, expiry) for token, text, expiry in records]
         if self._tombstones.any_of(keys):
             for index, key in enumerate(keys):
                 if key in self._tombstones:
                     sesiones[index] = None
+        if cache is not None and read is not None:
+            windows = [
+                0 if sesion is None else window_of(text)
+                for sesion, text in zip(sesiones, texts, strict=True)
+            ]
+            cache.fill(read, sesiones, windows, microseconds / 1e6)
         return sesiones, slides
 
     def _record_ended(self, keys: list[str], entry: list[Any]) -> None:

@@ -47,6 +47,11 @@ def session_of(token: str, text: bytes | None, expiry: int | None = None) -> Ses
         return None
 
 
+def window_of(text: bytes) -> int:
+    """The window in seconds of a session, from the text that session_of() accepts."""
+    return int(text.split(b" ", 3)[2])
+
+
 def user_session_of(digest: str, text: bytes, expiry: int) -> UserSession | None:
     """The session of a digest, from the same reply. Of its token only the fingerprint is known."""
     fingerprint = tokens.fingerprint_of_digest(digest)

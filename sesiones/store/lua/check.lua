@@ -10,7 +10,7 @@
 -- ARGV[3..]  keys of sessions, of any slots of this node
 --
 -- Return value: an array: two entries for each key of ARGV, as fetch() in session.lua returns them;
--- an integer, how many sessions were slid; and an array of the sessions that ended because their
+-- an integer, Redis's time in microseconds; an integer, how many sessions were slid; and an array of the sessions that ended because their
 -- index had lost them, each as delete() returns it. Only what decides whether a slide is due is
 -- parsed: the caller finds malformed records, and each costs no other session its check.
 --
@@ -56,5 +56,5 @@ local reply = {}
 for i = 3, #ARGV do
   reply[2 * i - 5], reply[2 * i - 4] = check(ARGV[i])
 end
-reply[#reply + 1], reply[#reply + 2] = slides, ended
+reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = time[1] * 1e6 + time[2], slides, ended
 return reply

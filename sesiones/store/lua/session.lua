@@ -21,7 +21,12 @@ local RECORD = '^(%d+) (%d+) (%d+) ([01]) (%d+) (%d+):(.*)$'
 local SECONDS_MAX = 1e12 -- of any date or window: EXPIREAT refuses what is far beyond
 local INT_MAX = 9007199254740991
 
-local now = tonumber(redis.call('TIME')[1])
+local time = redis.call('TIME')
+local now = tonumber(time[1])
+
+-- The digests of the sessions that this call has ended or changed, with their keys' base. The store
+-- publishes them after the operation, on the channel <prefix>:invalidated.
+local invalidated = {}
 
 -- Lua's own tostring() rounds integers above 10^14.
 local function int(number)
@@ -110,6 +115,7 @@ local function delete(base, digest)
   local key = base .. 'h:' .. digest
   local session = parse(redis.pcall('HGET', key, '1')) or {}
   if redis.call('DEL', key) == 1 then
+    invalidated.base, invalidated[#invalidated + 1] = base, digest
     return {digest, session.id or '', session.usuario or ''}
   end
 end
@@ -161,6 +167,7 @@ local function write(key, session, expiracion)
     return delete(base, digest)
   elseif expiracion <= now then
     prune_and_expire(index)
+    invalidated.base, invalidated[#invalidated + 1] = base, digest
     session.text, session.expiracion = false, false
     return
   end
@@ -169,6 +176,7 @@ local function write(key, session, expiracion)
     prune(index)
     redis.call('EXPIREAT', index, int(expiracion), 'GT')
   else
+    invalidated.base, invalidated[#invalidated + 1] = base, digest
     prune_and_expire(index)
   end
   session.expiracion = expiracion
