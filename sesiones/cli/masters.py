@@ -111,7 +111,7 @@ async def _user(execute: Execute) -> Finding:
         "warning",
         "permissions",
         f"the user {name} may do everything, FLUSHALL too",
-        "Give the service an ACL user of its own: docs/operate.md has one.",
+        "Give the service an ACL user of its own: docs/acl.conf has one.",
     )
 
 

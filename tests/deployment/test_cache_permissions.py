@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from sesiones.cli.near_cache import examine_channel, examine_near_cache
 from sesiones.metrics import CACHE_LOOKUPS, cell
+from sesiones.redis_client import connect
+from sesiones.settings import Settings
 from sesiones.store import SessionStore
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.stores import open_store
@@ -26,7 +29,7 @@ def rules(page: str, pattern: str) -> str:
 
 
 BASE = rules("acl.conf", "user sesiones (.*)")
-CACHE = rules("operate.md", r"ACL SETUSER sesiones (\+publish .*)")
+CACHE = rules("operate.md", "ACL SETUSER sesiones (.*)")
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +60,12 @@ async def use(store: SessionStore) -> None:
     assert await store.find(sesion.Token_Sesion) is None
 
 
+def url_of(server: RedisServer) -> str:
+    return f"redis://sesiones:PASSWORD@127.0.0.1:{server.port}/0"
+
+
 def store_of(server: RedisServer) -> SessionStore:
-    url = f"redis://sesiones:PASSWORD@127.0.0.1:{server.port}/0"
-    return open_store(url, touch_seconds=30, cache_seconds=30)
+    return open_store(url_of(server), touch_seconds=30, cache_seconds=30)
 
 
 async def test_documented_permissions_are_enough_for_the_cache(server: RedisServer) -> None:
@@ -92,3 +98,15 @@ async def test_they_are_two_commands_and_one_channel(server: RedisServer) -> Non
             ("SPUBLISH", "sesiones:invalidated", "x"),
         ):
             assert admin.acl_dryrun("sesiones", *command) != b"OK"
+
+
+async def test_operators_get_the_same(server: RedisServer) -> None:
+    assert rules("operate.md", "ACL SETUSER sesiones-operator (.*)") == CACHE
+    become(server, f"{rules('acl.conf', 'user sesiones-operator (.*)')} {CACHE} >PASSWORD")
+    settings = Settings(redis_url=url_of(server), cache_seconds=30, touch_seconds=30)
+    async with aclosing(connect(settings.redis_url, 5)) as commands:
+        (execute,) = (await commands.masters()).values()
+        finding = await examine_channel(execute, settings)
+    assert (finding.level, finding.advice) == ("ok", "")
+    async with aclosing(connect(settings.redis_url, 5)) as commands:
+        assert (await examine_near_cache(commands, settings)).level == "ok"
