@@ -27,6 +27,7 @@ import sesiones
 from sesiones import Login, Sesion, SessionStore, SyncSessionStore, UserSession
 from sesiones.clients.http import SessionClient
 from sesiones.clients.starlette import SessionBackend
+from sesiones.metrics import CACHE_LOOKUPS, cell
 from sesiones.settings import Settings
 from tests.harness import asgi
 from tests.harness.records import counter_key, index_key
@@ -62,6 +63,14 @@ async def run(example: str, redis_url: str, url: str = "") -> dict[str, Any]:
 async def test_example_of_the_store_works(redis_server: RedisServer, redis: "Redis") -> None:
     await run(EXAMPLES["Store"][0], redis_server.url)
     assert redis.exists(counter_key(7))
+
+
+async def test_example_of_the_near_cache_works(redis_server: RedisServer, redis: "Redis") -> None:
+    example = EXAMPLES["A near-cache"][0].replace("timeout(1)", "timeout(20)")  # a busy machine
+    names = await run(example, redis_server.url)
+    lookups = names["near"].metrics.sums()
+    assert lookups[cell(CACHE_LOOKUPS, "hit")] + lookups[cell(CACHE_LOOKUPS, "miss")] > 100
+    assert lookups[cell(CACHE_LOOKUPS, "miss")] >= 3
 
 
 async def test_example_of_a_login_works(redis_server: RedisServer, redis: "Redis") -> None:
