@@ -33,8 +33,12 @@ async def examine_channel(execute: Execute, settings: Settings) -> Finding:
     except RedisError as error:
         return Finding("ok", "channel", f"not known: {error}")
     if not refused:
-        return Finding("ok", "channel", f"the user may {' and '.join(needed)} on {channel}")
-    text = f"the user may not {' nor '.join(refused)} on {channel}"
+        return Finding(
+            "ok",
+            "channel",
+            f"the user of SESIONES_REDIS_URL may {' and '.join(needed)} on {channel}",
+        )
+    text = f"the user of SESIONES_REDIS_URL may not {' nor '.join(refused)} on {channel}"
     advice = f"+publish +subscribe &{channel}: see docs/operate.md, The near-cache."
     if settings.cache_seconds:
         return Finding("error", "channel", text, f"Without it every check asks Redis. Add {advice}")

@@ -41,14 +41,20 @@ def default_user(redis: "Redis", *rules: str) -> Iterator[None]:
 def test_doctor_finds_a_lease_where_the_cache_is_on(sesiones: CommandLine) -> None:
     code, findings, bad = sesiones.doctor(*CACHE)
     assert (code, bad) == (0, ["permissions", "prefix"])
-    assert findings["channel"]["text"] == f"the user may publish and subscribe on {CHANNEL}"
+    assert (
+        findings["channel"]["text"]
+        == f"the user of SESIONES_REDIS_URL may publish and subscribe on {CHANNEL}"
+    )
     assert findings["near-cache"]["text"].startswith("a lease on 1 master within ")
     assert findings["near-cache"]["text"].endswith(" from memory is at most 30 s old")
 
 
 def test_doctor_names_the_channel_of_the_prefix(sesiones: CommandLine) -> None:
     findings = sesiones.doctor("--key-prefix", "otros").findings
-    assert findings["channel"]["text"] == "the user may publish on otros:invalidated"
+    assert (
+        findings["channel"]["text"]
+        == "the user of SESIONES_REDIS_URL may publish on otros:invalidated"
+    )
 
 
 @pytest.mark.usefixtures("impatient")
@@ -68,7 +74,10 @@ def test_missing_permission_is_an_error_where_the_cache_is_on(
         code, findings, _ = sesiones.doctor(*CACHE)
     assert code == 1
     assert findings["channel"]["level"] == findings["near-cache"]["level"] == "error"
-    assert findings["channel"]["text"] == f"the user may not {missing} on {CHANNEL}"
+    assert (
+        findings["channel"]["text"]
+        == f"the user of SESIONES_REDIS_URL may not {missing} on {CHANNEL}"
+    )
     assert f"+publish +subscribe &{CHANNEL}" in findings["channel"]["advice"]
     assert findings["near-cache"]["text"].startswith("no lease on 1 of 1 master: ")
     assert "no permissions" in findings["near-cache"]["text"]
@@ -81,7 +90,10 @@ def test_node_without_a_cache_that_may_not_publish_gets_a_hint(
     with default_user(own, "-publish", "-subscribe"):
         code, findings, bad = sesiones.doctor()
     assert (code, bad) == (0, ["permissions", "prefix"])
-    assert findings["channel"]["text"] == f"the user may not publish on {CHANNEL}"
+    assert (
+        findings["channel"]["text"]
+        == f"the user of SESIONES_REDIS_URL may not publish on {CHANNEL}"
+    )
     assert "Before any node has a near-cache" in findings["channel"]["advice"]
     assert "near-cache" not in findings
 
