@@ -13,7 +13,7 @@ from sesiones.cli.near_cache import examine_near_cache
 from sesiones.redis_client import connect
 from sesiones.settings import Settings
 from tests.harness.command_line import CommandLine
-from tests.harness.redis_server import RedisCluster, RedisServer, free_port
+from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
 from tests.harness.relay import Relay
 
 CACHE = ("--cache-seconds", "30", "--touch-seconds", "30")
@@ -132,6 +132,14 @@ def test_lease_on_each_master_of_a_cluster(
     assert code == 1
     assert findings[f"127.0.0.1:{address}: channel"]["level"] == "error"
     assert findings["near-cache"]["text"].startswith("no lease on 1 of 3 masters: ")
+
+
+@pytest.mark.sentinel
+def test_lease_on_the_master_behind_sentinel(sesiones: CommandLine) -> None:
+    with RedisSentinels(replicas=0, sentinels=1) as redis:
+        code, findings, _ = sesiones.at(redis.url).doctor(*CACHE)
+    assert code == 0
+    assert findings["near-cache"]["text"].startswith("a lease on 1 master within ")
 
 
 @pytest.mark.anyio
