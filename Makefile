@@ -8,7 +8,8 @@
 # make gateways       the gateways of docs/gateways on their files there, the service behind them
 # make gateways-table the same, and writes the table of docs/gateways/README.md
 # make gateways-cost  requests/s and latency through each, with and without the check (needs wrk)
-# make openapi        schemathesis, every check on, over the OpenAPI document (a minute)
+# make openapi        schemathesis, every check on, over the OpenAPI document (a minute), and clients
+#                     that generators make of it: in Python, and in TypeScript where npm is installed
 # make browser        the page at /docs in headless Chromium (Debian: chromium, chromium-driver)
 #
 # make chaos          the failure scenarios in full, with their bars and figures (an hour)
@@ -71,6 +72,7 @@ gateways-cost: .venv/gateways
 
 openapi: .venv/openapi
 	$(BIN)/python -m scripts.openapi --max-time 60
+	$(BIN)/python -m scripts.openapi_clients
 
 browser: .venv/browser
 	$(BIN)/python -m pytest tests/http/test_docs_page.py

@@ -10,7 +10,8 @@ median of its rounds. The cost is CPU time: utime + stime of the server's proces
 requests served, which others on the machine disturb less than rates. The other servers read a plain
 hash of seven fields, with the same data. In every round the replies to a sample of tokens are
 checked to be those sessions. Rates and latencies are of a closed loop at saturation: good for
-comparing servers, not for sizing one.
+comparing servers, not for sizing one. "hits" is the share of the checks that the near-cache
+answered, from the server's own /metrics.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import http.client
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -28,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -53,7 +56,12 @@ class Round:
     rate: float
     p50_us: float
     p99_us: float
+    hits: float | None
+    """The share of the checks that the near-cache answered; None where there is no near-cache."""
 
+
+REFERENCES = "webdis", "nginx"
+"""The servers that every other one is compared with, round by round."""
 
 REQUESTS = """
 local requests, i = {}, 0
@@ -154,6 +162,23 @@ def check_sample(server: Server, port: int, sessions: list[Session]) -> None:
             raise SystemExit(f"{server.name}: a wrong reply: {response.status} {reply[:500]}")
 
 
+LOOKUPS = re.compile(r'^sesiones_cache_lookups_total\{outcome="(hit|miss)"\} (\S+)$', re.M)
+
+
+def cache_lookups(target: "Target") -> tuple[float, float]:
+    """The hits of the near-cache and all of its lookups so far; zeros where there is none."""
+    if not target.server.is_ours:
+        return 0, 0
+    with urllib.request.urlopen(f"http://127.0.0.1:{target.port}/metrics", timeout=10) as response:
+        found = {name: float(value) for name, value in LOOKUPS.findall(response.read().decode())}
+    return found.get("hit", 0), sum(found.values())
+
+
+def share_of_hits(before: tuple[float, float], after: tuple[float, float]) -> float | None:
+    lookups = after[1] - before[1]
+    return (after[0] - before[0]) / lookups if lookups else None
+
+
 @dataclasses.dataclass
 class Target:
     """A server that runs."""
@@ -186,11 +211,13 @@ def target(
 
 def measure(target: Target, connections: int, seconds: int) -> Round:
     url = f"http://127.0.0.1:{target.port}"
+    cache_before = cache_lookups(target)
     before = cpu_us(target.pid), sum(map(cpu_us, target.redis_pids))
     result = wrk.run(
         url, connections=connections, seconds=seconds, script=target.load, core=LOAD_CORE
     )
     after = cpu_us(target.pid), sum(map(cpu_us, target.redis_pids))
+    cache_after = cache_lookups(target)
     time.sleep(0.1)  # for the requests whose clients have left
     check_sample(target.server, target.port, target.sessions)
     if result.failed:
@@ -203,6 +230,7 @@ def measure(target: Target, connections: int, seconds: int) -> Round:
         result.rate,
         result.p50_ms * 1000,
         result.p99_ms * 1000,
+        share_of_hits(cache_before, cache_after),
     )
 
 
@@ -211,24 +239,31 @@ def median(rounds: list[Round], field: str) -> float:
 
 
 def table(results: dict[str, list[Round]]) -> str:
-    """The medians; the ratio is of the rounds side by side."""
+    """The medians; the ratios are of the rounds side by side."""
     lines = [
-        f"{'server':<11}{'what':<34}{'CPU us':>8}{'Redis us':>9}{'req/s':>9}{'p50 us':>8}"
-        f"{'p99 us':>8}{'/webdis':>9}"
+        f"{'server':<15}{'what':<34}{'CPU us':>8}{'Redis us':>9}{'hits':>7}{'req/s':>9}"
+        f"{'p50 us':>8}{'p99 us':>8}" + "".join(f"{f'/{name}':>9}" for name in REFERENCES)
     ]
     for server in SERVERS:
         if not (rounds := results.get(server.name)):
             continue
-        ratio = "-"
-        if reference := results.get("webdis"):
-            pairs = zip(rounds, reference, strict=True)
-            ratio = f"{statistics.median(a.server_us / b.server_us for a, b in pairs):.2f}"
+        shares = [one.hits for one in rounds if one.hits is not None]
+        hits = f"{statistics.median(shares):.1%}" if shares else "-"
         lines.append(
-            f"{server.name:<11}{server.what:<34}{median(rounds, 'server_us'):>8.1f}"
-            f"{median(rounds, 'redis_us'):>9.1f}{median(rounds, 'rate'):>9.0f}"
-            f"{median(rounds, 'p50_us'):>8.0f}{median(rounds, 'p99_us'):>8.0f}{ratio:>9}"
+            f"{server.name:<15}{server.what:<34}{median(rounds, 'server_us'):>8.1f}"
+            f"{median(rounds, 'redis_us'):>9.1f}{hits:>7}{median(rounds, 'rate'):>9.0f}"
+            f"{median(rounds, 'p50_us'):>8.0f}{median(rounds, 'p99_us'):>8.0f}"
+            + "".join(f"{ratio(rounds, results.get(name)):>9}" for name in REFERENCES)
         )
     return "\n".join(lines)
+
+
+def ratio(rounds: list[Round], reference: list[Round] | None) -> str:
+    """Of the CPU times of the server, as the median of the rounds side by side."""
+    if not reference:
+        return "-"
+    pairs = zip(rounds, reference, strict=True)
+    return f"{statistics.median(a.server_us / b.server_us for a, b in pairs):.2f}"
 
 
 def draw(everything: dict[int, dict[str, list[Round]]], path: Path) -> None:
@@ -247,10 +282,7 @@ def draw(everything: dict[int, dict[str, list[Round]]], path: Path) -> None:
     for (connections, results), panel in zip(everything.items(), panels[:, 0], strict=True):
         shown = [server for server in SERVERS if server.name in results][::-1]
         names = [f"{server.name}: {server.what}" for server in shown]
-        ours = [
-            "#1b6ca8" if server.command.__qualname__.startswith("sesiones") else "#9aa5b1"
-            for server in shown
-        ]
+        ours = ["#1b6ca8" if server.is_ours else "#9aa5b1" for server in shown]
         server_us = [median(results[server.name], "server_us") for server in shown]
         redis_us = [median(results[server.name], "redis_us") for server in shown]
         panel.barh(names, server_us, color=ours)

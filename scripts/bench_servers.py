@@ -22,6 +22,10 @@ class Server:
     cluster: bool = False
     """On a Cluster of three masters."""
 
+    @property
+    def is_ours(self) -> bool:
+        return self.command.__qualname__.startswith("sesiones")
+
 
 async def floor(scope: Any, receive: Any, send: Any) -> None:
     """uvicorn's own floor: an application that does nothing."""

@@ -19,8 +19,20 @@ from scripts.command_line import run
 from tests.harness.redis_binary import find_binaries
 
 NAMES = (
-    *("sentinel", "cluster", "restart", "outages", "order", "silence", "workers", "departures"),
-    *("churn", "million", "inputs", "fast_check", "slow"),
+    "sentinel",
+    "cluster",
+    "restart",
+    "outages",
+    "order",
+    "silence",
+    "cache",
+    "workers",
+    "departures",
+    "churn",
+    "million",
+    "inputs",
+    "fast_check",
+    "slow",
 )
 """In the order of the table. Each is a module of this package."""
 SCENARIOS: dict[str, Callable[[bool], Iterable[Bar]]] = {

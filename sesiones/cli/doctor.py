@@ -13,6 +13,7 @@ from sesiones.cli.console import complain, counted, show, shows_progress
 from sesiones.cli.exits import Exit
 from sesiones.cli.findings import PERMISSION_ADVICE, Finding, unreachable
 from sesiones.cli.masters import examine_master
+from sesiones.cli.near_cache import examine_near_cache
 from sesiones.cli.sentinels import examine_sentinels
 from sesiones.logs import escaped
 from sesiones.redis_client import Commands
@@ -43,6 +44,9 @@ async def run(settings: Settings, options: Namespace) -> Exit:
         async for finding in examine(commands, settings):
             report(finding)
     if not any(finding.subject == "connection" for finding in findings):
+        if settings.cache_seconds:
+            async with aclosing(commands_of(settings)) as commands:
+                report(await examine_near_cache(commands, settings))
         async with open_patient_store(settings) as store:
             report(await examine_prefix(store, settings))
             report(await examine_store(store))

@@ -9,6 +9,7 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from sesiones.cli.console import counted
 from sesiones.cli.findings import PERMISSION_ADVICE, Finding, Level, unreachable
+from sesiones.cli.near_cache import examine_channel
 from sesiones.redis_client import Commands, Execute
 from sesiones.redis_client.info import Info
 from sesiones.redis_url import parse
@@ -28,6 +29,7 @@ async def examine_master(execute: Execute, settings: Settings) -> AsyncIterator[
         yield await _latency(execute, settings.redis_timeout * 1000)
         yield await _clock(execute)
         yield await _user(execute)
+        yield await examine_channel(execute, settings)
     except (RedisError, OSError, TimeoutError) as error:
         yield unreachable(error)
         return
@@ -101,7 +103,7 @@ async def _user(execute: Execute) -> Finding:
         "warning",
         "permissions",
         f"the user {name} may do everything, FLUSHALL too",
-        "Give the service an ACL user of its own: docs/operate.md has one.",
+        "Give the service an ACL user of its own: docs/acl.conf has one.",
     )
 
 

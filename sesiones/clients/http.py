@@ -271,7 +271,7 @@ class _Reply:
                 UserSession(
                     ID_Usuario=ID_Usuario,
                     fingerprint=None,
-                    Actual=each.get("Actual"),
+                    Actual=_bool_or_none(each.get("Actual")),
                     **{field: valid_field(field, each[field]) for field in LISTED},
                 )
                 for each in orjson.loads(self._content)["Sesiones"]
@@ -308,6 +308,12 @@ def _expected_shape() -> Iterator[None]:
         yield
     except MALFORMED_REPLY_ERRORS as error:
         raise StoreUnavailable(f"no reply of a service: {type(error).__name__}") from error
+
+
+def _bool_or_none(value: object) -> bool | None:
+    if value is None or isinstance(value, bool):
+        return value
+    raise TypeError("Actual must be true or false")
 
 
 def _caller(token: str) -> dict[str, str]:

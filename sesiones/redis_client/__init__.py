@@ -75,8 +75,8 @@ class Commands(Protocol):
         connection was opened; without an open connection, now."""
 
     def subscribe(self, channel: str, on_message: OnMessage, on_lease: OnLease) -> None:
-        """Listen to a channel on every master, from its next connection on. ``on_message`` is
-        called with each message; see subscription.py."""
+        """Listen to a channel on every master, beside the connections of this. ``on_message`` is
+        called with each message; see subscription.py. To be called before the first command."""
 
     def lease(self, bucket: str) -> Lease:
         """The lease on what execute() reads of the bucket's keys now. While it lasts, every message

@@ -216,14 +216,10 @@ class Cluster:
                 address, lambda: self._node_ids, self._options, self._timeout_seconds
             )
             server.on_owner_change(lambda _: self._connection_lost(address))
-            if self._subscribe is not None:
-                self._subscribe(server)
         return server
 
     def subscribe(self, channel: str, on_message: OnMessage, on_lease: OnLease) -> None:
         self._subscribe = lambda server: server.subscribe(channel, on_message, on_lease)
-        for server in self._servers.values():
-            self._subscribe(server)
 
     def lease(self, bucket: str) -> Lease:
         server = self._servers.get(self.node_of(bucket) or ("", 0))
@@ -279,6 +275,7 @@ class Cluster:
         if self._subscribe is not None:
             # A session may come to any master at any time, so each is listened to from the start.
             for address in {address for address in masters if address}:
+                self._subscribe(self._server(address))
                 self._server(address).open()
 
     def _drop_unused_servers(self) -> None:

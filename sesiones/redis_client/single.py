@@ -67,6 +67,8 @@ class Server:
         self._listener: Listener = lambda _: None
         self._opening = SingleFlight(self._open)
         self._subscriber: Subscriber | None = None
+        self._connect = partial(_connect, pool)
+        """Opens another connection to the server of the newest one."""
 
     async def execute(
         self,
@@ -166,12 +168,16 @@ class Server:
                 replaced.fail("replaced by another connection")
         self._open_connections.add(connection)
         self._connection = connection
+        self._connect = partial(_connect, pool)
         if self._subscriber is not None:
-            self._subscriber.follow(connection, partial(_connect, pool), self._verify)
+            self._subscriber.follow(connection, self._connect, self._verify)
         return connection
 
     def subscribe(self, channel: str, on_message: OnMessage, on_lease: OnLease) -> None:
-        self._subscriber = Subscriber(channel, on_message, on_lease)
+        if self._subscriber is None:
+            self._subscriber = Subscriber(channel, on_message, on_lease)
+            if self._connection is not None and self._connection.usable:
+                self._subscriber.follow(self._connection, self._connect, self._verify)
 
     def lease(self, bucket: str) -> Lease:
         return NO_LEASE if self._subscriber is None else self._subscriber.lease
@@ -206,12 +212,12 @@ class Server:
     def reset(self) -> None:
         for connection in [*self._open_connections]:
             connection.fail("reset")
+        if self._subscriber is not None:
+            self._subscriber.drop()
 
     async def aclose(self) -> None:
         self._opening.close()
         self.reset()
-        if self._subscriber is not None:
-            self._subscriber.drop()
 
 
 async def _connect(pool: ConnectionPool) -> AbstractConnection:

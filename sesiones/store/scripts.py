@@ -25,14 +25,21 @@ class MismatchedReplyError(RedisError):
         return "a reply of another call"
 
 
-PUBLISH = """\
+OPERATE = "local reply = operation()\n"
+"""Runs a script's body."""
+OPERATE_AND_PUBLISH = """\
+local done, reply = pcall(operation)
 if invalidated[1] then
   -- An ACL that does not allow it must fail no operation: it is needed only where there is a cache.
   redis.pcall('PUBLISH', string.match(invalidated.base, '^[^{]*') .. 'invalidated',
     table.concat(invalidated, ' '))
 end
+if not done then
+  error(reply, 0)
+end
 """
-"""The last write of a script tells the caches of every node what it has ended or changed."""
+"""Runs a script's body. Its last write tells the caches of every node what it has ended or changed.
+That comes behind an error, too, because Redis takes nothing back that a script has written."""
 
 
 class Script:
@@ -52,9 +59,8 @@ class Script:
         self.source = (
             f"{shebang}\nlocal tag = table.remove(ARGV)\n{shared}\n"
             f"local function operation()\n{body}\nend\n"
-            "local reply = operation()\n"
+            f"{OPERATE if 'no-writes' in flags else OPERATE_AND_PUBLISH}"
             "if type(reply) == 'table' and reply.err then\n  return reply\nend\n"
-            f"{'' if 'no-writes' in flags else PUBLISH}"
             "return {tag, reply}\n"
         )
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()

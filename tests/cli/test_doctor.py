@@ -366,3 +366,9 @@ def test_every_sentinel_of_the_url_is_asked(sesiones: CommandLine) -> None:
         assert code == 1
         assert findings["sentinel 127.0.0.1:1"]["level"] == "error"
         assert "Sentinels" in findings[names[0]]["text"]
+        # What docs/deploy/README.md says that it needs there.
+        allowed = "+sentinel|get-master-addr-by-name", "+sentinel|masters"
+        words = "ACL", "SETUSER", "default", "reset", "on", "nopass", *allowed
+        for client in redis.sentinels.values():
+            client.execute_command(*words)  # type: ignore[no-untyped-call]
+        assert not set(names) & set(there.doctor().bad)

@@ -159,15 +159,19 @@ async def test_aclfile_keeps_a_new_password(binary: str, tmp_path: Path) -> None
     assert made is not None
     users = tmp_path / "users.acl"
     command = made[0].replace("/etc/redis/users.acl", str(users))
-    command = command.replace("another-password", "ADMIN").replace("a-password", "OLD")
+    for there, here in ("a-password", "OLD"), ("another-password", "OPERATOR"):
+        command = command.replace(f">{there}", f">{here}")
+    command = command.replace("a-third-password", "ADMIN")
     subprocess.run(["sh", "-ec", command], cwd=CONFIGURATION.parent, check=True)  # noqa: ASYNC221
     with RedisServer(binary=binary, aclfile=str(users)) as server:
         assert await lets_in(server, "OLD")
-        acl(server, "ACL", "SETUSER", "sesiones", ">NEW")
-        assert await lets_in(server, "OLD")
-        assert await lets_in(server, "NEW")
-        acl(server, "ACL", "SETUSER", "sesiones", "<OLD")
-        acl(server, "ACL", "SAVE")
+        add, remove = re.findall(r"^```\n(ACL .*?)^```$", text, re.DOTALL | re.MULTILINE)
+        for commands, lets_in_old in (add, True), (remove, False):
+            for line in commands.splitlines():
+                words = line.replace("new-password", "NEW").replace("a-password", "OLD").split()
+                acl(server, *words)
+            assert await lets_in(server, "OLD") is lets_in_old
+            assert await lets_in(server, "NEW")
         acl(server, "CONFIG", "REWRITE")
         for _ in range(2):
             assert not await lets_in(server, "OLD")
@@ -182,9 +186,8 @@ async def test_included_acl_breaks(
     """Why it has to be an aclfile: after ACL SETUSER the old password is back with a restart, and
     after CONFIG REWRITE there is none."""
     users = tmp_path / "acl.conf"
-    users.write_text(
-        ACL.read_text("utf-8").replace("PASSWORD", "OLD") + "user admin on >ADMIN ~* &* +@all\n"
-    )
+    rules = ACL.read_text("utf-8").replace(">PASSWORD", ">OLD")
+    users.write_text(f"{rules}user admin on >ADMIN ~* &* +@all\n")
     with RedisServer(binary=binary, include=str(users)) as server:
         acl(server, "ACL", "SETUSER", "sesiones", ">NEW", "<OLD")
         assert await lets_in(server, "NEW")

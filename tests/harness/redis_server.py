@@ -234,6 +234,16 @@ class RedisCluster:
         for port in target, source:
             self.run(port, "CLUSTER", "SETSLOT", slot, "NODE", self.id(target))
 
+    def move_slot(self, slot: int, source: int, target: int) -> int:
+        """Under load. How many keys have moved with it."""
+        self.begin_move(slot, source, target)
+        moved = 0
+        while found := self.run(source, "CLUSTER", "GETKEYSINSLOT", slot, 100):
+            self.move_keys(source, target, *found)
+            moved += len(found)
+        self.end_move(slot, source, target)
+        return moved
+
     def owner(self, slot: int) -> int:
         """The port of the slot's master, as the first node knows it."""
         for first, last, master, *_ in self.run(next(iter(self.servers)), "CLUSTER", "SLOTS"):

@@ -11,7 +11,7 @@ from sesiones.http.operations import Health
 from sesiones.http.problems import Problem
 from sesiones.redis_client import Argument
 from sesiones.store.scripts import SERVICE_SCRIPTS
-from tests.harness.clocked_redis import ClockedRedis
+from sesiones.testing import ClockedRedis
 from tests.harness.deployment import Deployment
 from tests.harness.faults import client, cut_off, full, hung, misconf, noreplicas
 from tests.harness.redis_server import RedisServer
