@@ -563,7 +563,8 @@ async def test_put_of_impossible_dates_is_a_422(client: Client, redis: "Redis") 
     assert reply.status == 200
 
 
-async def test_session_is_refused_once_it_has_expired(client: Client) -> None:
+async def test_session_is_refused_once_it_has_expired(app: Starlette) -> None:
+    client = Client(app, None)
     sesion = await client.create()
     token, last_use = sesion["Token_Sesion"], sesion["Ultima_Actividad"]
     reply = await client.put(sesion, Fecha_Expiracion=last_use + 2)
