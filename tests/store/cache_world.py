@@ -1,12 +1,12 @@
-"""A simulated Cluster, and nodes with a near-cache on it, for test_near_cache.py: every message takes
-its own time, anything can be lost, stall or be paused, and each answer from memory is judged.
+"""A simulated Cluster, and nodes with a near-cache on it, for test_near_cache.py: every message
+takes its own time, anything can be lost, stall or be paused, and each answer from memory is judged.
 
 All of the code under test is the real one, from SessionStore down to PipelinedConnection. Simulated
 are the network, the two masters and the clock (tests/harness/virtual_loop.py). The times of a
-message's way to the server, of its execution there and of the reply's way are drawn one by one, so a
-read can be executed before an ending and answered after it, a ping can be answered late, and so on.
-The Cluster's bus takes no time: a message is published at every master at once, as far as those take
-each other for masters.
+message's way to the server, of its execution there and of the reply's way are drawn one by one. So
+a read can be executed before an ending and answered after it, a ping can be answered late, and so
+on. The Cluster's bus takes no time: a message is published at every master at once, as far as those
+take each other for masters.
 """
 
 import asyncio
@@ -119,13 +119,17 @@ class Link:
 
 
 class Master:
-    def __init__(self, address: Address) -> None:
+    def __init__(self, world: "World", address: Address) -> None:
+        self._world = world
         self.address = address
         self.links: list[Link] = []
         self.hangs_until = 0.0
         self.demoted = False
         """Whether it is the replica, by now, of a master that no node knows yet, and hears nothing
         from it. Sessions of its slots end there."""
+
+    def hang(self, seconds: float) -> None:
+        self.hangs_until = self._world.now + seconds
 
     def promote(self) -> None:
         self.demoted = False
@@ -143,9 +147,7 @@ class _Opening:
 
     async def connect(self) -> None:
         await asyncio.sleep(self._world.delay())
-        master = next(
-            each for each in self._world.masters if each.address == (self.host, self.port)
-        )
+        master = self._world.masters[HOSTS.index((self.host, self.port))]
         if self._world.random.random() < 0.1:
             raise RedisConnectionError("refused")
         link = Link(self._world, master)
@@ -155,10 +157,10 @@ class _Opening:
 
 class _Pool:
     def __init__(self, world: "World", address: Address) -> None:
-        self._make = lambda: _Opening(world, address)
+        self._world, self._address = world, address
 
     def make_connection(self) -> _Opening:
-        return self._make()
+        return _Opening(self._world, self._address)
 
 
 class World:
@@ -167,7 +169,7 @@ class World:
     def __init__(self, loop: VirtualLoop, seed: int) -> None:
         self.loop = loop
         self.random = random.Random(seed)
-        self.masters = [Master(address) for address in HOSTS]
+        self.masters = [Master(self, address) for address in HOSTS]
         self.boundary = 8192
         self._keys = Keys("sesiones")
         self.records: dict[str, Record] = {}
@@ -369,9 +371,7 @@ async def play(world: World, steps: int) -> None:
         lambda: link().stall(choose.uniform(0.1, 3)),
         lambda: setattr(link(), "gap_seconds", choose.uniform(0.1, 0.9)),
         lambda: setattr(link().wire, "swallows", True),
-        lambda: setattr(
-            choose.choice(world.masters), "hangs_until", world.now + 2 * choose.random()
-        ),
+        lambda: choose.choice(world.masters).hang(2 * choose.random()),
         lambda: setattr(world, "boundary", choose.choice((1, 8192, 16383))),
         lambda: setattr(choose.choice(world.masters), "demoted", True),
     ]

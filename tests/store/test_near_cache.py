@@ -1,5 +1,5 @@
-"""The near-cache: what it promises, on a simulated Cluster (cache_world.py) where every message takes
-its own time and anything can fail; and that the simulation finds each way to break the promise."""
+"""The promise of the near-cache, on a simulated Cluster (cache_world.py) where every message takes
+its own time and anything can fail; and that the simulation finds each way to break it."""
 
 import asyncio
 import logging
@@ -37,8 +37,7 @@ def test_answer_from_memory_is_never_older_than_a_second() -> None:
 
 @pytest.mark.slow
 def test_answer_from_memory_is_never_older_than_a_second_in_many_runs() -> None:
-    for seed in range(3, 100 * ROUNDS):
-        cache_world.run(seed)
+    _play(100 * ROUNDS)
 
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -158,5 +157,9 @@ def test_simulation_finds_a_cache_that_breaks_the_promise(
 ) -> None:
     mutate(monkeypatch)
     with pytest.raises(Violation):
-        for seed in range(SEEDS_MAX):
-            cache_world.run(seed)
+        _play(SEEDS_MAX)
+
+
+def _play(runs: int) -> None:
+    for seed in range(runs):
+        cache_world.run(seed)
