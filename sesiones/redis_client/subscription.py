@@ -108,9 +108,12 @@ class Subscription(PipelinedConnection):
             self.send(("ROLE",)), self.send(("SUBSCRIBE", self._channel))
         )
         _check_master(role)
-        async with asyncio.timeout(LEASE_SECONDS):
-            await self._publisher.send(("PUBLISH", self._channel, self._proof))
-            await self._proven
+        await self._publisher.send(("PUBLISH", self._channel, self._proof))
+        try:
+            async with asyncio.timeout(LEASE_SECONDS):
+                await self._proven
+        except TimeoutError:
+            raise RedisConnectionError("the subscription leads to another server") from None
         self.lease = Lease()
         await self.extend()
 
