@@ -28,6 +28,8 @@ from sesiones.store.from_settings import open_store
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.service import Service
 
+VARIANTS = {"": "", "web": ", for a website", "direct": ", asking one address"}
+
 APPLICATION = """
 daemon off; worker_processes 1; pid pid; error_log stderr; events {{}}
 http {{
@@ -93,13 +95,13 @@ def main() -> int:
                         done = measure(
                             running.port, token, arguments.seconds, arguments.connections
                         )
-                    rounds.setdefault((gateway.name, checked), []).append(done)
+                    rounds.setdefault((gateway.id, checked), []).append(done)
 
     print("| gateway | requests/s | with the check | p50 ms | with it | p99 ms | with it |")
     print("|---|---|---|---|---|---|---|")
     for gateway in installed:
-        both = [rounds[gateway.name, checked] for checked in (False, True)]
-        cells = [f"{gateway.name} {version(gateway)}"]
+        both = [rounds[gateway.id, checked] for checked in (False, True)]
+        cells = [f"{gateway.name} {version(gateway)}{VARIANTS[gateway.variant]}"]
         cells += [f"{median(each, 'rate'):,.0f}" for each in both]
         for figure in ("p50_ms", "p99_ms"):
             cells += [f"{median(each, figure):.1f}" for each in both]

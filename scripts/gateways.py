@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tests.harness.redis_server import free_port
 
@@ -119,18 +120,22 @@ GATEWAYS = [
 ]
 
 
-def _variant(name: str, of: Gateway, *files: str) -> Gateway:
+def _variant(name: str, of: Gateway, *files: str, **changes: Any) -> Gateway:
     """The gateway on other files."""
     arguments = [each.replace(of.files[0], files[0]) for each in of.arguments]
-    internal = of.internal if name != "direct" else ()
-    return replace(of, variant=name, files=files, arguments=arguments, internal=internal)
+    return replace(of, variant=name, files=files, arguments=arguments, **changes)
 
 
 _PLUGIN = "plugins-local/src/sesiones"
 _nginx_plain, _caddy, _traefik, _envoy_plain, _haproxy = GATEWAYS
 GATEWAYS += [
     _variant("web", _nginx_plain, "nginx-web.conf"),
-    _variant("web", _caddy, "Caddyfile-web"),
+    _variant(
+        "web",
+        _caddy,
+        "Caddyfile-web",
+        unchecked=("forward_auth @checked 127", "forward_auth /never 127"),
+    ),
     _variant(
         "web",
         _traefik,
@@ -138,10 +143,11 @@ GATEWAYS += [
         "traefik-web-dynamic.yml",
         f"{_PLUGIN}/.traefik.yml",
         f"{_PLUGIN}/sesiones.go",
+        unchecked=("cors, check, no-token", "cors, no-token"),
     ),
     _variant("web", _envoy_plain, "envoy-web.yaml"),
     _variant("web", _haproxy, "haproxy-web.cfg", "haproxy-web.lua", "haproxy.lua"),
-    _variant("direct", _traefik, "traefik-direct.yml", "traefik-direct-dynamic.yml"),
+    _variant("direct", _traefik, "traefik-direct.yml", "traefik-direct-dynamic.yml", internal=()),
 ]
 
 

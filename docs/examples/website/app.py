@@ -60,7 +60,7 @@ async def login(request: Request) -> Response:
     form = parse_qs((await request.body()).decode("latin-1"))
     usuario, contrasena = (form.get(field, [""])[0] for field in ("usuario", "contrasena"))
     if PASSWORDS.get(usuario) != contrasena:
-        return RedirectResponse("/auth/login?error", 303)
+        return FileResponse(HERE / "login.html", 401, headers=PAGE)
     device = "".join(filter(str.isprintable, request.headers.get("user-agent", "")))[:512]
     # The session that this browser had, whoever's it was, ends: a login never adds to it.
     before = Login(Token_Anterior=request.headers.get("x-auth-token"))
