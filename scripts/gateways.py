@@ -70,7 +70,7 @@ def _script(name: str) -> str | None:
     return shutil.which(name, path=str(Path(sys.executable).parent))
 
 
-GATEWAYS = [
+_FOR_APIS = [
     Gateway(
         "nginx",
         binary=_nginx,
@@ -127,27 +127,29 @@ def _variant(name: str, of: Gateway, *files: str, **changes: Any) -> Gateway:
 
 
 _PLUGIN = "plugins-local/src/sesiones"
-_nginx_plain, _caddy, _traefik, _envoy_plain, _haproxy = GATEWAYS
-GATEWAYS += [
-    _variant("web", _nginx_plain, "nginx-web.conf"),
+_NGINX, _CADDY, _TRAEFIK, _ENVOY, _HAPROXY = _FOR_APIS
+
+GATEWAYS = [
+    *_FOR_APIS,
+    _variant("web", _NGINX, "nginx-web.conf"),
     _variant(
         "web",
-        _caddy,
+        _CADDY,
         "Caddyfile-web",
         unchecked=("forward_auth @checked 127", "forward_auth /never 127"),
     ),
     _variant(
         "web",
-        _traefik,
+        _TRAEFIK,
         "traefik-web.yml",
         "traefik-web-dynamic.yml",
         f"{_PLUGIN}/.traefik.yml",
         f"{_PLUGIN}/sesiones.go",
         unchecked=("cors, check, no-token", "cors, no-token"),
     ),
-    _variant("web", _envoy_plain, "envoy-web.yaml"),
-    _variant("web", _haproxy, "haproxy-web.cfg", "haproxy-web.lua", "haproxy.lua"),
-    _variant("direct", _traefik, "traefik-direct.yml", "traefik-direct-dynamic.yml", internal=()),
+    _variant("web", _ENVOY, "envoy-web.yaml"),
+    _variant("web", _HAPROXY, "haproxy-web.cfg", "haproxy-web.lua", "haproxy.lua"),
+    _variant("direct", _TRAEFIK, "traefik-direct.yml", "traefik-direct-dynamic.yml", internal=()),
 ]
 
 
@@ -161,14 +163,13 @@ class RunningGateway:
         application: int,
         *,
         port: int = 0,
-        front: int = 0,
         checked: bool = True,
     ) -> None:
         binary = gateway.binary()
         if binary is None:
             raise FileNotFoundError(f"{gateway.name} is not installed: {gateway.install}")
         self.port = port or free_port()
-        self.front = front or free_port()
+        self.front = free_port()
         ports = {PUBLIC: self.port, APPLICATION: application, NODES[0]: nodes[0]}
         if gateway.variant != "direct":
             ports[NODES[1]] = nodes[1]

@@ -186,6 +186,14 @@ class Backend:
                 self.nodes[number] = self._node(self.ports[number])
 
     @contextmanager
+    def without_redis(self) -> Iterator[None]:
+        self.redis.stop()
+        try:
+            yield
+        finally:
+            self.redis.start()
+
+    @contextmanager
     def hung(self, *numbers: int) -> Iterator[None]:
         """Nodes that accept connections and say nothing."""
         for number in numbers:

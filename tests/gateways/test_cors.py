@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.gateways.client import Headers, WebSocket
+from tests.gateways.client import WebSocket
 from tests.gateways.stand import Stand, cookie, passed, recovers, refused, served, unavailable
 from tests.harness.service import Reply
 
@@ -90,12 +90,14 @@ def test_cors_headers(stand: Stand, session: dict[str, Any]) -> None:
 def test_cors_headers_of_a_503(stand: Stand, session: dict[str, Any]) -> None:
     """and on a 503"""
     sent = [("Origin", stand.running.origin), *cookie(session)]
-    with stand.backend.without(0, 1):
-        begun = time.monotonic()
-        reply = stand.ask(sent)
-        unavailable(stand, begun, reply)
-    readable(reply, stand.running.origin)
-    recovers(stand, session)
+    outages = [stand.backend.without(0, 1), stand.backend.without_redis()]
+    for outage in outages:
+        with outage:
+            begun = time.monotonic()
+            reply = stand.ask(sent)
+            unavailable(stand, begun, reply)
+        readable(reply, stand.running.origin)
+        recovers(stand, session)
 
 
 def foreign(stand: Stand) -> list[str]:
@@ -121,7 +123,7 @@ def foreign(stand: Stand) -> list[str]:
 def test_foreign_origins(stand: Stand, session: dict[str, Any], target: str) -> None:
     """403 when the page of another origin asks, by any method, on every path: nothing arrives"""
     for origin in foreign(stand):
-        headers: Headers = [("Origin", origin), *cookie(session)]
+        headers = [("Origin", origin), *cookie(session)]
         for method in "GET", "POST", "DELETE":
             reply = stand.ask(headers, method, target)
             refused(stand, reply, 403)
@@ -129,6 +131,9 @@ def test_foreign_origins(stand: Stand, session: dict[str, Any], target: str) -> 
             assert reply.headers["content-type"] == "application/problem+json"
             assert reply.json()["status"] == 403
         refused(stand, preflight(stand, origin, target), 403)
+        both = [("Origin", stand.running.origin), *headers]
+        for headers in both, both[::-1]:
+            refused(stand, stand.ask(headers, target=target), 403)
 
 
 def test_foreign_websockets(stand: Stand, session: dict[str, Any]) -> None:

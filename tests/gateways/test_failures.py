@@ -33,12 +33,9 @@ def test_service_hung(stand: Stand, session: dict[str, Any]) -> None:
 
 def test_redis_down(stand: Stand, session: dict[str, Any]) -> None:
     """503 with `Retry-After` while Redis is down, and then it recovers"""
-    stand.backend.redis.stop()
-    try:
+    with stand.backend.without_redis():
         for _ in range(3):
             unavailable(stand, time.monotonic(), stand.ask(token(session)))
-    finally:
-        stand.backend.redis.start()
     recovers(stand, session)
 
 
