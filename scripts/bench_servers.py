@@ -142,9 +142,15 @@ def ours(
 
 
 TOUCH_60 = "--touch-seconds", "60"
+CACHED = *TOUCH_60, "--cache-seconds", "60"
 SERVERS = [
     ours("fast", "self, TOUCH=60", *TOUCH_60),
     ours("varied", "self, TOUCH=60, heads that differ", *TOUCH_60, request=VARIED_REQUEST),
+    ours("cached", "self from memory, CACHE=60", *CACHED),
+    ours("cached-varied", "the same, heads that differ", *CACHED, request=VARIED_REQUEST),
+    ours(
+        "cached-touch-1", "self, TOUCH=1, CACHE=60", "--touch-seconds", "1", "--cache-seconds", "60"
+    ),
     ours("touch-1", "self, TOUCH=1", "--touch-seconds", "1"),
     ours(
         "verificar",

@@ -11,14 +11,13 @@ import fcntl
 import itertools
 import mmap
 import os
-import sys
-import tempfile
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.reduction import DupFd
-from typing import Any, Literal
+from typing import Literal
+
+from sesiones.shared_memory import SharedMemory
 
 SLOT_BYTES = mmap.ALLOCATIONGRANULARITY
 
@@ -55,6 +54,29 @@ FAMILIES = (
         "Tokens checked; missing: no well-formed one was sent, and Redis was not asked.",
         "outcome",
         ("valid", "invalid", "missing", "unavailable"),
+    ),
+    CACHE_LOOKUPS := Family(
+        "counter",
+        "sesiones_cache_lookups",
+        "Checks where there is a near-cache; hit: answered from memory, and counted as valid too.",
+        "outcome",
+        ("hit", "miss"),
+    ),
+    CACHE_ENTRIES := Family("gauge", "sesiones_cache_entries", "Answers in memory."),
+    CACHE_INVALIDATIONS := Family(
+        "counter",
+        "sesiones_cache_invalidations",
+        "Ended and changed sessions that the near-cache was told of, by Redis or by this node.",
+    ),
+    CACHE_LEASE_LOST := Family(
+        "counter",
+        "sesiones_cache_lease_lost",
+        "Subscriptions to a master that were lost, and with each every answer of that master.",
+    ),
+    CACHE_LEASE_MISSING := Family(
+        "gauge",
+        "sesiones_cache_lease_missing",
+        "Masters that are asked about every check, because there is no subscription to them.",
     ),
     SLIDES := Family("counter", "sesiones_slides", "Checks that moved Ultima_Actividad on."),
     OPERATION_SECONDS := Family(
@@ -99,11 +121,11 @@ FAMILIES = (
         "sesiones_sessions_ended",
         "Sessions ended before they expired; limit: by a new one of a user who had the most; "
         "failover: once more, for they had come back; unindexed: a use found that their index had "
-        "lost them.",
+        "lost them; undone: their login could not end the session that it replaces.",
         "reason",
         (
             *("logout", "logout_all", "others", "id", "operator", "replaced", "limit"),
-            *("failover", "unindexed"),
+            *("undone", "failover", "unindexed"),
         ),
     ),
 )
@@ -123,17 +145,12 @@ _CHECK = cell(OPERATION_SECONDS, "check")
 _VALID, _INVALID, _UNAVAILABLE = (cell(CHECKS, v) for v in ("valid", "invalid", "unavailable"))
 _REDIS, _BATCH, _SLIDES = cell(REDIS_SECONDS), cell(BATCH), cell(SLIDES)
 _CHECKS_IN_FLIGHT = cell(IN_FLIGHT, "check")
+_HITS, _MISSES = cell(CACHE_LOOKUPS, "hit"), cell(CACHE_LOOKUPS, "miss")
+_ENTRIES = cell(CACHE_ENTRIES)
 
 
-class ProcessSlots:
-    """A file in memory with a slot of cells for each process. Pickled for a process that is being
-    started, it gives that process the same file."""
-
-    def __init__(self, descriptor: int | None = None) -> None:
-        self._descriptor = _memory_file() if descriptor is None else descriptor
-
-    def __reduce__(self) -> Any:
-        return _attach, (DupFd(self._descriptor),)
+class ProcessSlots(SharedMemory):
+    """A slot of cells for each process."""
 
     def claim(self) -> "memoryview[float]":
         """A slot that no living process has. The kernel releases the lock of a slot when its
@@ -157,17 +174,6 @@ class ProcessSlots:
         return [data[start : start + SLOT_BYTES].cast("d") for start in starts]
 
 
-def _attach(descriptor: Any) -> ProcessSlots:
-    return ProcessSlots(descriptor.detach())
-
-
-def _memory_file() -> int:
-    if sys.platform == "linux":
-        return os.memfd_create("sesiones-metrics")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
-
-
 class Metrics:
     """What this process counts. With ``slots``, sums() covers every process of the service."""
 
@@ -176,8 +182,10 @@ class Metrics:
         self._cells: memoryview[float] = (
             memoryview(bytearray(SLOT_BYTES)).cast("d") if slots is None else slots.claim()
         )
-        for operation in OPERATIONS:
-            self._cells[cell(IN_FLIGHT, operation)] = 0  # a dead process may have left a value
+        for family in FAMILIES:
+            if family.kind == "gauge":  # a dead process may have left a value
+                for value in family.values:
+                    self._cells[cell(family, value)] = 0
 
     def checked(self, asked: Sequence[float], answers: Sequence[object]) -> float:
         """Count checks that were answered together. ``asked`` has the time.monotonic() of each, in
@@ -208,6 +216,18 @@ class Metrics:
     def batch_over(self, size: int) -> None:
         """Count the end of a batch, answered or not."""
         self._cells[_CHECKS_IN_FLIGHT] -= size
+
+    def hit(self) -> None:
+        """Count a check that was answered from memory."""
+        cells = self._cells
+        cells[_HITS] += 1
+        cells[_VALID] += 1
+
+    def filled(self, misses: int, entries: int) -> None:
+        """Count checks that asked Redis despite the cache, which now has so many entries."""
+        cells = self._cells
+        cells[_MISSES] += misses
+        cells[_ENTRIES] = entries
 
     def slid(self, count: int) -> None:
         """Count checks that moved Ultima_Actividad on."""

@@ -17,6 +17,7 @@ from sesiones.policy import SessionPolicy
 SECONDS_MAX = 2**31 - 1
 MAX_PER_USER_MAX = 10_000
 """Scripts over larger indexes would stop Redis for too long."""
+CACHE_SECONDS_MAX = 3600
 SERVICE_KEY = r"[!-+\--~]{32,}"
 """The pattern of one service key: no comma, which separates keys."""
 FILE_MAX_BYTES = 64 * 1024
@@ -181,6 +182,11 @@ class Settings:
     )
     wait_replicas: int = _setting(
         0, _integer(0, 100), "replicas that must have a write within 100 ms, else it is a 503"
+    )
+    cache_seconds: int = _setting(
+        0,
+        _integer(0, CACHE_SECONDS_MAX),
+        "seconds for which a check may be answered from memory; 0: every check asks Redis",
     )
     service_key: tuple[str, ...] = _setting(
         (), _service_keys, "keys that POST and PUT require, separated by commas", secret=True

@@ -17,7 +17,7 @@ import uvloop
 from scripts.chaos import Bar, resident
 from scripts.chaos.inputs import CHUNKS, Chunk, chaos_seed, in_processes, statuses
 from sesiones.http.fast_check import FastCheckProtocol
-from sesiones.http.protocol import BODY, HttpProtocol
+from sesiones.http.protocol import HttpProtocol
 from sesiones.http.templates import Kind
 from tests.harness.fuzzer import Findings, fuzz_in_process
 from tests.harness.in_process import NEW_ID, Application, Wire
@@ -97,9 +97,9 @@ class CountedFastCheck(FastCheckProtocol):
 
     taken: ClassVar[Counter[str]] = Counter()
 
-    def _ask(self, check: Any, token: bytes, kind: Kind) -> None:
-        self.taken["parsed" if self._input is BODY else "unparsed"] += 1
-        super()._ask(check, token, kind)
+    def _ask(self, check: Any, token: bytes, kind: Kind, data: bytes | None = None) -> None:
+        self.taken["parsed" if data is None else "unparsed"] += 1
+        super()._ask(check, token, kind, data)
 
 
 class Pair(Wire):

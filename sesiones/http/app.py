@@ -18,6 +18,7 @@ from sesiones.http.sessions import Endpoints
 from sesiones.metrics import Metrics, ProcessSlots
 from sesiones.settings import Settings
 from sesiones.store.from_settings import open_store
+from sesiones.store.near_cache import InvalidationTable
 
 
 def create_app(
@@ -25,16 +26,18 @@ def create_app(
     *,
     open_without_key: bool = False,
     slots: ProcessSlots | None = None,
+    table: InvalidationTable | None = None,
 ) -> Starlette:
     """The service as an ASGI application; without settings, those of the environment.
 
     ``open_without_key``: without a service key POST and PUT are open, instead of answering 401.
-    This is only for a server that other machines cannot reach. ``slots``: where the workers of a
-    service count together (metrics.py). Raises SettingsError.
+    This is only for a server that other machines cannot reach. ``slots`` and ``table``: where the
+    workers of a service count together (metrics.py), and tell each other of ended and changed
+    sessions (near_cache.py). Raises SettingsError.
     """
     if settings is None:
         settings = Settings.read(os.environ, {})
-    store = open_store(settings, Metrics(slots))
+    store = open_store(settings, Metrics(slots), table)
     service_keys = ServiceKeys(settings.service_key, open_without_key=open_without_key)
     authentication = Authentication(store, service_keys)
     endpoints = Endpoints(store, authentication, settings.policy)
@@ -74,7 +77,11 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
-        yield {"check": store.checker()}  # for fast_check.py
+        yield {  # for fast_check.py
+            "check": store.checker(),
+            "check_without_slide": store.checker(slide=False),
+            "cache": store.near_cache(),
+        }
         await store.aclose()
 
     return Service(

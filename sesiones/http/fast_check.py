@@ -13,17 +13,19 @@ Relies, beyond protocol.py, on what HttpToolsProtocol does with ``self.cycle``: 
 """
 
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sesiones.http import responses
-from sesiones.http.heads import HEAD_MAX_BYTES, HEAD_MAX_FIELDS, HOST
+from sesiones.http.heads import HEAD_MAX_BYTES, HEAD_MAX_FIELDS, HOST, asks_for_fresh
 from sesiones.http.problems import unauthorized, unavailable
-from sesiones.http.protocol import BODY, HEAD, IDLE, HttpProtocol
+from sesiones.http.protocol import HEAD, IDLE, HttpProtocol
 from sesiones.http.templates import TOKEN, Kind, RequestTemplates
 from sesiones.sesion import Sesion
+from sesiones.store.near_cache import Entry, NearCache
 
 _BEARER_TOKEN = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] (%b)" % TOKEN.pattern)
 _VERIFY_TARGET = re.compile(rb"/sesiones/verificar(?:[/?][!\"$-~]*)?")  # no "#", no space
@@ -60,7 +62,7 @@ class _InFlightCheck:
         self.disconnected = False
         self.message_event = self  # whose set() wakes an application that waits: none does
         self.token = b""
-        self.kind: Kind = (False, False)
+        self.kind: Kind = (False, False, False, True)
 
     def set(self) -> None:
         pass
@@ -78,6 +80,12 @@ class FastCheckProtocol(HttpProtocol):
         # an access log.
         plain = not (self.access_log or self.root_path or self.limit_concurrency is not None)
         self._check: Check | None = app_state.get("check") if plain else None
+        self._check_without_slide: Check | None = app_state.get("check_without_slide")
+        self._cache: NearCache | None = app_state.get("cache") if plain else None
+        self._answers: Mapping[bytes, tuple[Entry, bytes]] = (
+            {} if self._cache is None else self._cache.answers
+        )
+        self._plain: tuple[bytes, Kind] | None = None  # the check whose head is complete
         self._fields: list[tuple[bytes, bytes]] = []
         self._in_flight: Any = _InFlightCheck()  # or the one that was in flight last
 
@@ -92,9 +100,12 @@ class FastCheckProtocol(HttpProtocol):
         ):
             super().data_received(data)
             return
+        answer = self._answers.get(data)
+        if answer is not None and self._answer_again(*answer):
+            return
         match = templates.match(data)
         if match is not None:
-            self._ask(check, *match)
+            self._ask(check, *match, data)
             return
         newest = self._in_flight
         newest.token = b""
@@ -119,9 +130,9 @@ class FastCheckProtocol(HttpProtocol):
             self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
-        if (check := self._check) is not None and (plain := self._plain_check()):
+        if self._check is not None and (plain := self._plain_check()):
             self._begin_body(0)
-            self._ask(check, *plain)
+            self._plain = plain
             return
         # Starlette's: uvicorn sees the callbacks that it missed.
         url = self.url
@@ -132,20 +143,63 @@ class FastCheckProtocol(HttpProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        if self.cycle is self._in_flight and self._input is BODY:
-            self._input = IDLE
-            if self._deadline is not None:
-                self._stop_deadline()
-        else:
+        plain, self._plain = self._plain, None
+        if plain is None:
             super().on_message_complete()
+            return
+        self._input = IDLE
+        if self._deadline is not None:
+            self._stop_deadline()
+        assert self._check is not None
+        self._ask(self._check, *plain)
 
-    def _ask(self, check: Check, token: bytes, kind: Kind) -> None:
+    def _answer_again(self, entry: Entry, response: bytes) -> bool:
+        """Answer a request whose bytes have had this answer before, if its entry still counts."""
+        assert self._cache is not None
+        now = time.monotonic()
+        if not (self._in_flight.keep_alive and self._cache.counts(entry, now)):
+            return False
+        self.transport.write(responses.success_lines(self.server_state.default_headers) + response)
+        self._last_active = now
+        return True
+
+    def _ask(self, check: Check, token: bytes, kind: Kind, data: bytes | None = None) -> None:
+        """``data``: the bytes that matched a template."""
         in_flight = self._in_flight
         in_flight.token = token
         in_flight.kind = kind
         in_flight.response_complete = False
         self.cycle = in_flight
+        if (cache := self._cache) is not None and not kind[2]:
+            entry = cache.get(token.decode())
+            if entry is not None:
+                self._answer_from(entry, data)
+                return
+        if not kind[3] and self._check_without_slide is not None:
+            check = self._check_without_slide
         check(token.decode(), self._answer)
+
+    def _answer_from(self, entry: Entry, data: bytes | None) -> None:
+        """Answer with what the near-cache has, at once: the bytes that _answer() would send."""
+        in_flight = self._in_flight
+        if not in_flight.keep_alive or self._half_closed or self.flow.read_paused:
+            # More is to be done than to answer, outside the parser's callback.
+            self.loop.call_soon(self._answer, entry.sesion)
+            return
+        kind, response = entry.response
+        if kind != in_flight.kind:
+            verify, is_head_method, _, _ = in_flight.kind
+            response = responses.behind_defaults(
+                responses.check_succeeded(entry.sesion, verify, is_head_method=is_head_method)
+            )
+            entry.response = in_flight.kind, response
+        if data is not None:
+            assert self._cache is not None
+            self._cache.remember(data, entry, response)
+        in_flight.response_complete = True
+        self.transport.write(responses.success_lines(self.server_state.default_headers) + response)
+        self._last_active = self.loop.time()
+        self.server_state.total_requests += 1
 
     def _plain_check(self) -> tuple[bytes, Kind] | None:
         """The token and the kind of the request whose head is complete, when it is a plain check;
@@ -159,6 +213,7 @@ class FastCheckProtocol(HttpProtocol):
         if method == b"CONNECT" or not (verify or method == b"GET" or method == b"HEAD"):
             return None
         token = host = None
+        fresh, slide = False, True
         for name, value in self._fields:
             name = name.lower()
             if name == b"x-auth-token":
@@ -175,6 +230,10 @@ class FastCheckProtocol(HttpProtocol):
                 if match is None or token is not None:
                     return None
                 token = match[1]
+            elif name == b"cache-control":
+                fresh = fresh or asks_for_fresh([(name, value)])
+            elif name == b"x-sin-deslizar":
+                slide = slide and value.strip(b" \t") != b"1"
             elif name in _ONLY_PLAIN_VALUE and value.lower() != _ONLY_PLAIN_VALUE[name]:
                 return None
         if (
@@ -187,7 +246,7 @@ class FastCheckProtocol(HttpProtocol):
             or not self._head.endswith(b" HTTP/1.1", 0, self._head.find(b"\r\n"))
         ):
             return None
-        return token, (verify, method == b"HEAD")
+        return token, (verify, method == b"HEAD", fresh, slide)
 
     def _answer(self, answer: Sesion | Exception | None) -> None:
         """What the store says of the token: the bytes that Starlette would send."""
@@ -195,7 +254,7 @@ class FastCheckProtocol(HttpProtocol):
         in_flight.response_complete = True
         if self.transport.is_closing():
             return
-        verify, is_head_method = in_flight.kind
+        verify, is_head_method, _, _ = in_flight.kind
         close = b"" if in_flight.keep_alive else responses.CLOSE
         if isinstance(answer, Sesion):
             defaults = responses.default_lines(self.server_state.default_headers)

@@ -34,6 +34,17 @@ def options(headers: Headers, field: bytes) -> list[bytes]:
     return [member.lower() for member in members if member]
 
 
+def asks_for_fresh(headers: Headers) -> bool:
+    """Whether the request must not be answered from a cache (RFC 9111, 5.2.1.4)."""
+    directives = options(headers, b"cache-control")
+    return any(directive.partition(b"=")[0] == b"no-cache" for directive in directives)
+
+
+def slides(headers: Headers) -> bool:
+    """Whether a check is a use of the session: unless a gateway says that it is none."""
+    return (b"x-sin-deslizar", b"1") not in headers
+
+
 def problem(head: bytes, method: bytes, version: str, headers: Headers) -> Problem | None:
     """The 431, 400 or 501 of a head that is not as it must be. ``head``: its bytes; the rest: what
     the parser made of them."""

@@ -69,6 +69,8 @@ class _DefaultLines:
 
     headers: Fields | None = None
     lines = b""
+    success = b""
+    """The same behind the status line of a 200."""
 
 
 def default_lines(headers: Fields) -> bytes:
@@ -76,7 +78,19 @@ def default_lines(headers: Fields) -> bytes:
     if _DefaultLines.headers is not headers:
         _DefaultLines.headers = headers
         _DefaultLines.lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+        _DefaultLines.success = STATUS_LINE[200] + _DefaultLines.lines
     return _DefaultLines.lines
+
+
+def success_lines(headers: Fields) -> bytes:
+    """The status line of a 200, and uvicorn's default headers."""
+    default_lines(headers)
+    return _DefaultLines.success
+
+
+def behind_defaults(response: bytes) -> bytes:
+    """What follows the status line and the default headers in a 200 without default headers."""
+    return response.removeprefix(STATUS_LINE[200])
 
 
 def whole(defaults: Fields, response: Response, close: bytes, *, with_body: bool) -> bytes:

@@ -24,6 +24,7 @@ from sesiones.http.watch import Watch
 from sesiones.http.workers import BEAT_SECONDS, Supervisor
 from sesiones.metrics import ProcessSlots
 from sesiones.settings import Settings, warnings
+from sesiones.store.near_cache import InvalidationTable
 
 IS_KNOWN_UVICORN = uvicorn.__version__.startswith("0.54.")
 if IS_KNOWN_UVICORN:
@@ -67,7 +68,8 @@ def serve(settings: Settings, listeners: Sequence[socket.socket]) -> None:
     try:
         with Watch(settings):
             if settings.workers > 1:
-                arguments = _work, listeners, settings, ProcessSlots()
+                table = InvalidationTable() if settings.cache_seconds else None
+                arguments = _work, listeners, settings, ProcessSlots(), table
                 supervisor = Supervisor(settings.workers, KILL_SECONDS, *arguments)
                 signals.on_stop(supervisor.stop)
                 run = supervisor.run
@@ -89,11 +91,12 @@ def _work(
     listeners: Sequence[socket.socket],
     settings: Settings,
     slots: ProcessSlots,
+    table: InvalidationTable | None,
 ) -> None:
     """A worker process, which ends when the supervisor's end of the heartbeat socket is closed."""
     logs.set_up(settings.log_format)
     try:
-        server = _Server(_config(settings, slots), heartbeat)
+        server = _Server(_config(settings, slots, table), heartbeat)
         signals.on_stop(server.handle_exit)
         signals.release()
         server.run(list(listeners))
@@ -105,9 +108,13 @@ def _work(
         sys.exit(1)
 
 
-def _config(settings: Settings, slots: ProcessSlots | None = None) -> uvicorn.Config:
+def _config(
+    settings: Settings,
+    slots: ProcessSlots | None = None,
+    table: InvalidationTable | None = None,
+) -> uvicorn.Config:
     return uvicorn.Config(
-        functools.partial(create_app, settings, open_without_key=True, slots=slots),
+        functools.partial(create_app, settings, open_without_key=True, slots=slots, table=table),
         factory=True,
         http=_protocol(settings),
         ws="none",

@@ -1,9 +1,8 @@
 """Request templates: plain checks that are recognized by their bytes, without the HTTP parser.
 
 The checks of a gateway differ in nothing but the token. A template is what stands before and
-behind the token of such a request, and with it what the parser found: whether the request is of
-``verificar``, and whether it is a HEAD. That saves a tenth of the cost of a check, or a fifth where
-the head is long.
+behind the token of such a request, and with it the kind of the check, as the parser found it. That
+saves a tenth of the cost of a check, or a fifth where the head is long.
 
 A wrong match would let a request through that the parser refuses. These invariants exclude it; each
 has its test in tests/http/test_templates.py:
@@ -34,9 +33,10 @@ TOKEN = re.compile(tokens.PATTERN.encode())
 _Around = tuple[bytes, bytes]
 
 
-Kind = tuple[bool, bool]
-"""Which check a request is: whether it is of ``verificar``, and whether its method is HEAD. A
-plain tuple, because a named one makes each check of the parser dearer."""
+Kind = tuple[bool, bool, bool, bool]
+"""Which check a request is: whether it is of ``verificar``; whether its method is HEAD; whether
+Redis must be asked (``Cache-Control: no-cache``); and whether it is a use of the session. A plain
+tuple, because a named one makes each check of the parser dearer."""
 
 
 class RequestTemplates:

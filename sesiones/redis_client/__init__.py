@@ -12,6 +12,7 @@ from sesiones import redis_url
 from sesiones.redis_client.cluster import Cluster
 from sesiones.redis_client.connection import Argument, OnReply
 from sesiones.redis_client.single import Execute, Listener, SentinelMaster, Server
+from sesiones.redis_client.subscription import Lease, OnLease, OnMessage
 
 
 class Commands(Protocol):
@@ -73,6 +74,15 @@ class Commands(Protocol):
         time.monotonic()'s time: that server was the owner then. Until the first answer, when the
         connection was opened; without an open connection, now."""
 
+    def subscribe(self, channel: str, on_message: OnMessage, on_lease: OnLease) -> None:
+        """Listen to a channel on every master, from its next connection on. ``on_message`` is
+        called with each message; see subscription.py."""
+
+    def lease(self, bucket: str) -> Lease:
+        """The lease on what execute() reads of the bucket's keys now. While it lasts, every message
+        that their owner has published since has been delivered, but for those of the last
+        LEASE_SECONDS. Once it is revoked, this returns another object."""
+
     def reset(self) -> None:
         """Drop the connections. The next command opens a new one, and asks Sentinel for the master
         where the URL names Sentinels."""
@@ -112,4 +122,4 @@ def connect(url: str, timeout_seconds: float) -> Commands:
     return Server(ConnectionPool.from_url(url, **options), timeout_seconds)
 
 
-__all__ = ["Argument", "Commands", "Execute", "Listener", "OnReply", "connect"]
+__all__ = ["Argument", "Commands", "Execute", "Lease", "Listener", "OnReply", "connect"]

@@ -41,6 +41,7 @@ from sesiones.redis_client.single import (
     Server,
     UnconfirmedError,
 )
+from sesiones.redis_client.subscription import NO_LEASE, Lease, OnLease, OnMessage
 from sesiones.tasks import SingleFlight, majority
 from sesiones.tokens import BUCKETS
 
@@ -125,6 +126,7 @@ class Cluster:
         """When the map was requested: its masters were the slots' owners then."""
         self._refresh_timer: asyncio.TimerHandle | None = None
         self._listener: Listener = lambda _: None
+        self._subscribe: Callable[[_Node], None] | None = None
         for seed in seeds:
             self._server(seed)
 
@@ -160,6 +162,7 @@ class Cluster:
                 self._refreshing.start()
                 if isinstance(error, MovedError):
                     asked = None
+                    server.renew_lease()
                     if error.host != "?":  # the refreshed map will have an address that MOVED lacks
                         self._masters[slot] = error.host or address[0], error.port
                 elif isinstance(error, AskError) and reads:
@@ -213,7 +216,18 @@ class Cluster:
                 address, lambda: self._node_ids, self._options, self._timeout_seconds
             )
             server.on_owner_change(lambda _: self._connection_lost(address))
+            if self._subscribe is not None:
+                self._subscribe(server)
         return server
+
+    def subscribe(self, channel: str, on_message: OnMessage, on_lease: OnLease) -> None:
+        self._subscribe = lambda server: server.subscribe(channel, on_message, on_lease)
+        for server in self._servers.values():
+            self._subscribe(server)
+
+    def lease(self, bucket: str) -> Lease:
+        server = self._servers.get(self.node_of(bucket) or ("", 0))
+        return NO_LEASE if server is None else server.lease(bucket)
 
     def _connection_lost(self, address: Address) -> None:
         self._listener({bucket for bucket in BUCKETS if self.node_of(bucket) == address})
@@ -260,6 +274,12 @@ class Cluster:
         if masters != before:
             slots = SLOT_OF_BUCKET.items()
             self._listener({bucket for bucket, slot in slots if masters[slot] != before[slot]})
+            for server in self._servers.values():
+                server.renew_lease()
+        if self._subscribe is not None:
+            # A session may come to any master at any time, so each is listened to from the start.
+            for address in {address for address in masters if address}:
+                self._server(address).open()
 
     def _drop_unused_servers(self) -> None:
         """Close the connections to nodes that are no masters, once they are idle."""

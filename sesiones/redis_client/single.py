@@ -6,13 +6,16 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from functools import partial
 from typing import Any
 
 from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from sesiones.redis_client.connection import Argument, OnReply, PipelinedConnection
+from sesiones.redis_client.subscription import NO_LEASE, Lease, OnLease, OnMessage, Subscriber
 from sesiones.tasks import (
     MALFORMED_REPLY_ERRORS,
     SingleFlight,
@@ -63,6 +66,7 @@ class Server:
         """The newest one, and replaced ones that still have commands in flight."""
         self._listener: Listener = lambda _: None
         self._opening = SingleFlight(self._open)
+        self._subscriber: Subscriber | None = None
 
     async def execute(
         self,
@@ -145,13 +149,9 @@ class Server:
         return await self._open_from(self._pool)
 
     async def _open_from(self, pool: ConnectionPool) -> PipelinedConnection:
-        opened = pool.make_connection()  # type: ignore[no-untyped-call]
-        if host := getattr(opened, "host", None):
-            await _resolve(host, opened.port)
-        await opened.connect()
-        if opened._writer is None or opened._writer.transport.is_closing():
-            raise RedisConnectionError("closed as soon as it was open")
-        connection = PipelinedConnection(opened, self._timeout_seconds, self.idle_ping)
+        connection = PipelinedConnection(
+            await _connect(pool), self._timeout_seconds, self.idle_ping
+        )
         try:
             await self._verify(connection)
         except BaseException:
@@ -166,7 +166,25 @@ class Server:
                 replaced.fail("replaced by another connection")
         self._open_connections.add(connection)
         self._connection = connection
+        if self._subscriber is not None:
+            self._subscriber.follow(connection, partial(_connect, pool), self._verify)
         return connection
+
+    def subscribe(self, channel: str, on_message: OnMessage, on_lease: OnLease) -> None:
+        self._subscriber = Subscriber(channel, on_message, on_lease)
+
+    def lease(self, bucket: str) -> Lease:
+        return NO_LEASE if self._subscriber is None else self._subscriber.lease
+
+    def renew_lease(self) -> None:
+        """Revoke the lease, and begin another: some keys have another owner."""
+        if self._subscriber is not None:
+            self._subscriber.renew_lease()
+
+    def open(self) -> None:
+        """Open a connection in the background, unless there is one."""
+        if self._connection is None or not self._connection.usable:
+            self._opening.start()
 
     def on_owner_change(self, listener: Listener) -> None:
         self._listener = listener
@@ -177,6 +195,8 @@ class Server:
         # connection that has replaced this one.
         self._listener(BUCKETS)
         self._open_connections.discard(connection)
+        if self._subscriber is not None and connection is self._connection:
+            self._subscriber.drop()
 
     @property
     def idle(self) -> bool:
@@ -190,6 +210,19 @@ class Server:
     async def aclose(self) -> None:
         self._opening.close()
         self.reset()
+        if self._subscriber is not None:
+            self._subscriber.drop()
+
+
+async def _connect(pool: ConnectionPool) -> AbstractConnection:
+    """A new connection of redis-py's."""
+    opened: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
+    if host := getattr(opened, "host", None):
+        await _resolve(host, opened.port)  # type: ignore[attr-defined]
+    await opened.connect()  # type: ignore[no-untyped-call]
+    if opened._writer is None or opened._writer.transport.is_closing():
+        raise RedisConnectionError("closed as soon as it was open")
+    return opened
 
 
 async def _resolve(host: str, port: int) -> None:

@@ -30,6 +30,7 @@ from sesiones.store.checks import Answer, CheckQueue, Submit
 from sesiones.store.events import SessionEvents
 from sesiones.store.keys import Keys
 from sesiones.store.loop_state import LoopState
+from sesiones.store.near_cache import InvalidationTable, NearCache
 from sesiones.store.operators import OperatorTools
 from sesiones.store.replay import Replay
 from sesiones.store.runner import Outages, ScriptRunner
@@ -63,15 +64,20 @@ class SessionStore:
         key_prefix: str,
         timeout_seconds: float,
         wait_replicas: int = 0,
+        cache_seconds: int = 0,
+        table: InvalidationTable | None = None,
         metrics: Metrics | None = None,
     ) -> None:
-        """``connect_commands``: makes the commands of an event loop, without I/O."""
+        """``connect_commands``: makes the commands of an event loop, without I/O. ``table``: the
+        one that the processes of a service share."""
         self.metrics = metrics or Metrics()
         self._connect = connect_commands
         self._policy = policy
         self._keys = Keys(key_prefix)
         self._timeout_seconds = timeout_seconds
         self._wait_replicas = wait_replicas
+        self._cache_seconds = cache_seconds
+        self._table = table or (InvalidationTable() if cache_seconds else None)
         self._outages = Outages()
         self._timings = Timings(self.metrics)
         self._tombstones = Tombstones(self._last_answered_sent_at)
@@ -90,6 +96,7 @@ class SessionStore:
         at_limit: Literal["end", "refuse"] = SessionPolicy.at_limit,
         timeout_seconds: float = 0.25,
         wait_replicas: int = 0,
+        cache_seconds: int = 0,
         metrics: Metrics | None = None,
     ) -> Self:
         """A store on the Redis of the URL, in any of the forms of SESIONES_REDIS_URL; no I/O until
@@ -105,6 +112,7 @@ class SessionStore:
             at_limit=at_limit,
             redis_timeout=timeout_seconds,
             wait_replicas=wait_replicas,
+            cache_seconds=cache_seconds,
         )
         return cls(
             partial(connect, url, timeout_seconds),
@@ -112,15 +120,22 @@ class SessionStore:
             key_prefix=key_prefix,
             timeout_seconds=timeout_seconds,
             wait_replicas=wait_replicas,
+            cache_seconds=cache_seconds,
             metrics=metrics,
         )
 
-    async def find(self, token: str) -> Sesion | None:
-        """The live and active session of the token, slid when due; else None."""
+    async def find(self, token: str, *, fresh: bool = False, slide: bool = True) -> Sesion | None:
+        """The live and active session of the token, slid when due; else None. ``fresh``: Redis is
+        asked even if the near-cache has the answer. Without ``slide``, this is no use of the
+        session."""
         valid = tokens.parse(token)
         if valid is None:
             self.metrics.add(CHECKS, "missing")
             return None
+        if not fresh and (cache := self.near_cache()) is not None:
+            entry = cache.get(valid)
+            if entry is not None:
+                return entry.sesion
         future: asyncio.Future[Sesion | None] = asyncio.get_running_loop().create_future()
 
         def done(answer: Answer) -> None:
@@ -131,13 +146,18 @@ class SessionStore:
             else:
                 future.set_result(answer)
 
-        self.checker()(valid, done)
+        self.checker(slide=slide)(valid, done)
         return await future
 
-    def checker(self) -> Submit:
+    def checker(self, *, slide: bool = True) -> Submit:
         """find() without a task, for the running event loop alone: asks for a well-formed token's
-        session, and calls the second argument with what find() would return or raise."""
-        return self._loops.get().checks.submitter()
+        session, and calls the second argument with what find() would return or raise. It does not
+        look into the near-cache."""
+        return self._loops.get().checks.submitter(slide=slide)
+
+    def near_cache(self) -> NearCache | None:
+        """The cache of the running event loop; None where it is off."""
+        return self._loops.get().cache
 
     async def create(self, ID_Usuario: int, Dispositivo: str, login: Login = NO_LOGIN) -> Sesion:
         """A new session, and what else the login asks for, all at once.
@@ -284,7 +304,17 @@ class SessionStore:
             metrics=self.metrics,
         )
         keys, policy, tombstones = self._keys, self._policy, self._tombstones
-        events = SessionEvents(tombstones, self.metrics)
+        cache = None
+        if self._table is not None and self._cache_seconds:
+            cache = NearCache(
+                self._cache_seconds,
+                policy.touch_seconds,
+                self._table,
+                commands.lease,
+                self.metrics,
+            )
+            commands.subscribe(keys.channel, cache.message, cache.lease_changed)
+        events = SessionEvents(tombstones, self.metrics, cache)
         checks = CheckQueue(
             runner,
             keys,
@@ -292,12 +322,14 @@ class SessionStore:
             tombstones,
             events,
             self.metrics,
+            cache,
             timeout_seconds=self._timeout_seconds,
             observe=self._timings.checks_answered,
         )
         loop = LoopState(
             runner,
             events,
+            cache,
             checks,
             SessionWrites(runner, keys, policy, tombstones, events, checks),
             OperatorTools(runner, keys, tombstones, events),

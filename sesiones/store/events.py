@@ -1,5 +1,5 @@
-"""Sessions that were created, changed or ended: the metric, a line in the log, and the tombstone of
-an ended session.
+"""Sessions that were created, changed or ended: the metric, a line in the log, the tombstone of an
+ended session, and the invalidation of what the near-cache has of it.
 
 A logoutAll can end thousands of sessions at once, and a line of log takes as long as a check. So
 tombstones and metrics are written at once, and all lines but the first few in slices, between which
@@ -15,6 +15,7 @@ from sesiones import tokens
 from sesiones.metrics import CREATED, ENDED, UPDATED, Metrics
 from sesiones.sesion import Sesion
 from sesiones.store.keys import SESSION
+from sesiones.store.near_cache import NearCache
 from sesiones.store.records import number
 from sesiones.store.tombstones import Tombstones
 
@@ -27,9 +28,10 @@ LINES_AT_ONCE = 16
 class SessionEvents:
     """The events of one event loop."""
 
-    def __init__(self, tombstones: Tombstones, metrics: Metrics) -> None:
+    def __init__(self, tombstones: Tombstones, metrics: Metrics, cache: NearCache | None) -> None:
         self._tombstones = tombstones
         self._metrics = metrics
+        self._cache = cache
         self._waiting: deque[tuple[str, list[Any]]] = deque()
         """Endings whose line is still to be written: the reason, and the script's entry."""
         self._scheduled = False
@@ -40,6 +42,8 @@ class SessionEvents:
 
     def updated(self, sesion: Sesion, fields: list[str]) -> None:
         """``fields``: what has changed. An update that changed nothing is none."""
+        if self._cache is not None:  # a second try does not tell what the first has changed
+            self._cache.invalidate([tokens.digest(sesion.Token_Sesion).encode()])
         if fields:
             self._metrics.add(UPDATED)
             changed = ", ".join(fields)
@@ -52,6 +56,8 @@ class SessionEvents:
         if not entries:
             return
         self._tombstones.add([f"{base}{SESSION}{digest.decode()}" for digest, _, _ in entries])
+        if self._cache is not None:
+            self._cache.invalidate([digest for digest, _, _ in entries])
         self._metrics.add(ENDED, reason, len(entries))
         self._waiting.extend((reason, entry) for entry in entries)
         if not self._scheduled:

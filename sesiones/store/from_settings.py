@@ -1,19 +1,26 @@
 """The store of the service's settings."""
 
-from dataclasses import asdict
+from functools import partial
 
 from sesiones.metrics import Metrics
+from sesiones.redis_client import connect
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
+from sesiones.store.near_cache import InvalidationTable
 
 
-def open_store(settings: Settings, metrics: Metrics | None = None) -> SessionStore:
-    """The store that the settings describe; no I/O."""
-    return SessionStore.from_url(
-        settings.redis_url,
+def open_store(
+    settings: Settings, metrics: Metrics | None = None, table: InvalidationTable | None = None
+) -> SessionStore:
+    """The store that the settings describe; no I/O. ``table``: the one that the processes of a
+    service share."""
+    return SessionStore(
+        partial(connect, settings.redis_url, settings.redis_timeout),
+        settings.policy,
         key_prefix=settings.key_prefix,
-        **asdict(settings.policy),
         timeout_seconds=settings.redis_timeout,
         wait_replicas=settings.wait_replicas,
+        cache_seconds=settings.cache_seconds,
+        table=table,
         metrics=metrics,
     )

@@ -15,6 +15,9 @@ class Keys:
         self.pattern = f"{prefix}:{{??}}:*"
         """Of every key, for SCAN."""
 
+        self.channel = f"{prefix}:invalidated"
+        """Where the scripts publish the digests of sessions that have ended or changed."""
+
     def base(self, bucket: str) -> str:
         """What every key of the bucket begins with."""
         return f"{self._prefix}:{{{bucket}}}:"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sesiones.store.checks import CheckQueue
 from sesiones.store.events import SessionEvents
+from sesiones.store.near_cache import NearCache
 from sesiones.store.operators import OperatorTools
 from sesiones.store.replay import Replay
 from sesiones.store.runner import ScriptRunner
@@ -17,6 +18,7 @@ class LoopState:
 
     runner: ScriptRunner
     events: SessionEvents
+    cache: NearCache | None
     checks: CheckQueue
     writes: SessionWrites
     operators: OperatorTools

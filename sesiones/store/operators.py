@@ -45,7 +45,7 @@ class OperatorTools:
         listed = await self._list(ID_Usuario, deep)
         base = self._keys.base(tokens.user_bucket(ID_Usuario))
         with unavailable():
-            return user_sessions_of(base, listed, self._tombstones)
+            return user_sessions_of(base, listed, self._tombstones)[0]
 
     async def end_user(self, ID_Usuario: int, ID_Sesion: int | None, *, deep: bool) -> int:
         """End one session of the user, or all. Return how many ended."""

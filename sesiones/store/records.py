@@ -47,6 +47,11 @@ def session_of(token: str, text: bytes | None, expiry: int | None = None) -> Ses
         return None
 
 
+def window_of(text: bytes) -> int:
+    """The window in seconds of a session, from the text that session_of() accepts."""
+    return int(text.split(b" ", 3)[2])
+
+
 def user_session_of(digest: str, text: bytes, expiry: int) -> UserSession | None:
     """The session of a digest, from the same reply. Of its token only the fingerprint is known."""
     fingerprint = tokens.fingerprint_of_digest(digest)
@@ -56,16 +61,22 @@ def user_session_of(digest: str, text: bytes, expiry: int) -> UserSession | None
     return UserSession(sesion.ID_Sesion, sesion.ID_Usuario, fingerprint, *sesion[3:])
 
 
-def user_sessions_of(base: str, entries: list[Any], tombstones: Tombstones) -> list[UserSession]:
-    """The sessions of a list (list_index() in lua/session.lua) but those that have ended: the most
-    recently used first, then the newest first. ``base``: what their keys begin with."""
-    found = (
-        user_session_of(digest.decode(), text, expiry)
-        for digest, text, expiry, _ in entries
-        if f"{base}{SESSION}{digest.decode()}" not in tombstones
-    )
-    sessions = [session for session in found if session is not None]
-    return sorted(sessions, key=lambda each: (-each.Ultima_Actividad, -each.ID_Sesion))
+def user_sessions_of(
+    base: str, entries: list[Any], tombstones: Tombstones
+) -> tuple[list[UserSession], list[str]]:
+    """The sessions of a list (lua/list.lua), the most recently used first, then the newest first;
+    and the keys of those that are left out, because they have ended or are malformed. ``base``:
+    what their keys begin with."""
+    sessions, left_out = [], []
+    for digest, text, expiry, _ in entries:
+        key = f"{base}{SESSION}{digest.decode()}"
+        session = None if key in tombstones else user_session_of(digest.decode(), text, expiry)
+        if session is None:
+            left_out.append(key)
+        else:
+            sessions.append(session)
+    sessions.sort(key=lambda each: (-each.Ultima_Actividad, -each.ID_Sesion))
+    return sessions, left_out
 
 
 def number(text: bytes) -> int | None:

@@ -25,6 +25,16 @@ class MismatchedReplyError(RedisError):
         return "a reply of another call"
 
 
+PUBLISH = """\
+if invalidated[1] then
+  -- An ACL that does not allow it must fail no operation: it is needed only where there is a cache.
+  redis.pcall('PUBLISH', string.match(invalidated.base, '^[^{]*') .. 'invalidated',
+    table.concat(invalidated, ' '))
+end
+"""
+"""The last write of a script tells the caches of every node what it has ended or changed."""
+
+
 class Script:
     """One file of lua/: its first line, which has its flags, then session.lua, and user.lua unless
     it takes a batch, then its body in a function whose return value goes out beside the tag. An
@@ -44,6 +54,7 @@ class Script:
             f"local function operation()\n{body}\nend\n"
             "local reply = operation()\n"
             "if type(reply) == 'table' and reply.err then\n  return reply\nend\n"
+            f"{'' if 'no-writes' in flags else PUBLISH}"
             "return {tag, reply}\n"
         )
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()

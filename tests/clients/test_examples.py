@@ -90,7 +90,10 @@ def test_documented_methods_are_those_of_store_and_client() -> None:
         for each in SessionStore, SessionClient:
             parameters = [*inspect.signature(getattr(each, name)).parameters]
             named = arguments.replace("sesion", "given") if name == "update" else arguments
-            assert [p for p in parameters if p != "deep"] == ["self", *named.split(", ")]
+            assert [p for p in parameters if p not in ("deep", "fresh", "slide")] == [
+                "self",
+                *named.split(", "),
+            ]
     offered = {name for name in vars(SessionClient) if not name.startswith("_")} - {"aclose"}
     assert {name for name, _ in methods} == offered
 

@@ -432,7 +432,7 @@ class Asker:
             with suppress(RuntimeError):  # Starlette raises it again once it has answered
                 await app(scope, receive, send)
 
-        async def fail(*_: object) -> None:
+        async def fail(*_: object, **__: object) -> None:
             raise RuntimeError("a bug")
 
         async def ask_all(status: int) -> None:

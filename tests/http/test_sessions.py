@@ -122,6 +122,36 @@ async def test_check_slides_the_session(client: Client, redis: "Redis") -> None:
         )
 
 
+@pytest.mark.parametrize("value", ["1", "0", "01", "true", "", "1, 1"])
+async def test_check_is_no_use_with_the_header_that_says_so(
+    client: Client, redis: "Redis", value: str
+) -> None:
+    """And with no other value of it. On the two paths of a check: the plain one, and Starlette."""
+    sesion = await client.create()
+    key = session_key(sesion["Token_Sesion"])
+    for path in "/sesiones/self", "/sesiones/verificar", "/sesiones/verificar/x":
+        for further in {}, {"Expect": "100-continue"}:
+            age(redis, sesion, 100)
+            before = record(redis, key), redis.expiretime(key)
+            headers = {"x-auth-token": sesion["Token_Sesion"], "X-Sin-Deslizar": value}
+            reply = await client.send("GET", path, headers | further)
+            assert reply.status == 200
+            is_use = (record(redis, key), redis.expiretime(key)) != before
+            assert is_use == (value != "1")
+
+
+async def test_other_operations_are_a_use_whatever_the_header_says(
+    client: Client, redis: "Redis"
+) -> None:
+    sesion = await client.create()
+    key = session_key(sesion["Token_Sesion"])
+    age(redis, sesion, 100)
+    before = record(redis, key)["actividad"]
+    headers = {"x-auth-token": sesion["Token_Sesion"], "X-Sin-Deslizar": "1"}
+    assert (await client.send("GET", "/sesiones", headers)).status == 200
+    assert record(redis, key)["actividad"] != before
+
+
 # 401
 
 

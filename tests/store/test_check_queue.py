@@ -37,7 +37,7 @@ class Nodes:
         **_: Any,
     ) -> Any:
         await asyncio.sleep(0.01)
-        return on_reply([arguments[-1], [*[None, None] * len(keys), 0, []]])
+        return on_reply([arguments[-1], [*[None, None] * len(keys), 0, 0, []]])
 
     def on_owner_change(self, listener: object) -> None:
         """Nothing is lost."""

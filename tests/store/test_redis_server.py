@@ -174,7 +174,7 @@ def test_check_takes_keys_of_many_slots() -> None:
         moment = now(node)
         for name in ("peek", "check"):
             replies: Any = node.eval(lua(name), 0, 1, MAX, *session_keys)
-            *sessions, _, _ = replies
+            *sessions, _, _, _ = replies
             fields = [text.partition(b":")[0].split(b" ") for text in sessions[::2]]
             assert [int(field[5]) for field in fields] == list(range(300))
         assert all(int(field[0]) + int(field[1]) >= moment for field in fields)

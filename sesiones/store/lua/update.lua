@@ -83,5 +83,8 @@ if type(outcome) == 'string' then
 elseif outcome then
   return {'unindexed', {outcome}}
 end
+if #reply > 3 then
+  invalidated.base, invalidated[1] = split(KEYS[1])
+end
 reply[2], reply[3] = session.text, session.expiracion
 return reply
