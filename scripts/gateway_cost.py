@@ -82,7 +82,9 @@ def main() -> int:
     with ExitStack() as stack:
         redis = stack.enter_context(RedisServer())
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        services = [stack.enter_context(Service(SESIONES_REDIS_URL=redis.url)) for _ in range(2)]
+        # Under such a load an answer may take longer than the default of 0.25 s.
+        variables = {"SESIONES_REDIS_URL": redis.url, "SESIONES_REDIS_TIMEOUT": "5"}
+        services = [stack.enter_context(Service(**variables)) for _ in range(2)]
         nodes, application = [service.port for service in services], free_port()
         (Path(folder) / "nginx.conf").write_text(APPLICATION.format(port=application))
         stack.enter_context(process([nginx, "-p", ".", "-c", "nginx.conf"], folder))
