@@ -21,6 +21,7 @@ import pytest
 from sesiones.redis_client.subscription import LEASE_SECONDS
 from tests.harness.api import FORM, JSON, SERVICE
 from tests.harness.redis_server import RedisServer
+from tests.harness.relay import Filter, Relay
 from tests.harness.service import Reply, Service, children, comes_true, environment, read_reply
 from tests.harness.stores import KEY
 
@@ -28,8 +29,12 @@ ROUNDS = int(os.environ.get("SESIONES_TEST_ROUNDS", "1"))
 CACHED = {"SESIONES_CACHE_SECONDS": "60", "SESIONES_TOUCH_SECONDS": "60"}
 
 
+MESSAGE_SECONDS = 0.2
+
+
 class Services(NamedTuple):
-    """``workers`` has two of them and a cache, ``node`` has a cache, ``strict`` has none."""
+    """``workers`` has two of them and a cache, ``node`` has a cache, ``strict`` has none. Redis's
+    messages reach the workers late, so that only what they tell each other can be in time."""
 
     workers: Service
     node: Service
@@ -44,11 +49,30 @@ def services(redis_server: RedisServer) -> Iterator[Services]:
         "SESIONES_REDIS_TIMEOUT": "5",
     }
     with (
-        Service("--workers", "2", **shared, **CACHED) as workers,
+        Relay(redis_server.socket, late_messages) as relay,
+        Service(
+            "--workers",
+            "2",
+            **shared | CACHED | {"SESIONES_REDIS_URL": f"redis://127.0.0.1:{relay.port}"},
+        ) as workers,
         Service(**shared, **CACHED) as node,
         Service(**shared) as strict,
     ):
         yield Services(workers, node, strict)
+
+
+def late_messages() -> Filter:
+    """Of a relay: what a subscription receives comes late."""
+    subscribed = False
+
+    def passed(piece: bytes) -> bytes:
+        nonlocal subscribed
+        subscribed = subscribed or b"\r\nsubscribe\r\n" in piece
+        if subscribed:
+            time.sleep(MESSAGE_SECONDS)
+        return piece
+
+    return passed
 
 
 class Connection:
@@ -195,33 +219,6 @@ def hammered(service: Service, tokens: list[str], threads: int) -> Iterator[None
             thread.join()
 
 
-def play_endings(services: Services, rounds: int, threads: int) -> None:
-    tokens = [""]
-    with (
-        both_workers(services.workers) as workers,
-        hammered(services.workers, tokens, threads),
-    ):
-        for number, way in zip(range(rounds), itertools.cycle(WAYS), strict=False):
-            ender = workers[number % 2]
-            session, other = create(ender, 1000 + number), create(ender, 1000 + number)
-            tokens.append(session["Token_Sesion"])
-            for connection in workers * 2:
-                assert connection.check(tokens[-1]).status == 200
-            assert way(ender, session, other).status in (200, 201)
-            answers = [connection.check(tokens[-1]).status for connection in workers * 2]
-            assert answers == [401] * 4, (number, WAYS.index(way))
-
-
-def test_ending_is_seen_at_once_by_both_workers(services: Services) -> None:
-    play_endings(services, 2 * len(WAYS), threads=1)
-    assert hits(services.workers) > 0
-
-
-@pytest.mark.slow
-def test_thousands_of_endings_are_seen_at_once_by_both_workers(services: Services) -> None:
-    play_endings(services, 2000 * ROUNDS, threads=4)
-
-
 def hits(service: Service) -> float:
     """Checks that were answered from memory."""
     lines = service.request("GET", "/metrics").body.decode().splitlines()
@@ -236,6 +233,32 @@ def becomes_hit(service: Service, connection: Connection, token: str) -> None:
         return hits(service) > before
 
     assert comes_true(is_hit, 10)
+
+
+def play_endings(services: Services, rounds: int, threads: int) -> None:
+    with both_workers(services.workers) as workers, ExitStack() as stack:
+        tokens = [create(workers[0])["Token_Sesion"]]
+        for worker in workers:
+            becomes_hit(services.workers, worker, tokens[0])
+        stack.enter_context(hammered(services.workers, tokens, threads))
+        for number, way in zip(range(rounds), itertools.cycle(WAYS), strict=False):
+            ender = workers[number % 2]
+            session, other = create(ender, 1000 + number), create(ender, 1000 + number)
+            tokens.append(session["Token_Sesion"])
+            for connection in workers * 2:
+                assert connection.check(tokens[-1]).status == 200
+            assert way(ender, session, other).status in (200, 201)
+            answers = [connection.check(tokens[-1]).status for connection in workers * 2]
+            assert answers == [401] * 4, (number, WAYS.index(way))
+
+
+def test_ending_is_seen_at_once_by_both_workers(services: Services) -> None:
+    play_endings(services, 2 * len(WAYS), threads=1)
+
+
+@pytest.mark.slow
+def test_thousands_of_endings_are_seen_at_once_by_both_workers(services: Services) -> None:
+    play_endings(services, 2000 * ROUNDS, threads=4)
 
 
 def refused_in_time(connection: Connection, token: str) -> float:
