@@ -238,7 +238,7 @@ async def _resolve(host: str, port: int) -> None:
     such a lookup fails, uvloop logs "exception was never retrieved".
     """
     loop = asyncio.get_running_loop()
-    lookup = asyncio.ensure_future(loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    lookup = background(loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     lookup.add_done_callback(retrieve_exception)
     try:
         await asyncio.shield(lookup)

@@ -86,6 +86,16 @@ async def test_without_any_of_them_every_check_asks_redis(
         assert hits(store) == 0
 
 
+async def test_without_them_redis_logs_no_refused_command(server: RedisServer) -> None:
+    """In ACL LOG, each would look like an intruder's."""
+    become(server, BASE)
+    with Redis(unix_socket_path=str(server.socket)) as admin:
+        admin.acl_log_reset()
+        async with aclosing(open_store(url_of(server), touch_seconds=30)) as store:
+            await use(store)
+        assert admin.acl_log() == []
+
+
 async def test_they_are_two_commands_and_one_channel(server: RedisServer) -> None:
     assert CACHE.split() == ["+publish", "+subscribe", "&sesiones:invalidated"]
     become(server, f"{BASE} {CACHE}")
