@@ -92,20 +92,25 @@ def _gateway_of(item: pytest.Item) -> Gateway | None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     report = yield
     gateway = _gateway_of(item)
-    if gateway and report.when == "call":
-        row = item.obj.__doc__.strip()  # type: ignore[attr-defined]
-        reason = "It failed." if report.failed else getattr(report, "wasxfail", None)
+    assert gateway is not None
+    row = item.obj.__doc__.strip()  # type: ignore[attr-defined]
+    if report.when == "setup":  # also of what is skipped
         module, line = item.path.stem, item.obj.__code__.co_firstlineno  # type: ignore[attr-defined]
         place = module in OF_WEBSITES, _place(item)[1], line
-        report.user_properties.append(("cell", (row, gateway.name, reason, place)))
+        report.user_properties.append(("row", (row, place)))
+    elif report.when == "call":
+        reason = "It failed." if report.failed else getattr(report, "wasxfail", None)
+        report.user_properties.append(("cell", (row, gateway.name, reason)))
     return report
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Also in the process that collects the reports of others."""
-    for name, cell in report.user_properties:
-        if name == "cell" and report.when == "call":
-            table.record(*cell)  # type: ignore[misc]
+    for name, values in report.user_properties:
+        if name == "row":
+            table.place(*values)  # type: ignore[misc]
+        elif name == "cell":
+            table.record(*values)  # type: ignore[misc]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
