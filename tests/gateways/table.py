@@ -35,7 +35,7 @@ def write(table: str) -> None:
 
 
 def render() -> str:
-    """What ran; what was skipped stays as committed, for example a gateway that is not installed."""
+    """What ran. What was skipped, as a gateway that is not installed, stays as committed."""
     cells = _parse(committed()) | ran
     rows = sorted(places, key=lambda row: tuple(places[row]))
     shown = {(row, name): cells.get((row, name), "not run yet") for row in rows for name in NAMES}
