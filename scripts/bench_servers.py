@@ -22,6 +22,10 @@ class Server:
     cluster: bool = False
     """On a Cluster of three masters."""
 
+    @property
+    def is_ours(self) -> bool:
+        return self.command.__qualname__.startswith("sesiones")
+
 
 async def floor(scope: Any, receive: Any, send: Any) -> None:
     """uvicorn's own floor: an application that does nothing."""
@@ -43,12 +47,7 @@ def sesiones(*flags: str, scheme: str = "redis") -> Callable[[Path, int, int], l
 def bare_uvicorn(_: Path, port: int, __: int) -> list[str]:
     options = ["--http", "httptools", "--loop", "uvloop", "--ws", "none", "--lifespan", "off"]
     command = [
-        "-m",
-        "uvicorn",
-        "scripts.bench_servers:floor",
-        "--port",
-        str(port),
-        "--no-access-log",
+        *("-m", "uvicorn", "scripts.bench_servers:floor", "--port", str(port), "--no-access-log"),
     ]
     return [sys.executable, *command, *options]
 

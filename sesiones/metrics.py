@@ -121,11 +121,11 @@ FAMILIES = (
         "sesiones_sessions_ended",
         "Sessions ended before they expired; limit: by a new one of a user who had the most; "
         "failover: once more, for they had come back; unindexed: a use found that their index had "
-        "lost them.",
+        "lost them; undone: their login could not end the session that it replaces.",
         "reason",
         (
             *("logout", "logout_all", "others", "id", "operator", "replaced", "limit"),
-            *("failover", "unindexed"),
+            *("undone", "failover", "unindexed"),
         ),
     ),
 )

@@ -25,6 +25,7 @@ NAMES = (
     "outages",
     "order",
     "silence",
+    "cache",
     "workers",
     "departures",
     "churn",

@@ -143,13 +143,13 @@ class Cluster:
         on_reply: OnReply | None = None,
     ) -> Any:
         slot = key_slot(keys[0].encode()) if keys else 0
-        asked: Address | None = None
+        asking: Address | None = None  # where the last answer, an ASK, leads
         redirections = 0
         while True:
-            address = asked or await self._master(slot)
+            address = asking or await self._master(slot)
             server = self._server(address)
             try:
-                if asked:
+                if asking:
                     return await server.execute_asking(*arguments)
                 return await server.execute(
                     *arguments, replicas=replicas, safe_to_repeat=safe_to_repeat, on_reply=on_reply
@@ -161,12 +161,12 @@ class Cluster:
                 # Refresh it in the background.
                 self._refreshing.start()
                 if isinstance(error, MovedError):
-                    asked = None
+                    asking = None
                     server.renew_lease()
                     if error.host != "?":  # the refreshed map will have an address that MOVED lacks
                         self._masters[slot] = error.host or address[0], error.port
                 elif isinstance(error, AskError) and reads:
-                    asked = error.host or address[0], error.port
+                    asking = error.host or address[0], error.port
                 elif isinstance(error, SLOT_ERRORS) or "non local key" in str(error):
                     raise SlotMovedError(str(error)) from error
                 else:

@@ -238,7 +238,7 @@ async def _resolve(host: str, port: int) -> None:
     such a lookup fails, uvloop logs "exception was never retrieved".
     """
     loop = asyncio.get_running_loop()
-    lookup = asyncio.ensure_future(loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    lookup = background(loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     lookup.add_done_callback(retrieve_exception)
     try:
         await asyncio.shield(lookup)
@@ -300,7 +300,7 @@ class SentinelMaster(Server):
     async def _open(self) -> PipelinedConnection:
         host, port = await self._discover()
         connection = await self._open_from(ConnectionPool(host=host, port=port, **self._options))
-        self._unfollow()
+        self._stop_following()
         self._following = background(self._follow(connection))
         return connection
 
@@ -348,12 +348,13 @@ class SentinelMaster(Server):
         return named.most_common(1)[0][0]
 
     async def _follow(self, connection: PipelinedConnection) -> None:
+        """Drop the connection as soon as a majority names another master."""
         while not connection.transport.is_closing():
             await asyncio.sleep(FOLLOW_SECONDS)
             if await self._most_name(lambda address: address != connection.address):
                 connection.fail(str(ReplacedError()))
 
-    def _unfollow(self) -> None:
+    def _stop_following(self) -> None:
         if self._following is not None:
             self._following.cancel()
 
@@ -361,13 +362,15 @@ class SentinelMaster(Server):
         return await self._most_name(lambda address: address == connection.address)
 
     async def _most_name(self, matches: Callable[[Address], bool]) -> bool:
+        """Whether a majority of the Sentinels names a master whose address matches."""
+
         async def names(sentinel: Sentinel) -> bool:
             return matches(await sentinel.master(self._name))
 
         return await majority([names(sentinel) for sentinel in self._sentinels])
 
     async def aclose(self) -> None:
-        self._unfollow()
+        self._stop_following()
         await super().aclose()
         for sentinel in self._sentinels:
             with contextlib.suppress(RedisError):

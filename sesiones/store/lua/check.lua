@@ -4,7 +4,8 @@
 -- KEYS[1]    key of a session: declared only when ARGV has one key alone, so that a node of a
 --            Cluster answers MOVED or ASK. Otherwise no key is declared, because one call takes the
 --            keys of many slots
--- ARGV[1]    integer: touch, the age of Ultima_Actividad in seconds below which nothing is slid
+-- ARGV[1]    integer: touch, the age of Ultima_Actividad in seconds below which nothing is slid; or
+--            '' to slide nothing
 -- ARGV[2]    integer: max, how many seconds a session without a maximum life of its own lives at
 --            the most
 -- ARGV[3..]  keys of sessions, of any slots of this node
@@ -25,7 +26,7 @@ local slides, ended = 0, {}
 local function is_due(text)
   local inicio, uso, ventana = string.match(text, '^(%d+) (%d+) (%d+) 1 ')
   local age = inicio and now - inicio - uso
-  return age and (age >= touch or age >= 1 and 2 * age + 1 >= tonumber(ventana))
+  return age and touch and (age >= touch or age >= 1 and 2 * age + 1 >= tonumber(ventana))
 end
 
 local function check(key)

@@ -10,6 +10,8 @@
 --                                              maximum life in seconds. Other fields are ignored
 --                                              and preserved
 -- <prefix>:{<bucket>}:u:<usuario>  sorted set  the user's digests, scored by expiry
+-- <prefix>:{<bucket>}:e:<digest>   hash        for some seconds, in the field 1: what has ended when
+--                                              that session was made (create.lua)
 -- <prefix>:{<bucket>}:n            string      the bucket's counter, never expires
 --
 -- The first key of a script gives it all others: they differ only after "}:".
@@ -17,7 +19,7 @@
 -- The text of the field 1: six integers in decimal and the device. The integers are inicio, the
 -- seconds from inicio to the last use, ventana, estado, id and usuario. (The field has a number as
 -- its name because that takes a byte less.)
-local RECORD = '^(%d+) (%d+) (%d+) ([01]) (%d+) (%d+):(.*)$'
+local RECORD = '^(%d+) (%d+) (%d+) ([01]) (%d+) (%d+):(.+)$'
 
 local SECONDS_MAX = 1e12 -- of any date or window: EXPIREAT refuses what is far beyond
 local INT_MAX = 9007199254740991
@@ -182,7 +184,10 @@ local function write(key, session, expiracion)
   if expiracion >= (session.expiracion or math.huge) then
     -- The index has expired with its latest member so far. To look for that takes longer.
     prune(index)
-    redis.call('EXPIREAT', index, int(expiracion), 'GT')
+    if redis.call('EXPIREAT', index, int(expiracion), 'GT') == 0
+      and redis.call('EXPIRETIME', index) == -1 then
+      prune_and_expire(index) -- no script of ours leaves an index without an expiry
+    end
   else
     prune_and_expire(index)
   end
