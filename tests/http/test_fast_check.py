@@ -23,18 +23,24 @@ from tests.harness.stub_server import HOST, SESION, TOKEN, plain, stub_server, u
 
 pytestmark = pytest.mark.anyio
 
+Services = tuple[Service, Service, Service]
+
 
 @pytest.fixture(scope="module")
-def both(redis_server: RedisServer) -> Iterator[tuple[Service, Service]]:
-    """The service with the fast check and without it, on the same sessions. No session slides
-    between two checks of a test."""
+def both(redis_server: RedisServer) -> Iterator[Services]:
+    """The service with the fast check, without it, and with it and a near-cache, on the same
+    sessions. No session slides between two checks of a test."""
     variables = service_variables(redis_server.url) | {"SESIONES_TOUCH_SECONDS": "60"}
-    with Service(**variables) as fast, Service("--http", "httptools", **variables) as reference:
-        yield fast, reference
+    with (
+        Service(**variables) as fast,
+        Service("--http", "httptools", **variables) as reference,
+        Service("--cache-seconds", "60", **variables) as cached,
+    ):
+        yield fast, reference, cached
 
 
 @pytest.fixture(scope="module")
-def sample(both: tuple[Service, Service]) -> dict[str, bytes]:
+def sample(both: Services) -> dict[str, bytes]:
     """A token of every kind."""
     devices = "el móvil \u2028 \\", "b", "c"
     live, inactive, revoked = (both[0].new_session(Dispositivo=device) for device in devices)
@@ -78,16 +84,17 @@ def exchange(service: Service, data: bytes, pieces: int = 1) -> tuple[bytes, boo
     return received, True
 
 
-def compare(both: tuple[Service, Service], data: bytes, *, pieces: int = 1) -> bytes:
-    """What both answer to the bytes; it must be the same."""
-    (fast, fast_whole), (reference, reference_whole) = (
-        exchange(service, data, pieces) for service in both
+def compare(both: Services, data: bytes, *, pieces: int = 1) -> bytes:
+    """What all answer to the bytes; it must be the same."""
+    (fast, fast_whole), (reference, reference_whole), (cached, cached_whole) = (
+        (re.sub(rb"date: [^\r]+", b"date: -", answer), is_whole)
+        for answer, is_whole in (exchange(service, data, pieces) for service in both)
     )
-    fast, reference = (re.sub(rb"date: [^\r]+", b"date: -", a) for a in (fast, reference))
-    if fast_whole and reference_whole:
-        assert fast == reference
-    else:
-        assert fast.startswith(reference) or reference.startswith(fast)
+    for answer, is_whole in (fast, fast_whole), (cached, cached_whole):
+        if is_whole and reference_whole:
+            assert answer == reference
+        else:
+            assert answer.startswith(reference) or reference.startswith(answer)
     return fast
 
 
@@ -113,7 +120,7 @@ CREDENTIALS: list[Callable[[bytes], bytes]] = [
 
 @pytest.mark.parametrize("credential", range(len(CREDENTIALS)))
 def test_answer_to_every_token_target_and_credential_is_starlettes(
-    both: tuple[Service, Service], sample: dict[str, bytes], credential: int
+    both: Services, sample: dict[str, bytes], credential: int
 ) -> None:
     for target, token in itertools.product(TARGETS, sample.values()):
         data = b"GET %b HTTP/1.1\r\n%b%b\r\n" % (target, HOST, CREDENTIALS[credential](token))
@@ -138,7 +145,7 @@ EXTRA = [
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST", b"DELETE", b"PROPFIND", b"CONNECT"])
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
 def test_answer_to_every_method_version_and_field_is_starlettes(
-    both: tuple[Service, Service], sample: dict[str, bytes], method: bytes, version: bytes
+    both: Services, sample: dict[str, bytes], method: bytes, version: bytes
 ) -> None:
     for target, extra in itertools.product(TARGETS[:3], EXTRA):
         for host in (HOST, b""):
@@ -157,16 +164,14 @@ BODIES = [
 
 @pytest.mark.parametrize("body", BODIES)
 def test_answer_to_a_check_with_a_body_is_starlettes(
-    both: tuple[Service, Service], sample: dict[str, bytes], body: bytes
+    both: Services, sample: dict[str, bytes], body: bytes
 ) -> None:
     for method, target in ((b"GET", TARGETS[0]), (b"POST", TARGETS[1])):
         head = b"%b %b HTTP/1.1\r\n%bX-Auth-Token: %b\r\n" % (method, target, HOST, sample["live"])
         compare(both, head + body)
 
 
-def test_answers_in_a_pipeline_are_starlettes(
-    both: tuple[Service, Service], sample: dict[str, bytes]
-) -> None:
+def test_answers_in_a_pipeline_are_starlettes(both: Services, sample: dict[str, bytes]) -> None:
     live = sample["live"]
     requests = [
         plain(TARGETS[0], live),
@@ -183,7 +188,7 @@ def test_answers_in_a_pipeline_are_starlettes(
 
 
 def test_answers_to_requests_split_at_every_byte_are_starlettes(
-    both: tuple[Service, Service], sample: dict[str, bytes]
+    both: Services, sample: dict[str, bytes]
 ) -> None:
     data = plain(TARGETS[0], sample["live"]) + plain(TARGETS[1], sample["revoked"])
     for pieces in (2, 3, 7, len(data)):
@@ -225,7 +230,7 @@ fields = st.lists(
     pieces=st.integers(1, 5),
 )
 def test_answers_to_generated_requests_are_starlettes(
-    both: tuple[Service, Service],
+    both: Services,
     sample: dict[str, bytes],
     requests: list[tuple[bytes, bytes, bytes, list[bytes]]],
     pieces: int,
@@ -257,7 +262,7 @@ LEARNED: set[bytes] = set()
     inserted=st.sampled_from([b"", b"LIVE", b"DEAD", b"ses_", b"A", b" ", b"\r\n", b"X: LIVE\r\n"]),
 )
 def test_answer_to_a_near_copy_of_a_template_is_starlettes(
-    both: tuple[Service, Service],
+    both: Services,
     sample: dict[str, bytes],
     method: bytes,
     target: bytes,
@@ -275,7 +280,7 @@ def test_answer_to_a_near_copy_of_a_template_is_starlettes(
 
 
 def test_token_moved_within_a_template_authenticates_only_as_a_credential(
-    both: tuple[Service, Service], sample: dict[str, bytes]
+    both: Services, sample: dict[str, bytes]
 ) -> None:
     token = sample["live"]
     known = plain(TARGETS[0], token)
@@ -289,7 +294,7 @@ def test_token_moved_within_a_template_authenticates_only_as_a_credential(
 
 
 def test_check_behind_the_end_of_a_body_makes_no_template(
-    both: tuple[Service, Service], sample: dict[str, bytes]
+    both: Services, sample: dict[str, bytes]
 ) -> None:
     check = plain(TARGETS[0], sample["live"])
     for _ in range(3):
@@ -531,7 +536,7 @@ async def test_pipeline_waits_as_bytes(
 
 
 def test_request_behind_a_head_request_does_not_give_it_a_body(
-    both: tuple[Service, Service], sample: dict[str, bytes]
+    both: Services, sample: dict[str, bytes]
 ) -> None:
     for behind in (plain(TARGETS[0], sample["live"]), b"GET /sesiones/self HTTP/1.1\r\n\r\n"):
         answer = compare(both, plain(TARGETS[0], sample["live"], b"HEAD") + behind)
