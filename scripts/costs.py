@@ -267,9 +267,9 @@ def predict() -> None:
     with bench.targets(servers, PREDICTED_SESSIONS, RANDOM_REQUESTS) as started:
         for number in range(-1, PREDICTED_ROUNDS):  # the first one warms up
             show(f"round {number + 1} of {PREDICTED_ROUNDS}")
-            pairs = [_measure(started[first : first + 2]) for first in (0, 2, 4)]
+            strict, hits, both = (_measure(started[first : first + 2]) for first in (0, 2, 4))
             if number >= 0:
-                rounds.append(_compare(*pairs, entry_us))
+                rounds.append(_compare(strict, hits, both, entry_us))
     show("")
     print(f"{'':<34}{'predicted':>10}{'measured':>10}{'ratio':>8}")
     for index, label in enumerate(("hit ratio", "nodes: CPU us a check", "Redis: CPU us a check")):
