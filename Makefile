@@ -1,4 +1,5 @@
 # make run            serve on 127.0.0.1:8000 with a Redis server of its own, until Ctrl-C
+# make example        the website of docs/examples behind Caddy, on localhost:8080, until Ctrl-C
 # make test           the test suite, in less than three minutes
 # make test-slow      slower tests: scenarios of `make chaos` in short, hung workers, environments
 # make test-next      the test suite with the newest uvicorn and redis-py, in .venv-next
@@ -8,8 +9,10 @@
 # make gateways       the gateways of docs/gateways on their files there, the service behind them
 # make gateways-table the same, and writes the table of docs/gateways/README.md
 # make gateways-cost  requests/s and latency through each, with and without the check (needs wrk)
-# make openapi        schemathesis, every check on, over the OpenAPI document (a minute)
-# make browser        the page at /docs in headless Chromium (Debian: chromium, chromium-driver)
+# make openapi        schemathesis, every check on, over the OpenAPI document (a minute), and clients
+#                     that generators make of it: in Python, and in TypeScript where npm is installed
+# make browser        the page at /docs and `make example` in headless Chromium (Debian: chromium,
+#                     chromium-driver)
 #
 # make chaos          the failure scenarios in full, with their bars and figures (an hour)
 # make load           seed, wrk, Locust and throughput, small: var/load/report.html (< 2 minutes)
@@ -20,13 +23,16 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-ENVIRONMENTS := $(addprefix .venv/,run load test gateways openapi browser wheel)
+ENVIRONMENTS := $(addprefix .venv/,run example load test gateways openapi browser wheel)
 
-.PHONY: $(ENVIRONMENTS) run test test-slow test-next check coverage gateways gateways-table gateways-cost \
+.PHONY: $(ENVIRONMENTS) run example test test-slow test-next check coverage gateways gateways-table gateways-cost \
     openapi browser chaos load bench wheel lock clean
 
 run: .venv/run
 	@$(BIN)/python -m scripts.run
+
+example: .venv/example
+	@$(BIN)/python -m scripts.example
 
 PYTEST = $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
@@ -58,22 +64,24 @@ coverage: .venv/test
 	$(BIN)/coverage report
 
 # Outside of testpaths: these tests need binaries of their own, and take longer than the suite may.
-GATEWAY_TESTS := $(BIN)/python -m pytest -o 'norecursedirs=.*' tests/gateways
+GATEWAY_TESTS := $(BIN)/python -m pytest -o 'norecursedirs=.*' tests/gateways \
+    --numprocesses 2 --dist loadgroup
 
 gateways: .venv/gateways
-	$(GATEWAY_TESTS)
+	$(GATEWAY_TESTS) --table check
 
 gateways-table: .venv/gateways
-	$(GATEWAY_TESTS) --write-table
+	$(GATEWAY_TESTS) --table write
 
 gateways-cost: .venv/gateways
 	$(BIN)/python -m scripts.gateway_cost
 
 openapi: .venv/openapi
 	$(BIN)/python -m scripts.openapi --max-time 60
+	$(BIN)/python -m scripts.openapi_clients
 
 browser: .venv/browser
-	$(BIN)/python -m pytest tests/http/test_docs_page.py
+	$(BIN)/python -m pytest tests/http/test_docs_page.py tests/clients/test_website.py
 
 # The races of the suite first, 100,000 rounds of each.
 chaos: .venv/test

@@ -178,7 +178,7 @@ def target(
     )
     load = folder / f"{server.name}.lua"
     load.write_text(script.replace("@FILE@", str(requests)))
-    pids = [one.process.pid for one in redis if one.process is not None]
+    pids = [one.process.pid for one in redis]
     for pid in pids:
         os.sched_setaffinity(pid, {LOAD_CORE})
     with running(server, redis[0].port) as (process, port):

@@ -47,12 +47,7 @@ def sesiones(*flags: str, scheme: str = "redis") -> Callable[[Path, int, int], l
 def bare_uvicorn(_: Path, port: int, __: int) -> list[str]:
     options = ["--http", "httptools", "--loop", "uvloop", "--ws", "none", "--lifespan", "off"]
     command = [
-        "-m",
-        "uvicorn",
-        "scripts.bench_servers:floor",
-        "--port",
-        str(port),
-        "--no-access-log",
+        *("-m", "uvicorn", "scripts.bench_servers:floor", "--port", str(port), "--no-access-log"),
     ]
     return [sys.executable, *command, *options]
 

@@ -25,13 +25,14 @@ EXTRAS = {
     "run": "server,valkey",
     "load": "load",
     "test": "test",
-    "gateways": "test,gateways",
+    "example": "example",
+    "gateways": "test,gateways,browser",
     "openapi": "test,openapi",
     "browser": "test,browser",
     "wheel": "test,wheel",
 }
 """The extras of pyproject.toml that a target needs."""
-INCLUDED = {"load": ("run",), "test": ("run", "load")}
+INCLUDED = {"load": ("run",), "test": ("run", "load"), "example": ("run",)}
 """The targets whose packages a target's extras bring too."""
 
 

@@ -10,8 +10,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tests.harness.redis_server import free_port
 
@@ -19,12 +20,15 @@ DOCS = Path(__file__).parents[1] / "docs" / "gateways"
 
 PUBLIC, NODES, APPLICATION = 8080, (8000, 8001), 9000
 """The ports in the files: where clients come in, the nodes of sesiones, and the application."""
+FRONT = 5173
+"""The port of another origin whose pages may ask, in the files for websites."""
 
 
 @dataclass(frozen=True)
 class Gateway:
     """How to run one.
 
+    ``variant``: "" for an API, "web" for a website, or "direct", which asks one node alone.
     ``files``: the first is the configuration. ``internal``: ports that it listens on for itself.
     ``unchecked``: what to replace in its files so that it lets everything through, to see what
     the check costs.
@@ -38,6 +42,12 @@ class Gateway:
     unchecked: tuple[str, str]
     internal: Sequence[int] = ()
     install: str = "pip install '.[gateways]'"
+    variant: str = ""
+
+    @property
+    def id(self) -> str:
+        """Its name and variant, such as nginx-web."""
+        return f"{self.name}-{self.variant}" if self.variant else self.name
 
 
 def _nginx() -> str | None:
@@ -60,7 +70,7 @@ def _script(name: str) -> str | None:
     return shutil.which(name, path=str(Path(sys.executable).parent))
 
 
-GATEWAYS = [
+_FOR_APIS = [
     Gateway(
         "nginx",
         binary=_nginx,
@@ -110,18 +120,61 @@ GATEWAYS = [
 ]
 
 
+def _variant(name: str, of: Gateway, *files: str, **changes: Any) -> Gateway:
+    """The gateway on other files."""
+    arguments = [each.replace(of.files[0], files[0]) for each in of.arguments]
+    return replace(of, variant=name, files=files, arguments=arguments, **changes)
+
+
+_PLUGIN = "plugins-local/src/sesiones"
+_NGINX, _CADDY, _TRAEFIK, _ENVOY, _HAPROXY = _FOR_APIS
+
+GATEWAYS = [
+    *_FOR_APIS,
+    _variant("web", _NGINX, "nginx-web.conf"),
+    _variant(
+        "web",
+        _CADDY,
+        "Caddyfile-web",
+        unchecked=("forward_auth @checked 127", "forward_auth /never 127"),
+    ),
+    _variant(
+        "web",
+        _TRAEFIK,
+        "traefik-web.yml",
+        "traefik-web-dynamic.yml",
+        f"{_PLUGIN}/.traefik.yml",
+        f"{_PLUGIN}/sesiones.go",
+        unchecked=("cors, check, no-token", "cors, no-token"),
+    ),
+    _variant("web", _ENVOY, "envoy-web.yaml"),
+    _variant("web", _HAPROXY, "haproxy-web.cfg", "haproxy-web.lua", "haproxy.lua"),
+    _variant("direct", _TRAEFIK, "traefik-direct.yml", "traefik-direct-dynamic.yml", internal=()),
+]
+
+
 class RunningGateway:
     """A gateway on its files, in front of the given nodes and application, until it is closed."""
 
     def __init__(
-        self, gateway: Gateway, nodes: Sequence[int], application: int, *, checked: bool = True
+        self,
+        gateway: Gateway,
+        nodes: Sequence[int],
+        application: int,
+        *,
+        port: int = 0,
+        checked: bool = True,
     ) -> None:
         binary = gateway.binary()
         if binary is None:
             raise FileNotFoundError(f"{gateway.name} is not installed: {gateway.install}")
-        self.port = free_port()
-        ports = {PUBLIC: self.port, APPLICATION: application}
-        ports |= zip(NODES, nodes, strict=True)
+        self.port = port or free_port()
+        self.front = free_port()
+        ports = {PUBLIC: self.port, APPLICATION: application, NODES[0]: nodes[0]}
+        if gateway.variant != "direct":
+            ports[NODES[1]] = nodes[1]
+        if gateway.variant == "web":
+            ports[FRONT] = self.front
         ports |= {port: free_port() for port in gateway.internal}
         self._folder = Path(tempfile.mkdtemp(prefix="sesiones-gateway-"))
         self._folder.chmod(0o755)  # nginx's workers run as another user
@@ -134,6 +187,7 @@ class RunningGateway:
                 raise ValueError(f"no port {port} in {', '.join(texts)}")
         for name, text in texts.items():
             moved = re.sub(r"\b\d{4}\b", lambda m: str(ports.get(int(m[0]), m[0])), text)
+            (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
             (self._folder / name).write_text(moved, "utf-8")
         self._log = (self._folder / "log").open("wb")
         self._process = subprocess.Popen(
@@ -143,6 +197,11 @@ class RunningGateway:
             stdout=self._log,
             stderr=self._log,
         )
+
+    @property
+    def origin(self) -> str:
+        """That of its own pages, in the files for websites."""
+        return f"http://localhost:{self.port}"
 
     @property
     def log(self) -> str:

@@ -121,11 +121,11 @@ FAMILIES = (
         "sesiones_sessions_ended",
         "Sessions ended before they expired; limit: by a new one of a user who had the most; "
         "failover: once more, for they had come back; unindexed: a use found that their index had "
-        "lost them.",
+        "lost them; undone: their login could not end the session that it replaces.",
         "reason",
         (
             *("logout", "logout_all", "others", "id", "operator", "replaced", "limit"),
-            *("failover", "unindexed"),
+            *("undone", "failover", "unindexed"),
         ),
     ),
 )
@@ -224,10 +224,10 @@ class Metrics:
         cells[_VALID] += 1
 
     def filled(self, misses: int, entries: int) -> None:
-        """Count checks that asked Redis despite the cache, which now has so many entries."""
+        """Count checks that asked Redis despite the cache, and by how many its entries changed."""
         cells = self._cells
         cells[_MISSES] += misses
-        cells[_ENTRIES] = entries
+        cells[_ENTRIES] += entries
 
     def slid(self, count: int) -> None:
         """Count checks that moved Ultima_Actividad on."""

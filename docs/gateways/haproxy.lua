@@ -7,6 +7,9 @@ core.register_action("sesiones", { "http-req" }, function(txn)
     for _, name in ipairs({ "x-auth-token", "authorization" }) do
         credentials[name] = sent[name] and { table.unpack(sent[name], 0) }  -- they count from 0
     end
+    if txn:get_var("txn.sin_deslizar") then
+        credentials["x-sin-deslizar"] = { "1" }
+    end
     local answer = core.httpclient():get({ url = URL, headers = credentials, timeout = 3000 })
     if answer.status == 200 then
         for _, name in ipairs(IDENTITY) do

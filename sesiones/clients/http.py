@@ -79,13 +79,16 @@ class SessionClient:
 
     # For the owner of a session, with its token.
 
-    async def find(self, token: str, *, fresh: bool = False) -> Sesion | None:
+    async def find(self, token: str, *, fresh: bool = False, slide: bool = True) -> Sesion | None:
         """The live and active session of the token, slid when due; else None. ``fresh``: the
-        service asks Redis even if its near-cache has the answer."""
+        service asks Redis even if its near-cache has the answer. Without ``slide``, this is no use
+        of the session."""
         valid = tokens.parse(token)
         if valid is None:
             return None
-        headers = _caller(valid) | ({"cache-control": "no-cache"} if fresh else {})
+        headers = _caller(valid)
+        headers |= {"cache-control": "no-cache"} if fresh else {}
+        headers |= {} if slide else {"x-sin-deslizar": "1"}
         reply = await self._ask("GET", "/sesiones/self", headers, refusals=[401])
         return None if reply.is_refusal else reply.session(Token_Sesion=valid, Estado_Sesion=1)
 
@@ -268,7 +271,7 @@ class _Reply:
                 UserSession(
                     ID_Usuario=ID_Usuario,
                     fingerprint=None,
-                    Actual=each.get("Actual"),
+                    Actual=_bool_or_none(each.get("Actual")),
                     **{field: valid_field(field, each[field]) for field in LISTED},
                 )
                 for each in orjson.loads(self._content)["Sesiones"]
@@ -305,6 +308,12 @@ def _expected_shape() -> Iterator[None]:
         yield
     except MALFORMED_REPLY_ERRORS as error:
         raise StoreUnavailable(f"no reply of a service: {type(error).__name__}") from error
+
+
+def _bool_or_none(value: object) -> bool | None:
+    if value is None or isinstance(value, bool):
+        return value
+    raise TypeError("Actual must be true or false")
 
 
 def _caller(token: str) -> dict[str, str]:

@@ -25,10 +25,10 @@ class Authentication:
             raise unauthorized(presented=presented)
         return token
 
-    async def caller(self, scope: Scope) -> Sesion:
-        """The caller's live and active session, which this is a use of."""
+    async def caller(self, scope: Scope, *, slide: bool = True) -> Sesion:
+        """The caller's live and active session. With ``slide`` this is a use of it."""
         fresh = asks_for_fresh(scope["headers"])
-        sesion = await self._store.find(self.token(scope), fresh=fresh)
+        sesion = await self._store.find(self.token(scope), fresh=fresh, slide=slide)
         if sesion is None:
             raise unauthorized(presented=True)
         return sesion

@@ -1,7 +1,8 @@
-"""The fast check: the auth check, answered straight from the parser's callbacks.
+"""The fast check: the auth check, answered straight from the parser's callbacks, or without the
+parser where the bytes match a request template (templates.py).
 
-No scope, no task, no ASGI events: a plain `/sesiones/self` or `/sesiones/verificar` goes from the
-parser to the store's batch, and its answer from the batch to the socket. Only the plainest request
+No scope, no task, no ASGI events: a plain `/sesiones/self` or `/sesiones/verificar` goes to the
+store's batch, and its answer from the batch to the socket. Only the plainest request
 is taken: HTTP/1.1, one well-formed token in one header, no body, nothing unfinished before it on
 the connection, and no header that changes how the connection goes on. Everything else goes to
 Starlette unchanged; what Starlette answers to the same bytes is the reference, and
@@ -19,6 +20,7 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from sesiones import paths
 from sesiones.http import responses
 from sesiones.http.heads import HEAD_MAX_BYTES, HEAD_MAX_FIELDS, HOST, asks_for_fresh
 from sesiones.http.problems import unauthorized, unavailable
@@ -28,7 +30,8 @@ from sesiones.sesion import Sesion
 from sesiones.store.near_cache import Entry, NearCache
 
 _BEARER_TOKEN = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] (%b)" % TOKEN.pattern)
-_VERIFY_TARGET = re.compile(rb"/sesiones/verificar(?:[/?][!\"$-~]*)?")  # no "#", no space
+_SELF_TARGET = paths.SELF.encode()
+_VERIFY_TARGET = re.compile(paths.VERIFY.encode() + rb"(?:[/?][!\"$-~]*)?")  # no "#", no space
 
 _ONLY_PLAIN_VALUE = {
     b"connection": b"keep-alive",
@@ -62,7 +65,7 @@ class _InFlightCheck:
         self.disconnected = False
         self.message_event = self  # whose set() wakes an application that waits: none does
         self.token = b""
-        self.kind: Kind = (False, False, False)
+        self.kind: Kind = (False, False, False, True)
 
     def set(self) -> None:
         pass
@@ -80,6 +83,7 @@ class FastCheckProtocol(HttpProtocol):
         # an access log.
         plain = not (self.access_log or self.root_path or self.limit_concurrency is not None)
         self._check: Check | None = app_state.get("check") if plain else None
+        self._check_without_slide: Check | None = app_state.get("check_without_slide")
         self._cache: NearCache | None = app_state.get("cache") if plain else None
         self._answers: Mapping[bytes, tuple[Entry, bytes]] = (
             {} if self._cache is None else self._cache.answers
@@ -174,6 +178,8 @@ class FastCheckProtocol(HttpProtocol):
             if entry is not None:
                 self._answer_from(entry, data)
                 return
+        if not kind[3] and self._check_without_slide is not None:
+            check = self._check_without_slide
         check(token.decode(), self._answer)
 
     def _answer_from(self, entry: Entry, data: bytes | None) -> None:
@@ -185,7 +191,7 @@ class FastCheckProtocol(HttpProtocol):
             return
         kind, response = entry.response
         if kind != in_flight.kind:
-            verify, is_head_method, _ = in_flight.kind
+            verify, is_head_method, _, _ = in_flight.kind
             response = responses.behind_defaults(
                 responses.check_succeeded(entry.sesion, verify, is_head_method=is_head_method)
             )
@@ -202,7 +208,7 @@ class FastCheckProtocol(HttpProtocol):
         """The token and the kind of the request whose head is complete, when it is a plain check;
         otherwise None. Another check may still be in flight, so this changes nothing."""
         verify = False
-        if self.url != b"/sesiones/self":
+        if self.url != _SELF_TARGET:
             verify = True
             if not _VERIFY_TARGET.fullmatch(self.url):
                 return None
@@ -210,7 +216,7 @@ class FastCheckProtocol(HttpProtocol):
         if method == b"CONNECT" or not (verify or method == b"GET" or method == b"HEAD"):
             return None
         token = host = None
-        fresh = False
+        fresh, slide = False, True
         for name, value in self._fields:
             name = name.lower()
             if name == b"x-auth-token":
@@ -229,6 +235,8 @@ class FastCheckProtocol(HttpProtocol):
                 token = match[1]
             elif name == b"cache-control":
                 fresh = fresh or asks_for_fresh([(name, value)])
+            elif name == b"x-sin-deslizar":
+                slide = slide and value.strip(b" \t") != b"1"
             elif name in _ONLY_PLAIN_VALUE and value.lower() != _ONLY_PLAIN_VALUE[name]:
                 return None
         if (
@@ -241,7 +249,7 @@ class FastCheckProtocol(HttpProtocol):
             or not self._head.endswith(b" HTTP/1.1", 0, self._head.find(b"\r\n"))
         ):
             return None
-        return token, (verify, method == b"HEAD", fresh)
+        return token, (verify, method == b"HEAD", fresh, slide)
 
     def _answer(self, answer: Sesion | Exception | None) -> None:
         """What the store says of the token: the bytes that Starlette would send."""
@@ -249,7 +257,7 @@ class FastCheckProtocol(HttpProtocol):
         in_flight.response_complete = True
         if self.transport.is_closing():
             return
-        verify, is_head_method, _ = in_flight.kind
+        verify, is_head_method, _, _ = in_flight.kind
         close = b"" if in_flight.keep_alive else responses.CLOSE
         if isinstance(answer, Sesion):
             defaults = responses.default_lines(self.server_state.default_headers)

@@ -1,8 +1,8 @@
 """What RFC 9112 asks of a request's head, and the HTTP parser does not check."""
 
 import re
-from collections.abc import Sequence
 
+from sesiones.http.credentials import Headers
 from sesiones.http.problems import Problem
 
 HOST = re.compile(
@@ -18,8 +18,6 @@ TOO_LARGE = Problem(
 )
 MALFORMED = Problem(400, "La petición HTTP está mal formada.")
 UNKNOWN_CODING = Problem(501, "De Transfer-Encoding solo se admite chunked.")
-
-Headers = Sequence[tuple[bytes, bytes]]
 
 BLANK_LINE = b"\r\n\r\n"
 """The end of a head, and of the chunks of a body with its trailers."""
@@ -38,6 +36,11 @@ def asks_for_fresh(headers: Headers) -> bool:
     """Whether the request must not be answered from a cache (RFC 9111, 5.2.1.4)."""
     directives = options(headers, b"cache-control")
     return any(directive.partition(b"=")[0] == b"no-cache" for directive in directives)
+
+
+def slides(headers: Headers) -> bool:
+    """Whether a check is a use of the session: unless a gateway says that it is none."""
+    return (b"x-sin-deslizar", b"1") not in headers
 
 
 def problem(head: bytes, method: bytes, version: str, headers: Headers) -> Problem | None:

@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from sesiones.http import requests, responses
 from sesiones.http.authentication import Authentication
+from sesiones.http.heads import slides
 from sesiones.http.problems import Problem, unauthorized, unavailable
 from sesiones.http.responses import json_response
 from sesiones.policy import SessionPolicy
@@ -36,7 +37,8 @@ class Endpoints:
 
     async def _check(self, scope: Scope, receive: Receive, send: Send, *, verify: bool) -> None:
         try:
-            sesion = await self._authentication.caller(scope)
+            slide = slides(scope["headers"])
+            sesion = await self._authentication.caller(scope, slide=slide)
         except (Problem, StoreUnavailable) as error:
             problem = error if isinstance(error, Problem) else unavailable()
             await problem.response()(scope, receive, send)

@@ -33,10 +33,10 @@ TOKEN = re.compile(tokens.PATTERN.encode())
 _Around = tuple[bytes, bytes]
 
 
-Kind = tuple[bool, bool, bool]
-"""Which check a request is: whether it is of ``verificar``; whether its method is HEAD; and whether
-Redis must be asked (``Cache-Control: no-cache``). A plain tuple, because a named one makes each
-check of the parser dearer."""
+Kind = tuple[bool, bool, bool, bool]
+"""Which check a request is: whether it is of ``verificar``; whether its method is HEAD; whether
+Redis must be asked (``Cache-Control: no-cache``); and whether it is a use of the session. A plain
+tuple, because a named one makes each check of the parser dearer."""
 
 
 class RequestTemplates:

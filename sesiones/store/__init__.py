@@ -124,9 +124,10 @@ class SessionStore:
             metrics=metrics,
         )
 
-    async def find(self, token: str, *, fresh: bool = False) -> Sesion | None:
+    async def find(self, token: str, *, fresh: bool = False, slide: bool = True) -> Sesion | None:
         """The live and active session of the token, slid when due; else None. ``fresh``: Redis is
-        asked even if the near-cache has the answer."""
+        asked even if the near-cache has the answer. Without ``slide``, this is no use of the
+        session."""
         valid = tokens.parse(token)
         if valid is None:
             self.metrics.add(CHECKS, "missing")
@@ -145,14 +146,14 @@ class SessionStore:
             else:
                 future.set_result(answer)
 
-        self.checker()(valid, done)
+        self.checker(slide=slide)(valid, done)
         return await future
 
-    def checker(self) -> Submit:
+    def checker(self, *, slide: bool = True) -> Submit:
         """find() without a task, for the running event loop alone: asks for a well-formed token's
         session, and calls the second argument with what find() would return or raise. It does not
         look into the near-cache."""
-        return self._loops.get().checks.submitter()
+        return self._loops.get().checks.submitter(slide=slide)
 
     def near_cache(self) -> NearCache | None:
         """The cache of the running event loop; None where it is off."""

@@ -31,8 +31,8 @@ Submit = Callable[[str, Callable[[Answer], None]], None]
 
 
 class CheckQueue:
-    """The checks of one event loop. Each answer is the live and active session of a token, slid
-    when due; else None; else StoreUnavailable."""
+    """The checks of one event loop. Each answer is the live and active session of a token; else
+    None; else StoreUnavailable. A check with ``slide`` slides the session when that is due."""
 
     def __init__(
         self,
@@ -57,38 +57,39 @@ class CheckQueue:
         self._timeout_seconds = timeout_seconds
         self._observe = observe
         self._batchers: dict[Hashable, Batcher[str, Sesion | None]] = {}
-        """One for each node that has checks, so that a slow node holds up no other's."""
+        """Two for each node that has checks, with and without ``slide``, so that a slow node holds
+        up no other's."""
         self._writes_silent_until = 0.0
 
-    def submitter(self) -> Submit:
+    def submitter(self, *, slide: bool) -> Submit:
         """A function that asks for a well-formed token's session, and calls its second argument
         with the answer."""
         if self._runner.main.node_of is None:
-            return self._batcher(None).submit
-        return self._submit_to_node
+            return self._batcher(None, slide).submit
+        return partial(self._submit_to_node, slide)
 
-    def _submit_to_node(self, token: str, done: Callable[[Answer], None]) -> None:
+    def _submit_to_node(self, slide: bool, token: str, done: Callable[[Answer], None]) -> None:
         assert self._runner.main.node_of is not None
-        self._batcher(self._runner.main.node_of(token[4:6])).submit(token, done)
+        self._batcher(self._runner.main.node_of(token[4:6]), slide).submit(token, done)
 
-    def _batcher(self, node: Hashable) -> Batcher[str, Sesion | None]:
-        if (batcher := self._batchers.get(node)) is None:
-            batcher = self._batchers[node] = Batcher(
-                self._find_batch,
+    def _batcher(self, node: Hashable, slide: bool) -> Batcher[str, Sesion | None]:
+        if (batcher := self._batchers.get((node, slide))) is None:
+            batcher = self._batchers[node, slide] = Batcher(
+                partial(self._find_batch, slide),
                 self._timeout_seconds,
                 batch_max=self._runner.main.batch_max,
                 in_flight_max=self._runner.main.in_flight_max,
                 overdue=lambda: StoreUnavailable("it has waited its whole time"),
                 observe=self._observe,
-                on_idle=partial(self._drop_batcher, node),
+                on_idle=partial(self._drop_batcher, node, slide),
             )
         return batcher
 
-    def _drop_batcher(self, node: Hashable) -> None:
+    def _drop_batcher(self, node: Hashable, slide: bool) -> None:
         """A node that has no checks may have left the Cluster. One that has not gets a new batcher
         with its next check. A single server keeps its batcher, which submitter() has given out."""
         if node is not None:
-            del self._batchers[node]
+            del self._batchers[node, slide]
 
     async def aclose(self) -> None:
         """Fail the checks that wait. To be called when the connections are closed."""
@@ -96,10 +97,10 @@ class CheckQueue:
         batchers = [*self._batchers.values()]
         await asyncio.gather(*(batcher.aclose(closed) for batcher in batchers))
 
-    async def _find_batch(self, batch: list[str], deadline: float) -> Sequence[Answer]:
+    async def _find_batch(self, slide: bool, batch: list[str], deadline: float) -> Sequence[Answer]:
         self._metrics.batch_sent(len(batch))
         try:
-            return await self._slide_or_peek(batch, deadline)
+            return await self._slide_or_peek(slide, batch, deadline)
         except StoreUnavailable:
             raise
         except Exception as error:  # a bug of ours: no check is answered with anything but a 503
@@ -108,14 +109,16 @@ class CheckQueue:
         finally:
             self._metrics.batch_over(len(batch))
 
-    async def _slide_or_peek(self, batch: list[str], deadline: float) -> Sequence[Answer]:
+    async def _slide_or_peek(
+        self, slide: bool, batch: list[str], deadline: float
+    ) -> Sequence[Answer]:
         if time.monotonic() >= self._writes_silent_until:
             try:
-                sesiones, slides = await self._fetch(CHECK, batch, deadline)
+                sesiones, slides = await self._fetch(CHECK, batch, deadline, slide=slide)
                 self._metrics.slid(slides)
                 return _active(sesiones)
             except SlotMovedError:
-                return await self._find_while_slots_move(batch, deadline)
+                return await self._find_while_slots_move(slide, batch, deadline)
             except WritesRefused:
                 pass
             except WritesSilent:
@@ -123,14 +126,17 @@ class CheckQueue:
         sesiones, _ = await self._fetch(PEEK, batch, deadline, on_master=True)
         return _active(sesiones)
 
-    async def _find_while_slots_move(self, batch: list[str], deadline: float) -> Sequence[Answer]:
+    async def _find_while_slots_move(
+        self, slide: bool, batch: list[str], deadline: float
+    ) -> Sequence[Answer]:
         if len(batch) == 1:
             # The user's keys are being moved from node to node, and a slide would need all of them.
             sesiones, _ = await self._fetch(PEEK, batch, deadline)
             return _active(sesiones)
         # The keys are no longer all on one node, so each check is routed by itself.
         alone = await asyncio.gather(
-            *(self._slide_or_peek([token], deadline) for token in batch), return_exceptions=True
+            *(self._slide_or_peek(slide, [token], deadline) for token in batch),
+            return_exceptions=True,
         )
         return [
             answer if isinstance(answer, Exception) else answer[0]  # type: ignore[index]
@@ -156,6 +162,7 @@ class CheckQueue:
         batch: list[str],
         deadline: float | None = None,
         *,
+        slide: bool = False,
         on_master: bool = False,
     ) -> tuple[list[Sesion | None], int]:
         """The sessions, active or not, and how many were slid."""
@@ -178,7 +185,7 @@ class CheckQueue:
         replies = await self._runner.run(
             script,
             keys,
-            self._policy.touch_seconds,
+            self._policy.touch_seconds if slide else "",
             self._policy.max_seconds,
             *keys,
             execute=execute,

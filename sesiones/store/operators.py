@@ -45,7 +45,7 @@ class OperatorTools:
         listed = await self._list(ID_Usuario, deep)
         base = self._keys.base(tokens.user_bucket(ID_Usuario))
         with unavailable():
-            return user_sessions_of(base, listed, self._tombstones)
+            return user_sessions_of(base, listed, self._tombstones)[0]
 
     async def end_user(self, ID_Usuario: int, ID_Sesion: int | None, *, deep: bool) -> int:
         """End one session of the user, or all. Return how many ended."""
@@ -98,11 +98,11 @@ class OperatorTools:
         faults among them: the key, and what is wrong with it."""
         with unavailable():
             async for execute, keys in self._scan(self._keys.pattern):
-                faults = await scripts.evaluate(execute, scripts.AUDIT, [], *keys) if keys else []
-                yield (
-                    len(keys),
-                    [(key.decode(errors="replace"), what.decode()) for key, what in faults],
-                )
+                found = []
+                if keys:
+                    faults = await self._runner.run(scripts.AUDIT, [], *keys, execute=execute)
+                    found = [(key.decode(errors="replace"), what.decode()) for key, what in faults]
+                yield len(keys), found
 
     async def was_used(self) -> bool:
         """Whether there is or was a session under this prefix.

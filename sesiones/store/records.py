@@ -61,16 +61,22 @@ def user_session_of(digest: str, text: bytes, expiry: int) -> UserSession | None
     return UserSession(sesion.ID_Sesion, sesion.ID_Usuario, fingerprint, *sesion[3:])
 
 
-def user_sessions_of(base: str, entries: list[Any], tombstones: Tombstones) -> list[UserSession]:
-    """The sessions of a list (list_index() in lua/session.lua) but those that have ended: the most
-    recently used first, then the newest first. ``base``: what their keys begin with."""
-    found = (
-        user_session_of(digest.decode(), text, expiry)
-        for digest, text, expiry, _ in entries
-        if f"{base}{SESSION}{digest.decode()}" not in tombstones
-    )
-    sessions = [session for session in found if session is not None]
-    return sorted(sessions, key=lambda each: (-each.Ultima_Actividad, -each.ID_Sesion))
+def user_sessions_of(
+    base: str, entries: list[Any], tombstones: Tombstones
+) -> tuple[list[UserSession], list[str]]:
+    """The sessions of a list (lua/list.lua), the most recently used first, then the newest first;
+    and the keys of those that are left out, because they have ended or are malformed. ``base``:
+    what their keys begin with."""
+    sessions, left_out = [], []
+    for digest, text, expiry, _ in entries:
+        key = f"{base}{SESSION}{digest.decode()}"
+        session = None if key in tombstones else user_session_of(digest.decode(), text, expiry)
+        if session is None:
+            left_out.append(key)
+        else:
+            sessions.append(session)
+    sessions.sort(key=lambda each: (-each.Ultima_Actividad, -each.ID_Sesion))
+    return sessions, left_out
 
 
 def number(text: bytes) -> int | None:

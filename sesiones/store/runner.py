@@ -97,7 +97,7 @@ class ScriptRunner:
         """Those through which sessions are ended."""
         self._all_commands = {main, confirmed_writes, degraded_reads}
         self._wait_replicas = wait_replicas
-        self._timeout_seconds = timeout_seconds
+        self.timeout_seconds = timeout_seconds
         self._outages = outages
         self._metrics = metrics
         self._closed = False
@@ -139,7 +139,7 @@ class ScriptRunner:
         keys are on one node, and uses all of its time.
         """
         if deadline is None:
-            deadline = asyncio.get_running_loop().time() + self._timeout_seconds
+            deadline = asyncio.get_running_loop().time() + self.timeout_seconds
         try:
             async with Deadline(deadline):
                 reply = await self._evaluate_with_retries(
@@ -169,14 +169,7 @@ class ScriptRunner:
         while True:
             begun = time.monotonic()
             try:
-                reply = await scripts.evaluate(
-                    execute,
-                    script,
-                    keys,
-                    *arguments,
-                    on_reply=on_reply,
-                    safe_to_repeat=script.safe_to_repeat,
-                )
+                reply = await scripts.evaluate(execute, script, keys, *arguments, on_reply=on_reply)
                 self._metrics.redis_replied(time.monotonic() - begun)
                 return reply
             except SlotMovedError:

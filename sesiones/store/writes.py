@@ -6,7 +6,10 @@ cancelled or has run out of time, and before WAIT has confirmed the write. So th
 there when the connection is lost a moment later, and its loss queues them for replay.
 """
 
-from typing import Any, Literal
+import contextlib
+import math
+from dataclasses import dataclass
+from typing import Any
 
 from sesiones import tokens
 from sesiones.policy import SessionPolicy
@@ -19,6 +22,7 @@ from sesiones.sesion import (
     Refusal,
     Sesion,
     StoreUnavailable,
+    UserSession,
 )
 from sesiones.store import scripts
 from sesiones.store.checks import CheckQueue
@@ -28,6 +32,16 @@ from sesiones.store.records import session_of, user_sessions_of
 from sesiones.store.runner import ScriptRunner
 from sesiones.store.scripts import Script
 from sesiones.store.tombstones import Tombstones
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """A login beyond the limit."""
+
+    sessions: list[UserSession]
+    """The user's live sessions, in the order of a list."""
+    left_out: list[str]
+    """The keys of those that count and are not in that list."""
 
 
 class SessionWrites:
@@ -55,46 +69,60 @@ class SessionWrites:
         ``login``: as Login.resolved() gives it. Raises LimitReached.
         """
         previous = tokens.parse(login.Token_Anterior)
+        elsewhere = None
         if previous is not None and tokens.bucket(previous) != tokens.bucket(token):
-            # Another user's, in another hash slot, so that one script cannot end it.
-            if self._policy.at_limit == "refuse":
-                await self._create(ID_Usuario, Dispositivo, login, token, None, "ask")
-            await self.revoke(previous, "replaced")
-            previous = None
-        sesion = await self._create(
-            ID_Usuario, Dispositivo, login, token, previous, self._policy.at_limit
-        )
-        if sesion is None:
+            previous, elsewhere = None, previous
+        outcome = await self._create(ID_Usuario, Dispositivo, login, token, previous)
+        if isinstance(outcome, _Refused) and outcome.left_out:
+            # They counted, though no list shows them: they came back after a failover, or are
+            # malformed.
+            await self._end(scripts.END_AGAIN, "failover", outcome.left_out)
+            outcome = await self._create(ID_Usuario, Dispositivo, login, token, previous)
+        if isinstance(outcome, _Refused):
+            raise LimitReached(outcome.sessions)
+        if outcome is None:
             raise StoreUnavailable("the new session could not be read back")
-        self._events.created(sesion.ID_Sesion, ID_Usuario, token)
-        return sesion
+        self._events.created(outcome.ID_Sesion, ID_Usuario, token)
+        if elsewhere is not None:
+            await self._replace_elsewhere(elsewhere, token)
+        return outcome
+
+    async def _replace_elsewhere(self, previous: str, token: str) -> None:
+        """End the session of a token of another bucket: it is another user's, in another hash slot,
+        so that the script of the login cannot end it. It ends after the new one was made, because
+        a login that is refused must end nothing. If it cannot end, the new session does."""
+        try:
+            await self.revoke(previous, "replaced")
+        except StoreUnavailable:
+            with contextlib.suppress(StoreUnavailable):
+                await self.revoke(token, "undone")
+            raise
 
     async def _create(
-        self,
-        ID_Usuario: int,
-        Dispositivo: str,
-        login: Login,
-        token: str,
-        previous: str | None,
-        at_limit: Literal["end", "refuse", "ask"],
-    ) -> Sesion | None:
-        """``previous``: a token of the same bucket. ``at_limit``: see lua/create.lua."""
+        self, ID_Usuario: int, Dispositivo: str, login: Login, token: str, previous: str | None
+    ) -> Sesion | _Refused | None:
+        """``previous``: a token of the same bucket."""
         key, bucket = self._keys.session(token), tokens.bucket(token)
+        recorded: set[bytes] = set()
+        """Digests of the sessions whose ending is recorded. When a first try has had its reply and
+        then no confirmation by replicas, the second one is told of them again."""
 
-        def on_reply(reply: Any) -> Sesion | LimitReached | None:
+        def on_reply(reply: Any) -> Sesion | _Refused | None:
             if reply[0] == b"refused":
-                return LimitReached(user_sessions_of(base_of(key), reply[1], self._tombstones))
+                return _Refused(*user_sessions_of(base_of(key), reply[1], self._tombstones))
             text, expiry, *endings = reply
             # Where the session of a first try has ended meanwhile, the second one has made it anew.
             self._tombstones.discard(key)
             for reason, ended in zip(endings[::2], endings[1::2], strict=True):
-                self._events.ended(reason.decode(), base_of(key), ended)
+                new = [entry for entry in ended if entry[0] not in recorded]
+                recorded.update(digest for digest, _, _ in new)
+                self._events.ended(reason.decode(), base_of(key), new)
             return session_of(token, text, expiry)
 
         life = self._policy.max_seconds if login.Vida_Maxima is None else login.Vida_Maxima
         assert login.Ventana is not None
         assert login.Max_Sesiones is not None
-        outcome: Sesion | LimitReached | None = await self._runner.write(
+        outcome: Sesion | _Refused | None = await self._runner.write(
             scripts.CREATE,
             [key, self._keys.index(ID_Usuario), self._keys.counter(bucket)],
             tokens.bucket_number(bucket),
@@ -104,14 +132,13 @@ class SessionWrites:
             min(login.Ventana, life),
             "" if login.Vida_Maxima is None else login.Vida_Maxima,
             login.Max_Sesiones,
-            at_limit,
+            self._policy.at_limit,
             "" if previous is None else tokens.digest(previous),
             "" if login.Sustituye is None else login.Sustituye,
             login.Cerrar_Otras,
+            math.ceil(self._runner.timeout_seconds) + 1,
             on_reply=on_reply,
         )
-        if isinstance(outcome, LimitReached):
-            raise outcome
         return outcome
 
     async def update(self, given: Sesion) -> Sesion | Immutable | BadDates | None:

@@ -6,11 +6,13 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
 import pytest
 from redis import Redis
 
 from sesiones import Sesion, StoreUnavailable, tokens
 from sesiones.clients.http import SessionClient
+from sesiones.sesion import UserSession
 from tests.harness.service import Service
 
 pytestmark = pytest.mark.anyio
@@ -44,6 +46,7 @@ def response(status: int, body: bytes = b"", *headers: bytes) -> bytes:
 JSON = b"content-type: application/json"
 PROBLEM = b"content-type: application/problem+json"
 ANOTHERS = Sesion(4096, 7, "ses_eQ" + "A" * 43, 1, 2, 1, 1, "x").to_json()
+LISTED = UserSession(4096, 7, None, 1, 2, 1, 1, "x", Actual=True).to_dict()
 STRANGE = [
     None,
     b"",
@@ -55,6 +58,10 @@ STRANGE = [
     response(200, b'{"Sesiones":7,"Sesiones_Eliminadas":true}', JSON),
     response(200, b'{"Sesiones":[{}],"Sesiones_Eliminadas":-1}', JSON),
     response(200, b'{"Sesiones":[7],"Sesiones_Eliminadas":"1"}', JSON),
+    *(
+        response(200, orjson.dumps({"Sesiones": [LISTED | changed]}), JSON)
+        for changed in ({"ID_Sesion": "1"}, {"Dispositivo": ""}, {"Actual": 1})
+    ),
     response(200, ANOTHERS, JSON),
     response(201, ANOTHERS, JSON),
     response(200, ANOTHERS[:-1], JSON),

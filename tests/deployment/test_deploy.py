@@ -2,22 +2,27 @@
 
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import yaml
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.retry import Retry
 
 from sesiones import tokens
 from sesiones.http.server import STOP_SECONDS
 from sesiones.settings import Settings
 from tests.harness.redis_binary import find_binary
 from tests.harness.redis_server import CONFIGURATION, wait_until
+from tests.harness.service import environment
 from tests.harness.stores import open_store
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy"
@@ -94,7 +99,7 @@ def test_compose_gives_each_container_the_secrets_that_it_names() -> None:
 
 
 def test_commands_of_the_readme_make_the_secrets(tmp_path: Path) -> None:
-    commands = re.search(r"^mkdir -m 700 .*?redis_url\)$", TEXTS["README.md"], re.DOTALL | re.M)
+    commands = re.search(r"^mkdir -m 700 .*?operator_url\)$", TEXTS["README.md"], re.DOTALL | re.M)
     assert commands is not None
     (tmp_path / "docs" / "deploy").mkdir(parents=True)
     subprocess.run(["sh", "-ec", f"umask 077; {commands[0]}"], cwd=tmp_path, check=True)
@@ -157,13 +162,13 @@ def test_manifests_agree_with_each_other_and_with_the_service() -> None:
 @contextmanager
 def compose_redis(folder: Path) -> Iterator[Path]:
     """The Redis of compose.yaml: its command on this machine's server, and the server's socket."""
-    password = folder / "redis_password"
-    password.write_text("PASS-WORD\n")
+    for name in "redis_password", "operator_password":
+        (folder / name).write_text(f"{name}-WORD\n")
     (shell, flag, command) = COMPOSE["redis"]["command"]
     socket = folder / "redis.sock"
     for there, here in (
         ("$$", "$"),
-        ("/run/secrets/redis_password", password),
+        ("/run/secrets", folder),
         ("/run/redis", folder),
         ("/etc/redis/redis.conf", CONFIGURATION),
         ("/etc/redis", DEPLOY.parent),
@@ -187,10 +192,12 @@ def compose_redis(folder: Path) -> Iterator[Path]:
 async def test_compose_redis_lets_in_the_service_alone(tmp_path: Path) -> None:
     with (
         compose_redis(tmp_path) as socket,
-        Redis(unix_socket_path=str(socket), username="sesiones", password="PASS-WORD") as user,
-        Redis(unix_socket_path=str(socket)) as default,
+        Redis(
+            unix_socket_path=str(socket), username="sesiones", password="redis_password-WORD"
+        ) as user,
+        Redis(unix_socket_path=str(socket), retry=Retry(NoBackoff(), 0)) as default,
     ):
-        store = open_store(f"unix://sesiones:PASS-WORD@{socket}", max_per_user=2)
+        store = open_store(f"unix://sesiones:redis_password-WORD@{socket}", max_per_user=2)
         created = [await store.create(7, "d") for _ in range(3)]
         found = [await store.find(sesion.Token_Sesion) for sesion in created]
         other, caller = (sesion for sesion in found if sesion is not None)  # one was ended
@@ -198,6 +205,13 @@ async def test_compose_redis_lets_in_the_service_alone(tmp_path: Path) -> None:
         assert await store.end(caller.Token_Sesion, other.Token_Sesion) == 1
         assert await store.end_all(caller.Token_Sesion, tokens.make(8)) == 1
         await store.aclose()
+        operator = sys.executable, "-m", "sesiones", "doctor", "--deep", "--json"
+        url = f"unix://sesiones-operator:operator_password-WORD@{socket}"
+        ended = subprocess.run(  # noqa: ASYNC221
+            operator, env=environment() | {"SESIONES_REDIS_URL": url}, capture_output=True
+        )
+        findings = orjson.loads(ended.stdout)
+        assert [each for each in findings if each["level"] != "ok"] == []
         # What the health check asks.
         assert (
             '\neval "return 1" 0 '

@@ -1,6 +1,8 @@
 """The client's side of a gateway: single requests, raw ones, and a steady load."""
 
+import base64
 import http.client
+import os
 import socket
 import threading
 import time
@@ -73,3 +75,61 @@ def load(port: int, headers: Headers, clients: int) -> Iterator[list[tuple[int, 
         stop.set()
         for thread in threads:
             thread.join()
+
+
+class EventStream:
+    """A client of server-sent events."""
+
+    def __init__(self, port: int, headers: Headers, target: str = "/events") -> None:
+        self.opened = time.monotonic()
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        self._connection.request("GET", target, headers=dict(headers))
+        self._response = self._connection.getresponse()
+        self.status = self._response.status
+
+    def read(self) -> float:
+        """When the application sent the next event that has not been read."""
+        line = self._response.readline()
+        while line.strip() == b"":
+            assert line, "the stream has ended"
+            line = self._response.readline()
+        return float(line.removeprefix(b"data: "))
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class WebSocket:
+    """A client of a WebSocket (RFC 6455), for short texts."""
+
+    def __init__(self, port: int, headers: Headers, target: str = "/") -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=5)
+        key = base64.b64encode(os.urandom(16)).decode()
+        lines = [
+            f"GET {target} HTTP/1.1",
+            f"Host: 127.0.0.1:{port}",
+            "Connection: Upgrade",
+            "Upgrade: websocket",
+            "Sec-WebSocket-Version: 13",
+            f"Sec-WebSocket-Key: {key}",
+            *(f"{name}: {value}" for name, value in headers),
+        ]
+        self._socket.sendall("\r\n".join([*lines, "", ""]).encode())
+        self._file = self._socket.makefile("rb")
+        self.status = int(self._file.readline().split(b" ", 2)[1])
+        while self._file.readline() not in (b"\r\n", b""):
+            pass
+
+    def ask(self, text: str) -> str:
+        """The answer to a text."""
+        data = text.encode()
+        mask = os.urandom(4)
+        masked = bytes(byte ^ mask[place % 4] for place, byte in enumerate(data))
+        self._socket.sendall(bytes([0x81, 0x80 | len(data)]) + mask + masked)
+        first, length = self._file.read(2)
+        assert first == 0x81, first
+        return self._file.read(length).decode()
+
+    def close(self) -> None:
+        self._file.close()
+        self._socket.close()

@@ -1,21 +1,25 @@
-"""The table of docs/gateways/README.md: a row a test, a column a gateway, from what ran."""
+"""The tables of docs/gateways/README.md: a row a test, a column a gateway, from what ran."""
 
 import re
 
 from scripts.gateways import DOCS, GATEWAYS
 
 README = DOCS / "README.md"
-NAMES = [gateway.name for gateway in GATEWAYS]
+NAMES = list(dict.fromkeys(gateway.name for gateway in GATEWAYS))
 BEGIN, END = "<!-- written by make gateways-table -->\n", "<!-- end -->\n"
 
 Cells = dict[tuple[str, str], str]
 """(row, gateway) to the reason why it cannot, or "" when it can."""
+Place = tuple[bool, int, int]
+"""Whether a row is for websites alone, then the module and the line of its test."""
 
 ran: Cells = {}
+places: dict[str, Place] = {}
 
 
-def record(row: str, gateway: str, reason: str | None) -> None:
+def record(row: str, gateway: str, reason: str | None, place: Place) -> None:
     ran[row, gateway] = reason or ran.get((row, gateway), "")
+    places[row] = tuple(place)  # type: ignore[assignment]
 
 
 def committed() -> str:
@@ -30,18 +34,21 @@ def write(table: str) -> None:
 def render() -> str:
     """What ran; a gateway that is not installed here stays as committed."""
     cells = _parse(committed()) | ran
-    rows = dict.fromkeys(row for row, _ in ran)
+    rows = sorted(places, key=lambda row: places[row])
     shown = {(row, name): cells.get((row, name), "not run yet") for row in rows for name in NAMES}
     reasons = list(dict.fromkeys(reason for reason in shown.values() if reason))
-    lines = ["| |" + "|".join(f" {name} " for name in NAMES) + "|", "|---" * (len(NAMES) + 1) + "|"]
-    for row in rows:
-        marks = []
-        for name in NAMES:
-            reason = shown[row, name]
-            marks.append(f"no ({reasons.index(reason) + 1})" if reason else "yes")
-        lines.append(" | ".join([f"| {row}", *marks]) + " |")
+    lines = []
+    for of_websites, title in (False, "all configurations"), (True, "for websites"):
+        lines += ["", f"| {title} |" + "|".join(f" {name} " for name in NAMES) + "|"]
+        lines += ["|---" * (len(NAMES) + 1) + "|"]
+        for row in (row for row in rows if places[row][0] == of_websites):
+            marks = []
+            for name in NAMES:
+                reason = shown[row, name]
+                marks.append(f"no ({reasons.index(reason) + 1})" if reason else "yes")
+            lines.append(" | ".join([f"| {row}", *marks]) + " |")
     notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
-    return "\n".join(["", *lines, "", *notes, *([""] if notes else []), ""])
+    return "\n".join([*lines, "", *notes, *([""] if notes else []), ""])
 
 
 def _parse(table: str) -> Cells:

@@ -113,7 +113,7 @@ class FixedStore(Sessions):
                 return [[b"A" * 22, *one[4:]] for one in ended if number in (b"", one[4])]
             case REVOKE.sha:
                 return [[b"A" * 22, *_numbers(found[0][0])[4:]]] if found[0][0] else []
-        return [*itertools.chain(*found), 0, []]
+        return [*itertools.chain(*found), NOW * 1_000_000, 0, []]
 
     def _of_user(self, index: str) -> list[tuple[bytes, tuple[bytes, int]]]:
         """The digest and the record of each session of the index's user."""
@@ -263,7 +263,7 @@ async def open_application(redis: FixedStore | str) -> AsyncIterator[Application
         if isinstance(redis, str):
             settings["SESIONES_REDIS_URL"] = redis
         else:
-            stack.enter_context(patch("sesiones.store.connect", return_value=redis))
+            stack.enter_context(patch("sesiones.store.from_settings.connect", return_value=redis))
         app = create_app(Settings.read(settings, {}))
     config = uvicorn.Config(
         app,

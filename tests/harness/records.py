@@ -143,7 +143,7 @@ def create_arguments(
 ) -> list[int | str]:
     """ARGV of lua/create.lua for a login that asks for nothing more."""
     bucket = tokens.bucket_number(tokens.user_bucket(user))
-    return [bucket, user, device, idle, idle, "", limit, "end", "", "", 0]
+    return [bucket, user, device, idle, idle, "", limit, "end", "", "", 0, 2]
 
 
 def client_ids(redis: Redis) -> set[str]:

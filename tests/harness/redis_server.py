@@ -53,7 +53,7 @@ class RedisServer:
         self.url = f"redis://127.0.0.1:{self.port}" if self.port else unix_url(self.socket)
         # A copy: Sentinel, and CONFIG REWRITE, have a server write into its file.
         self._configuration = shutil.copy(CONFIGURATION, self._directory)
-        self.process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._reserved: socket.socket | None = None
 
     def start(self) -> None:
@@ -70,7 +70,7 @@ class RedisServer:
             "logfile": str(log),
             "daemonize": "no",
         } | {name.replace("_", "-"): value for name, value in self._options.items()}
-        self.process = subprocess.Popen(
+        self._process = subprocess.Popen(
             [
                 self._binary or find_binary(),
                 str(self._configuration),
@@ -84,6 +84,15 @@ class RedisServer:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the Redis server did not start: {_reason(log)}")
             time.sleep(0.02)
+
+    @property
+    def process(self) -> "subprocess.Popen[bytes]":
+        assert self._process is not None, "it has not been started"
+        return self._process
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
 
     def _answers(self) -> bool:
         try:
@@ -102,7 +111,7 @@ class RedisServer:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End the process; SIGTERM saves first. The data stays, and the port stays taken."""
-        if self.process is not None:
+        if self.is_running:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(number)
             try:
@@ -110,7 +119,7 @@ class RedisServer:
             except subprocess.TimeoutExpired:  # it cannot save, and so does not end
                 self.process.kill()
                 self.process.wait()
-            self.process = None
+            self._process = None
             if self.port:
                 # Another test's server at this port would answer that there is no such session.
                 self._reserved = socket.socket()

@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,9 +15,10 @@ from hypothesis import strategies as st
 from sesiones import tokens
 from sesiones.http.fast_check import FastCheckProtocol
 from sesiones.sesion import StoreUnavailable
+from tests.harness.api import FORM, SERVICE
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service
-from tests.harness.stores import EXAMPLES, KEY
+from tests.harness.stores import EXAMPLES, service_variables
 from tests.harness.stub_server import HOST, SESION, TOKEN, plain, stub_server, until
 
 
@@ -26,12 +26,7 @@ from tests.harness.stub_server import HOST, SESION, TOKEN, plain, stub_server, u
 def both(redis_server: RedisServer) -> Iterator[tuple[Service, Service]]:
     """The service with the fast check and without it, on the same sessions. No session slides
     between two checks of a test."""
-    variables = {
-        "SESIONES_REDIS_URL": redis_server.url,
-        "SESIONES_SERVICE_KEY": KEY,
-        "SESIONES_TOUCH_SECONDS": "60",
-        "SESIONES_REDIS_TIMEOUT": "5",
-    }
+    variables = service_variables(redis_server.url) | {"SESIONES_TOUCH_SECONDS": "60"}
     with Service(**variables) as fast, Service("--http", "httptools", **variables) as reference:
         yield fast, reference
 
@@ -39,18 +34,10 @@ def both(redis_server: RedisServer) -> Iterator[tuple[Service, Service]]:
 @pytest.fixture(scope="module")
 def sample(both: tuple[Service, Service]) -> dict[str, bytes]:
     """A token of every kind."""
-
-    def create(device: str) -> dict[str, Any]:
-        body = f'{{"ID_Usuario": 7, "Dispositivo": "{device}"}}'.encode()
-        headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
-        made: dict[str, Any] = both[0].request("POST", "/sesiones", headers, body).json()
-        return made
-
-    live, inactive, revoked = create("el móvil \\u2028 \\\\"), create("b"), create("c")
-    headers = {"Authorization": f"Bearer {KEY}"}
+    devices = "el móvil \u2028 \\", "b", "c"
+    live, inactive, revoked = (both[0].new_session(Dispositivo=device) for device in devices)
     form = "&".join(f"{k}={v}" for k, v in (inactive | {"Estado_Sesion": 0}).items())
-    headers["Content-Type"] = "application/x-www-form-urlencoded"
-    assert both[0].request("PUT", "/sesiones", headers, form).status == 200
+    assert both[0].request("PUT", "/sesiones", SERVICE | FORM, form).status == 200
     token = revoked["Token_Sesion"]
     ended = both[0].request(
         "DELETE", f"/sesiones/logout?Token_Sesion={token}", {"x-auth-token": token}
@@ -103,17 +90,10 @@ def compare(both: tuple[Service, Service], data: bytes, *, pieces: int = 1) -> b
 
 
 TARGETS = [
-    b"/sesiones/self",
-    b"/sesiones/verificar",
-    b"/sesiones/verificar/una/ruta?con=consulta&x",
-    b"/sesiones/verificar?x",
-    b"/sesiones/verificar/../%2e%2e/%0A//",
-    b"/sesiones/verificar/#fragmento",
-    b"/sesiones/verificars",
-    b"/sesiones/self/",
-    b"/sesiones/self?x=1",
-    b"/sesiones/self%0A",
-    b"http://localhost/sesiones/self",
+    *(b"/sesiones/self", b"/sesiones/verificar", b"/sesiones/verificar/una/ruta?con=consulta&x"),
+    *(b"/sesiones/verificar?x", b"/sesiones/verificar/../%2e%2e/%0A//"),
+    *(b"/sesiones/verificar/#fragmento", b"/sesiones/verificars", b"/sesiones/self/"),
+    *(b"/sesiones/self?x=1", b"/sesiones/self%0A", b"http://localhost/sesiones/self"),
 ]
 CREDENTIALS: list[Callable[[bytes], bytes]] = [
     lambda token: b"X-Auth-Token: %b\r\n" % token,
@@ -139,25 +119,16 @@ def test_answer_to_every_token_target_and_credential_is_starlettes(
 
 
 EXTRA = [
-    b"",
-    b"Connection: keep-alive\r\n",
-    b"Connection: Keep-Alive\r\n",
-    b"Connection: close\r\n",
-    b"Proxy-Connection: close\r\n",
-    b"Connection: keep-alive, close\r\n",
+    *(b"", b"Connection: keep-alive\r\n", b"Connection: Keep-Alive\r\n", b"Connection: close\r\n"),
+    *(b"Proxy-Connection: close\r\n", b"Connection: keep-alive, close\r\n"),
     b"Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n",
-    b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
-    b"Content-Length: 0\r\n",
-    b"Content-Length: 00\r\n",
-    b"Content-Length: 0\r\nContent-Length: 0\r\n",
-    b"Expect: 100-continue\r\n",
-    b"Expect: x\r\n",
-    b"Host: localhost\r\n",
+    *(b"Connection: Upgrade\r\nUpgrade: websocket\r\n", b"Content-Length: 0\r\n"),
+    *(b"Content-Length: 00\r\n", b"Content-Length: 0\r\nContent-Length: 0\r\n"),
+    *(b"Expect: 100-continue\r\n", b"Expect: x\r\n", b"Host: localhost\r\n"),
     b"Accept: */*\r\nUser-Agent: x\r\nX-Odd:\xe9\r\nCookie: a=b\r\n",
     b"".join(b"X-%d: 1\r\n" % i for i in range(97)),
     b"".join(b"X-%d: 1\r\n" % i for i in range(98)),
-    b"".join(b"X-%d: 1\r\n" % i for i in range(99)),
-    b"X-Long: " + b"a" * 16000 + b"\r\n",
+    *(b"".join(b"X-%d: 1\r\n" % i for i in range(99)), b"X-Long: " + b"a" * 16000 + b"\r\n"),
     b"X-Long: " + b"a" * 17000 + b"\r\n",
 ]
 
@@ -266,6 +237,10 @@ def test_answers_to_generated_requests_are_starlettes(
     compare(both, data, pieces=pieces)
 
 
+LEARNED: set[bytes] = set()
+"""Requests of which the service has a template."""
+
+
 @settings(
     deadline=None,
     max_examples=10 * EXAMPLES,
@@ -290,8 +265,9 @@ def test_answer_to_a_near_copy_of_a_template_is_starlettes(
     inserted: bytes,
 ) -> None:
     known = b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method, target, HOST, credential(sample["live"]))
-    for _ in range(3):
+    for _ in range(3 if known not in LEARNED else 0):
         assert compare(both, known).startswith(b"HTTP/1.1 200")
+    LEARNED.add(known)
     inserted = inserted.replace(b"LIVE", sample["live"]).replace(b"DEAD", sample["unknown"])
     compare(both, known[:at] + inserted + known[at + removed :])
 

@@ -190,7 +190,7 @@ def ascii_token(headers: Any) -> tuple[str | None, bool]:
 
 async def session_of_any_token(*arguments: Any, keys: Any = (), **_: Any) -> Any:
     record = [b"1800000000 0 1800 1 9 9:d", 2_000_000_000]
-    return [arguments[-1], [*(record * len(keys)), 0, []]]
+    return [arguments[-1], [*(record * len(keys)), 0, 0, []]]
 
 
 def broken(*_: Any, **__: Any) -> Any:

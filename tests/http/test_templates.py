@@ -14,7 +14,7 @@ from sesiones.http.protocol import HttpProtocol
 from sesiones.http.templates import MAX_BYTES, RequestTemplates
 from tests.harness.stub_server import HOST, SESION, TOKEN, StubServer, plain, stub_server, until
 
-SELF = (False, False, False)
+SELF = (False, False, False, True)
 CHECK = plain(b"/sesiones/self", TOKEN)
 POST = b"POST / HTTP/1.1\r\n%bContent-Length: 3\r\n\r\n" % HOST
 

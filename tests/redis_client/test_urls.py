@@ -38,7 +38,7 @@ def tcp_server() -> Iterator[tuple[RedisServer, int]]:
     """A server with a port, and a user "ana" with the password "p@ss/w:rd"."""
     port = free_port()
     with RedisServer(port=str(port)) as server:
-        with Redis(unix_socket_path=str(server.socket)) as redis:
+        with server.client() as redis:
             redis.acl_setuser(
                 "ana", enabled=True, passwords="+p@ss/w:rd", keys="*", commands=["+@all"]
             )

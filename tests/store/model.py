@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 from sesiones import tokens
 from sesiones.sesion import LimitReached, Login, Refusal, Sesion, UserSession
 from sesiones.store import SessionStore
-from tests.harness.clocked_redis import Clock, ClockedRedis
+from sesiones.testing import Clock, ClockedRedis
 from tests.harness.records import keys
 
 T = TypeVar("T")
@@ -201,6 +201,8 @@ class Holding(RuleBasedStateMachine):
                         pipeline.hgetall(name)
                     case "u":
                         pipeline.zrange(name, 0, -1, withscores=True)
+                    case "e":
+                        pipeline.hgetall(name)
             replies: list[Any] = pipeline.execute()
         for name, expiry, value in zip(names, replies[::2], replies[1::2], strict=True):
             prefix, bucket, kind, *rest = name.replace("{", "").replace("}", "").split(":")
@@ -215,6 +217,8 @@ class Holding(RuleBasedStateMachine):
                     assert held.fields() == value
                     assert held.sesion.Fecha_Expiracion == expiry
                     assert bucket == tokens.user_bucket(held.sesion.ID_Usuario)
+            elif kind == "e":
+                assert expiry >= self.now
             else:
                 assert kind == "u"
                 for digest, score in value:

@@ -45,7 +45,7 @@ class Naive(SessionStore):
 class SlidesInSteps(Naive):
     """Reads the session, sees that it is there, and writes its new dates."""
 
-    async def find(self, token: str, *, fresh: bool = False) -> Sesion | None:
+    async def find(self, token: str, *, fresh: bool = False, slide: bool = True) -> Sesion | None:
         key = session_key(token)
         fields = await self.record(token)
         if fields is None:
@@ -105,7 +105,7 @@ class CreatesInSteps(Naive):
 class BelievesTheKey(Naive):
     """A session is live while its key is there."""
 
-    async def find(self, token: str, *, fresh: bool = False) -> Sesion | None:
+    async def find(self, token: str, *, fresh: bool = False, slide: bool = True) -> Sesion | None:
         fields = await self.record(token)
         if fields is None:
             return None

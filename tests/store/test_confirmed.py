@@ -111,6 +111,34 @@ async def test_replica_has_what_is_acknowledged(pair: Pair) -> None:
                 assert not replica.exists(key)
 
 
+@pytest.mark.usefixtures("patient")
+async def test_replica_has_each_ending_that_is_acknowledged(pair: Pair) -> None:
+    with pair.replica.client() as replica:
+        async with store_with(pair) as store:
+            mine, *others = [await store.create(7, f"d{i}") for i in range(10)]
+            foreign = await store.create(8, "d")
+            one, two, three, previous, substituted, *rest = others
+            caller = mine.Token_Sesion
+
+            def log_in(**fields: Any) -> Callable[[], Awaitable[Any]]:
+                return lambda: store.create(7, "e", Login(**fields))
+
+            endings: list[tuple[Callable[[], Awaitable[Any]], list[Sesion]]] = [
+                (lambda: store.end_one(caller, one.ID_Sesion), [one]),
+                (lambda: store.revoke(two.Token_Sesion), [two]),
+                (lambda: store.end_user(7, three.ID_Sesion), [three]),
+                (log_in(Token_Anterior=previous.Token_Sesion), [previous]),
+                (log_in(Token_Anterior=foreign.Token_Sesion), [foreign]),
+                (log_in(Sustituye=substituted.ID_Sesion), [substituted]),
+                (lambda: store.end_others(caller), rest),
+                (log_in(Cerrar_Otras=1), [mine]),
+            ]
+            for end, ended in endings:
+                assert replica.exists(*(session_key(s.Token_Sesion) for s in ended)) == len(ended)
+                await end()
+                assert not replica.exists(*(session_key(s.Token_Sesion) for s in ended))
+
+
 async def test_writes_are_unavailable_and_seen_while_the_replica_stalls(pair: Pair) -> None:
     async with store_with(pair) as store, store_with(pair, 0) as other:
         sessions = [await available(lambda: store.create(7, "laptop")) for _ in range(4)]

@@ -157,15 +157,27 @@ async def test_sessions_ended_in_any_way_stay_ended_after_lost_writes(
         assert f"{back} sessions that had ended were back, and have been ended" in caplog.messages
 
 
-async def test_refused_login_does_not_list_a_session_that_came_back(own: "Redis") -> None:
+@pytest.mark.parametrize("allowed", [1, 2])
+async def test_session_that_came_back_does_not_count_at_the_limit(
+    own: "Redis", allowed: int
+) -> None:
+    """It makes room, and a refusal does not list it."""
     async with stores_at(url_of(own), 1, max_per_user=2, at_limit="refuse") as (node,):
         ended, live = [await node.create(7, name) for name in "ab"]
         past = Past(own)
         assert await node.end(ended.Token_Sesion, ended.Token_Sesion) == 1
         past.bring_back()
-        with pytest.raises(LimitReached) as refused:
-            await node.create(7, "c")
-        assert [each.ID_Sesion for each in refused.value.sessions] == [live.ID_Sesion]
+        if allowed == 1:
+            with pytest.raises(LimitReached) as refused:
+                await node.create(7, "c", Login(Max_Sesiones=1))
+            assert [each.ID_Sesion for each in refused.value.sessions] == [live.ID_Sesion]
+        else:
+            new = await node.create(7, "c")
+            assert {s.ID_Sesion for s in await node.sessions(7)} == {live.ID_Sesion, new.ID_Sesion}
+        assert not own.exists(session_key(ended.Token_Sesion))
+        reasons = counted(node.metrics)
+        assert reasons["sesiones_sessions_ended_total['logout']"] == 1
+        assert reasons["sesiones_sessions_ended_total['failover']"] == 1
 
 
 async def test_own_life_survives_a_failover(own: "Redis") -> None:
@@ -340,6 +352,7 @@ async def test_stale_sentinel_does_not_name_the_master() -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 async def test_logout_survives_a_failover_of_a_cluster() -> None:
     """A session that ended in another shard stays ended, too."""
     with RedisCluster(3, 3) as cluster:

@@ -4,7 +4,6 @@ Each scenario is also run with a naive variant, and has to catch it: so the test
 SESIONES_TEST_ROUNDS multiplies the rounds, for longer runs.
 """
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from sesiones.store import SessionStore
 from tests.harness.records import MAX, digest, index_key, session_key
 from tests.harness.redis_server import RedisServer
 from tests.harness.relay import Relay
-from tests.harness.service import comes_true
+from tests.store.lost_reply import LostReply
 from tests.store.naive import (
     BelievesTheIndex,
     BelievesTheKey,
@@ -71,25 +70,6 @@ async def test_naive_variant_is_caught(
     """A variant is of the store, or of its commands."""
     wrong = await run(server, SCENARIOS[scenario], variant, until=caught)
     assert any(caught in what for what in wrong), wrong
-
-
-class LostReply:
-    """A filter of a relay: when told to, it loses the next reply of a script and ends the
-    connection. A reply to TIME, which an idle connection asks for, is no script's."""
-
-    def __init__(self) -> None:
-        self.next_is_lost = False
-
-    async def arm(self, store: SessionStore) -> None:
-        """Lose the next reply, once the store has no replay in flight, which has replies too."""
-        assert await asyncio.to_thread(comes_true, lambda: not store._tombstones.pending, 5)
-        self.next_is_lost = True
-
-    def __call__(self, reply: bytes) -> bytes | None:
-        if reply.startswith(b"*2\r\n$10\r\n"):  # epoch seconds; a tag has fewer digits
-            return reply
-        lost, self.next_is_lost = self.next_is_lost, False
-        return None if lost else reply
 
 
 @pytest.mark.parametrize("operation", ["find", "update", "create"])

@@ -11,7 +11,7 @@ from redis import Redis
 
 from sesiones import tokens
 from sesiones.redis_client import connect
-from sesiones.sesion import Immutable, StoreUnavailable
+from sesiones.sesion import Immutable, Refusal, StoreUnavailable
 from sesiones.store import SessionStore
 from tests.harness.metrics import counted
 from tests.harness.records import (
@@ -24,10 +24,11 @@ from tests.harness.records import (
     lua,
     now,
     session_key,
+    state,
 )
 from tests.harness.redis_server import RedisServer
 from tests.harness.relay import Relay
-from tests.harness.stores import store_on
+from tests.harness.stores import Opener, store_on
 
 pytestmark = pytest.mark.anyio
 
@@ -131,6 +132,53 @@ async def test_unindexed_session_does_not_survive_end_all(
     caller = (await store.create(7, "e")).Token_Sesion
     assert await store.end_all(caller, caller) == 1
     assert await store.find(sesion.Token_Sesion) is None
+
+
+@LOSSES
+@pytest.mark.parametrize("call", ["list", "end_one", "end_others"])
+async def test_caller_that_its_index_has_lost_manages_no_session(
+    redis: Redis, open_more: Opener, lost: str, call: str
+) -> None:
+    """It is refused as if it had ended, which it has at its next slide. Nothing ends by it."""
+    store = open_more(touch_seconds=60)
+    caller, other = [await store.create(7, name) for name in "ab"]
+    LOST[lost](redis, caller)
+    token = caller.Token_Sesion
+    before = state(redis)
+    match call:
+        case "list":
+            assert await store.list_sessions(token) is None
+        case "end_one":
+            for number in caller.ID_Sesion, other.ID_Sesion, 1:
+                assert await store.end_one(token, number) is Refusal.UNAUTHENTICATED
+        case "end_others":
+            assert await store.end_others(token) is Refusal.UNAUTHENTICATED
+    assert state(redis) == before
+    age(redis, caller, 100)
+    LOST[lost](redis, caller)
+    assert await store.find(token) is None
+
+
+@pytest.mark.parametrize("operation", ["create", "find", "update", "end", "end_others"])
+async def test_write_to_an_index_without_an_expiry_gives_it_one(
+    redis: Redis, open_more: Opener, operation: str
+) -> None:
+    """Else it would stay after its sessions. No script of ours leaves one, but PERSIST does."""
+    store = open_more(touch_seconds=0)
+    mine, other = [await store.create(7, name) for name in "ab"]
+    redis.persist(index_key(7))
+    match operation:
+        case "create":
+            await store.create(7, "c")
+        case "find":
+            await store.find(mine.Token_Sesion)
+        case "update":
+            await store.update(mine)
+        case "end":
+            await store.end(mine.Token_Sesion, other.Token_Sesion)
+        case "end_others":
+            await store.end_others(mine.Token_Sesion)
+    assert redis.expiretime(index_key(7)) == max(index(redis, 7).values())
 
 
 @LOSSES

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from redis.exceptions import RedisError
 
 from sesiones import tokens
 from sesiones.policy import LIFE_MAX_SECONDS
-from sesiones.sesion import INT_MAX, LimitReached, Login, Sesion, StoreUnavailable
-from sesiones.store import SessionStore
+from sesiones.redis_client import connect
+from sesiones.sesion import INT_MAX, Login, StoreUnavailable
+from sesiones.store import SessionStore, scripts
 from tests.harness.faults import full, misconf, noreplicas
 from tests.harness.metrics import counted
 from tests.harness.records import (
@@ -25,23 +27,12 @@ from tests.harness.records import (
     state,
 )
 from tests.harness.redis_server import RedisServer
-from tests.harness.stores import Opener, open_store
+from tests.harness.stores import Opener, WrappedCommands, open_store, store_on
+from tests.store.ended import endings, exists
 
 pytestmark = pytest.mark.anyio
 
 USERS = pytest.mark.parametrize("user", [7, NEIGHBOUR, 8], ids=["own", "same bucket", "other"])
-
-
-def exists(redis: Redis, *sesiones: Sesion) -> list[bool]:
-    return [bool(redis.exists(session_key(sesion.Token_Sesion))) for sesion in sesiones]
-
-
-def endings(caplog: pytest.LogCaptureFixture) -> dict[int, str]:
-    """The reason of each session that has ended, by its ID_Sesion."""
-    ended = [record for record in caplog.records if getattr(record, "event", "") == "ended"]
-    reasons = {record.ID_Sesion: record.reason for record in ended}  # type: ignore[attr-defined]
-    assert len(reasons) == len(ended)
-    return reasons
 
 
 # Window and life.
@@ -120,7 +111,7 @@ async def test_login_with_an_invalid_field_raises_and_writes_nothing(
 async def test_login_ends_the_session_of_the_previous_token(
     redis: Redis, store: SessionStore, caplog: pytest.LogCaptureFixture, user: int, estado: int
 ) -> None:
-    """Whoever's it is, active or not; and no other one of that user."""
+    """Of any user, active or not; and no other one of that user."""
     caplog.set_level(logging.INFO)
     previous, other = [await store.create(user, name) for name in "ab"]
     await store.update(previous._replace(Estado_Sesion=estado))
@@ -247,116 +238,59 @@ async def test_each_session_ends_once_and_for_the_first_reason(
     assert endings(caplog)[new.ID_Sesion] == "replaced"
 
 
-# The limit.
-
-
-@pytest.mark.parametrize("allowed", [1, 2, 3, 4, 5])
-async def test_limit_of_the_login_ends_those_that_expire_first(
-    redis: Redis, store: SessionStore, caplog: pytest.LogCaptureFixture, allowed: int
-) -> None:
-    made = [await store.create(7, "d", Login(Ventana=100 + i)) for i in range(4)]
-    caplog.set_level(logging.INFO)
-    new = await store.create(7, "e", Login(Max_Sesiones=allowed))
-    kept = made[max(0, 5 - allowed) :]
-    assert index(redis, 7) == indexed(*kept, new)
-    assert endings(caplog) == {s.ID_Sesion: "limit" for s in made if s not in kept}
-
-
-async def test_what_a_login_ends_makes_room_before_the_limit(
-    redis: Redis, open_more: Opener
-) -> None:
-    """Then nothing ends for the limit, and nothing is refused."""
-    for at_limit in "end", "refuse":
-        redis.flushall()
-        store = open_more(max_per_user=2, at_limit=at_limit)
-        first, second = [await store.create(7, "d", Login(Ventana=100 + i)) for i in range(2)]
-        third = await store.create(7, "e", Login(Sustituye=second.ID_Sesion))
-        assert index(redis, 7) == indexed(first, third)
-        fourth = await store.create(7, "f", Login(Token_Anterior=third.Token_Sesion))
-        assert index(redis, 7) == indexed(first, fourth)
-        fifth = await store.create(7, "g", Login(Cerrar_Otras=1, Max_Sesiones=1))
-        assert index(redis, 7) == indexed(fifth)
-
-
-@pytest.mark.parametrize("user", [None, 7, NEIGHBOUR, 8])
-async def test_refused_login_ends_nothing_and_lists_the_sessions(
-    redis: Redis, open_more: Opener, user: int | None
-) -> None:
-    """Neither does it end another user's session, whose token it brings."""
-    store = open_more(at_limit="refuse", max_per_user=3)
-    made = [await store.create(7, name) for name in "abc"]
-    previous = await store.create(user, "d") if user not in (None, 7) else None
-    token = made[0].Token_Sesion if user == 7 else previous and previous.Token_Sesion
-    before = state(redis)
-    with pytest.raises(LimitReached) as refused:
-        await store.create(7, "e", Login(Token_Anterior=token, Max_Sesiones=1))
-    assert state(redis) == before
-    assert refused.value.sessions == await store.sessions(7)
-    assert {each.ID_Sesion for each in refused.value.sessions} == {s.ID_Sesion for s in made}
-    assert "ses_" not in str(refused.value)
-
-
-async def test_session_that_was_picked_after_a_refusal_makes_room(
-    redis: Redis, open_more: Opener
-) -> None:
-    store = open_more(at_limit="refuse", max_per_user=2)
-    made = [await store.create(7, name) for name in "ab"]
-    with pytest.raises(LimitReached) as refused:
-        await store.create(7, "c")
-    picked = refused.value.sessions[0]
-    new = await store.create(7, "c", Login(Sustituye=picked.ID_Sesion))
-    left = [sesion for sesion in made if sesion.ID_Sesion != picked.ID_Sesion]
-    assert index(redis, 7) == indexed(*left, new)
-
-
-async def test_refusal_does_not_count_dead_sessions(redis: Redis, open_more: Opener) -> None:
-    store = open_more(at_limit="refuse", max_per_user=1)
-    dead = await store.create(7, "a")
-    redis.zadd(index_key(7), {session_key(dead.Token_Sesion)[-22:]: dead.Fecha_Inicio - 1})
-    assert (await store.create(7, "b")).ID_Usuario == 7
-
-
-# Second tries.
-
-
-async def test_second_try_repeats_nothing(redis: Redis, open_more: Opener) -> None:
-    """Of what the login asks for, though there is something to end again by then."""
-    store = open_more(max_per_user=2, at_limit="refuse")
-    token = tokens.make(7)
-    old = await store.create(7, "old")
-    login = Login(60, 60, old.Token_Sesion, 1, 1, old.ID_Sesion)
-    made = await store._create(7, "new", token, login)
-    later = await store.create(7, "later")
-    before = state(redis)
-    ended = counted(store.metrics)
-    assert await store._create(7, "new", token, login) == made
-    assert state(redis) == before
-    assert index(redis, 7) == indexed(made, later)
-    endings_now = {k: v for k, v in counted(store.metrics).items() if "ended" in k}
-    assert endings_now == {k: v for k, v in ended.items() if "ended" in k}
-
-
 # Redis fails.
 
 
 @pytest.mark.parametrize("fault", [full, misconf, noreplicas])
-@pytest.mark.parametrize("user", [7, 8])
+@pytest.mark.parametrize("user", [7, NEIGHBOUR, 8])
 async def test_login_that_redis_refuses_ends_nothing(
     own_server: RedisServer, fault: Callable[[RedisServer], Any], user: int
 ) -> None:
-    """Of the user. A session of another bucket may have ended before."""
     async with open_store(own_server.url) as store:
         old = [await store.create(7, name) for name in "ab"]
         previous = await store.create(user, "c")
         login = Login(
-            Token_Anterior=previous.Token_Sesion, Cerrar_Otras=1, Sustituye=old[0].ID_Sesion
+            Token_Anterior=previous.Token_Sesion,
+            Cerrar_Otras=1,
+            Sustituye=old[0].ID_Sesion,
+            Max_Sesiones=1,
         )
-        with fault(own_server), pytest.raises(StoreUnavailable):
-            await store.create(7, "new", login)
-        assert [s.ID_Sesion for s in await store.sessions(7) if s.Dispositivo in "ab"] == [
-            old[1].ID_Sesion,
-            old[0].ID_Sesion,
-        ]
+        with own_server.client() as redis:
+            with fault(own_server), pytest.raises(StoreUnavailable):
+                await store.create(7, "new", login)
+            assert exists(redis, *old, previous) == [True] * 3
+            assert len(redis.keys("*:h:*")) == 3
+
+
+class FailsToRevoke(WrappedCommands):
+    """The first ``failures`` revocations fail: the master of that hash slot is away."""
+
+    failures = 1
+
+    async def execute(self, *arguments: Any, **how: Any) -> Any:
+        if arguments[1] == scripts.REVOKE.sha and self.failures > 0:
+            self.failures -= 1
+            raise RedisError("CLUSTERDOWN Hash slot not served")
+        return await super().execute(*arguments, **how)
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+async def test_login_is_undone_when_the_session_that_it_replaces_cannot_end(
+    redis_server: RedisServer, redis: Redis, caplog: pytest.LogCaptureFixture, failures: int
+) -> None:
+    """As far as it can be: when the new session cannot end either, it expires unused."""
+    commands = FailsToRevoke(connect(redis_server.url, 5.0))
+    commands.failures = failures
+    async with store_on(commands) as store:
+        kept, previous = await store.create(7, "a"), await store.create(8, "b")
+        caplog.set_level(logging.INFO)
+        with pytest.raises(StoreUnavailable, match="CLUSTERDOWN"):
+            await store.create(7, "c", Login(Token_Anterior=previous.Token_Sesion))
+        assert exists(redis, kept, previous) == [True, True]
+        assert redis.zcard(index_key(7)) == failures
+        assert list(endings(caplog).values()) == (["undone"] if failures == 1 else [])
+        made = await store.create(7, "c", Login(Token_Anterior=previous.Token_Sesion))
+        assert exists(redis, kept, previous, made) == [True, False, True]
 
 
 async def test_login_beside_a_bad_counter_or_index_ends_nothing(

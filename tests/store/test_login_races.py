@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from sesiones.sesion import LimitReached, Sesion
+from sesiones.sesion import LimitReached, Login, Sesion
 from tests.harness.records import index, indexed
 from tests.harness.redis_server import RedisServer
 from tests.harness.stores import Opener
+from tests.store.ended import exists
 from tests.store.login_naive import (
     ClosesTheOthersFirst,
     ClosesTheOthersLast,
@@ -72,3 +73,21 @@ async def test_storm_of_logins_that_are_refused_at_the_limit_makes_as_many_as_al
         numbers = {sesion.ID_Sesion for sesion in made}
         for answer in refused:
             assert {each.ID_Sesion for each in answer.sessions} == numbers
+
+
+async def test_login_that_is_refused_in_a_storm_ends_no_other_users_session(
+    redis: Redis, open_more: Opener
+) -> None:
+    """Each login brings the token of a session of another user, in another hash slot."""
+    stores = [open_more(at_limit="refuse", max_per_user=PER_USER) for _ in range(4)]
+    for user in range(max(1, ROUNDS // 100)):
+        owners = range(100_000 + 100 * user, 100_000 + 100 * user + 3 * PER_USER)
+        others = [await stores[0].create(owner, "d") for owner in owners]
+        logins = (Login(Token_Anterior=other.Token_Sesion) for other in others)
+        answers = await asyncio.gather(
+            *(stores[i % 4].create(user, "d", login) for i, login in enumerate(logins)),
+            return_exceptions=True,
+        )
+        made = [isinstance(answer, Sesion) for answer in answers]
+        assert sum(made) == PER_USER
+        assert exists(redis, *others) == [not was_made for was_made in made]

@@ -27,12 +27,9 @@ from tests.harness.records import (
 )
 from tests.harness.redis_server import RedisServer
 from tests.harness.stores import Opener, open_store
+from tests.store.ended import exists
 
 pytestmark = pytest.mark.anyio
-
-
-def exists(redis: Redis, *sesiones: Sesion) -> list[bool]:
-    return [bool(redis.exists(session_key(sesion.Token_Sesion))) for sesion in sesiones]
 
 
 def reasons(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -320,7 +317,8 @@ async def test_session_ends_beside_an_index_of_another_type(
     redis.set(index_key(7), "x", ex=100)
     match call:
         case "end_one":
-            assert await store.end_one(mine.Token_Sesion, mine.ID_Sesion) == 0
+            ended = await store.end_one(mine.Token_Sesion, mine.ID_Sesion)
+            assert ended is Refusal.UNAUTHENTICATED
         case "end_user":
             assert await store.end_user(7) == 0
         case "end_others":

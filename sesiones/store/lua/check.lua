@@ -4,15 +4,17 @@
 -- KEYS[1]    key of a session: declared only when ARGV has one key alone, so that a node of a
 --            Cluster answers MOVED or ASK. Otherwise no key is declared, because one call takes the
 --            keys of many slots
--- ARGV[1]    integer: touch, the age of Ultima_Actividad in seconds below which nothing is slid
+-- ARGV[1]    integer: touch, the age of Ultima_Actividad in seconds below which nothing is slid; or
+--            '' to slide nothing
 -- ARGV[2]    integer: max, how many seconds a session without a maximum life of its own lives at
 --            the most
 -- ARGV[3..]  keys of sessions, of any slots of this node
 --
 -- Return value: an array: two entries for each key of ARGV, as fetch() in session.lua returns them;
--- an integer, Redis's time in microseconds; an integer, how many sessions were slid; and an array of the sessions that ended because their
--- index had lost them, each as delete() returns it. Only what decides whether a slide is due is
--- parsed: the caller finds malformed records, and each costs no other session its check.
+-- an integer, Redis's time in microseconds; an integer, how many sessions were slid; and an array of
+-- the sessions that ended because their index had lost them, each as delete() returns it. Only what
+-- decides whether a slide is due is parsed: the caller finds malformed records, and each costs no
+-- other session its check.
 --
 -- allow-oom: a check works when the memory is full, since a slide writes about as much as it frees.
 
@@ -24,7 +26,7 @@ local slides, ended = 0, {}
 local function is_due(text)
   local inicio, uso, ventana = string.match(text, '^(%d+) (%d+) (%d+) 1 ')
   local age = inicio and now - inicio - uso
-  return age and (age >= touch or age >= 1 and 2 * age + 1 >= tonumber(ventana))
+  return age and touch and (age >= touch or age >= 1 and 2 * age + 1 >= tonumber(ventana))
 end
 
 local function check(key)
@@ -39,6 +41,7 @@ local function check(key)
   if own and slid > last then
     -- A node of a version that knows no field 2 has extended the session beyond its own life.
     slid = last
+    invalidate(split(key))
   end
   session.actividad, session.expiracion = now, expiracion
   local outcome = write(key, session, slid)

@@ -7,7 +7,8 @@
 -- ARGV[1]  text: 'all', or 'others' to keep the caller's
 --
 -- Return value: an array of the live sessions that ended, each as delete() in session.lua returns
--- it; or a negative integer, as refusal() returns it.
+-- it; or a negative integer, as refusal() returns it. With 'others', that is -1 too for a caller
+-- that the index has lost.
 
 local caller, designated = read(KEYS[1]), (read(KEYS[2]))
 local refused = refusal(caller, designated)
@@ -24,7 +25,11 @@ for _, digest in ipairs(digests) do
   redis.call('EXPIRETIME', base .. 'h:' .. digest)
   indexed = indexed or digest == own
 end
-local keeps_own = ARGV[1] == 'others' and indexed
+local keeps_own = ARGV[1] == 'others'
+if keeps_own and not indexed then
+  -- The caller's session is none of the user's: as in a list, and in end_user.lua.
+  return -1
+end
 prune(index)
 local ended = {}
 for _, digest in ipairs(digests) do

@@ -2,13 +2,15 @@
 -- Ends one session of a user, or all: for an operator, who needs no token, or for the user.
 --
 -- KEYS[1]    sorted set: the user's index
--- KEYS[2]    hash: the caller's session, which must be a live and active one; none for an operator
+-- KEYS[2]    hash: the caller's session, which must be a live and active one that the index names;
+--            none for an operator
 -- ARGV[1]    integer: the ID_Sesion; or '' for all sessions
 -- ARGV[2..]  digests of sessions of the bucket, which end too if their records name the user: an
 --            index that has lost members, or is absent, does not name them
 --
 -- Return value: an array of the sessions that ended, each as delete() in session.lua returns it; or
--- a negative integer, as refusal() returns it for the caller's session.
+-- a negative integer, as refusal() returns it for the caller's session; -1 too when the index has
+-- lost that.
 
 local base, usuario = string.match(KEYS[1], '^([^}]*}:)u:(.*)$')
 local chosen, seen = {}, {}
@@ -28,8 +30,14 @@ local function consider(digest, session, is_users)
 end
 
 local index = redis.pcall('ZRANGEBYSCORE', KEYS[1], '(' .. int(now), '+inf')
+local may = not KEYS[2]
 for _, digest in ipairs(wrong_type(index) and {} or index) do
-  consider(digest, read(base .. 'h:' .. digest), true)
+  local key = base .. 'h:' .. digest
+  consider(digest, read(key), true)
+  may = may or key == KEYS[2]
+end
+if not may then
+  return -1
 end
 for i = 2, #ARGV do
   local session = read(base .. 'h:' .. ARGV[i])

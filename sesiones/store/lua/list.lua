@@ -9,9 +9,14 @@
 -- as fetch() in session.lua returns them; and 1 when the index names it, else 0.
 
 local base, usuario = string.match(KEYS[1], '^([^}]*}:)u:(.*)$')
-local sessions, indexed = list_index(KEYS[1]), {}
-for _, session in ipairs(sessions) do
-  indexed[session[1]] = true
+local sessions, indexed = {}, {}
+local digests = redis.pcall('ZRANGEBYSCORE', KEYS[1], '(' .. int(now), '+inf')
+for _, digest in ipairs(wrong_type(digests) and {} or digests) do
+  local text, expiracion = fetch(base .. 'h:' .. digest)
+  if text then
+    sessions[#sessions + 1] = {digest, text, expiracion, 1}
+    indexed[digest] = true
+  end
 end
 for _, digest in ipairs(ARGV) do
   local session = read(base .. 'h:' .. digest)

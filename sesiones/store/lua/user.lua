@@ -19,18 +19,3 @@ local function write_anything(counter)
     wrong_type(redis.pcall('INCRBY', counter, 0))
   end
 end
-
--- Return value: an array of the live sessions that an index names, each an array: its digest, what
--- fetch() returns, and 1. It is empty for an index of another type.
-local function list_index(index)
-  local base = string.match(index, '^[^}]*}:')
-  local digests = redis.pcall('ZRANGEBYSCORE', index, '(' .. int(now), '+inf')
-  local sessions = {}
-  for _, digest in ipairs(wrong_type(digests) and {} or digests) do
-    local text, expiracion = fetch(base .. 'h:' .. digest)
-    if text then
-      sessions[#sessions + 1] = {digest, text, expiracion, 1}
-    end
-  end
-  return sessions
-end
