@@ -211,7 +211,7 @@ def _cells(row: Row) -> Iterator[str]:
     yield _bits(row.checks * (1 - each.hits) * REDIS_BYTES.value)
     yield f"{each.hits:.0%}" if row.cached else "-"
     yield f"{each.master_utilisation:.0%}"
-    yield from (f"{share:.1%}" if row.cached else "-" for share in each.fan_out)
+    yield from (f"{share:.1%}" for share in each.fan_out)
     yield f"{each.cold:.1f}"
 
 
