@@ -37,8 +37,8 @@ from redis import Redis
 from scripts import seed, wrk
 from scripts.bench_servers import SERVERS, Server
 from scripts.command_line import positive, run, show
+from scripts.machine import machine
 from scripts.seed import Session
-from scripts.throughput import machine
 from sesiones.settings import Settings
 from tests.harness.redis_server import RedisCluster, RedisServer, free_port
 
@@ -231,8 +231,9 @@ def table(results: dict[str, list[Round]]) -> str:
     return "\n".join(lines)
 
 
-def draw(everything: dict[int, dict[str, list[Round]]], path: Path) -> None:
-    """Bars of CPU time a request, one panel for each number of connections."""
+def draw(everything: dict[int, dict[str, list[Round]]], origin: str, path: Path) -> None:
+    """Bars of CPU time a request, one panel for each number of connections. ``origin``: of which
+    run they are, below the chart."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -241,16 +242,14 @@ def draw(everything: dict[int, dict[str, list[Round]]], path: Path) -> None:
     figure, panels = pyplot.subplots(
         len(everything),
         1,
-        figsize=(8, 0.6 + 0.42 * sum(map(len, everything.values()))),
+        figsize=(8, 1.0 + 0.42 * sum(map(len, everything.values()))),
         squeeze=False,
+        sharex=True,
     )
     for (connections, results), panel in zip(everything.items(), panels[:, 0], strict=True):
         shown = [server for server in SERVERS if server.name in results][::-1]
-        names = [f"{server.name}: {server.what}" for server in shown]
-        ours = [
-            "#1b6ca8" if server.command.__qualname__.startswith("sesiones") else "#9aa5b1"
-            for server in shown
-        ]
+        names = [f"{server.product}: {server.what}" for server in shown]
+        ours = ["#1b6ca8" if server.product == "sesiones" else "#9aa5b1" for server in shown]
         server_us = [median(results[server.name], "server_us") for server in shown]
         redis_us = [median(results[server.name], "redis_us") for server in shown]
         panel.barh(names, server_us, color=ours)
@@ -259,11 +258,13 @@ def draw(everything: dict[int, dict[str, list[Round]]], path: Path) -> None:
             figures = f"{one:.1f} + {two:.1f}" if two else f"{one:.1f}"
             panel.text(one + two + 0.3, row, figures, va="center", fontsize=8)
         panel.set_title(f"{connections} keep-alive connections", fontsize=10, loc="left")
-        panel.set_xlim(right=1.15 * max(a + b for a, b in zip(server_us, redis_us, strict=True)))
         panel.spines[["top", "right"]].set_visible(False)
-        panel.tick_params(labelsize=8)
-    panels[-1, 0].set_xlabel("CPU time a request, microseconds: the server + Redis (hatched)")
-    figure.tight_layout()
+        panel.tick_params(labelsize=8, labelbottom=True)
+    # The figures at the ends of the bars need room.
+    panel.set_xlim(right=1.15 * max(each.dataLim.x1 for each in panels[:, 0]))
+    panel.set_xlabel("CPU time a request, microseconds: the server + Redis (hatched)", fontsize=9)
+    figure.text(0.01, 0.005, origin, fontsize=7, color="#555555")
+    figure.tight_layout(rect=(0, 0.02, 1, 1))
     figure.savefig(path, dpi=150)
 
 
@@ -344,8 +345,9 @@ def rounds(
 
 def write(everything: dict[int, dict[str, list[Round]]], sessions: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    facts = machine()
     report = {
-        "machine": machine(),
+        "machine": facts,
         "sessions": sessions,
         "rounds": {
             connections: {
@@ -357,7 +359,7 @@ def write(everything: dict[int, dict[str, list[Round]]], sessions: int, folder: 
     }
     (folder / "bench.json").write_text(json.dumps(report, indent=1))
     try:
-        draw(everything, folder / "bench.png")
+        draw(everything, ", ".join(filter(None, facts.values())), folder / "bench.png")
     except ImportError:
         print("no chart without matplotlib: pip install matplotlib", file=sys.stderr)
 
