@@ -12,7 +12,6 @@ from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer
 from tests.harness.service import TOKEN, Service
 from tests.harness.stores import open_store, service_variables
 
-
 # A busy machine makes any example slow: the time of one says nothing about the code.
 settings.register_profile("sesiones", deadline=None)
 settings.load_profile("sesiones")
