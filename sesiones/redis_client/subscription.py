@@ -45,7 +45,9 @@ LEASE_SECONDS = 1.0
 PING_SECONDS = 0.25
 """Between the answer to a ping and the next ping."""
 RETRY_SECONDS = 0.25
-"""Between two tries to subscribe."""
+"""The first pause after a failure. Each further one is twice as long: an ACL that does not allow a
+subscription does not allow it soon after."""
+RETRY_SECONDS_MAX = 4.0
 
 _PROOF = b"proof "
 """What a message begins with that proves where a subscription leads. It is for that one alone."""
@@ -193,6 +195,7 @@ class Subscriber:
         self._enter(_State.IDLE)
 
     async def _run(self, publisher: PipelinedConnection, connect: Connect, verify: Verify) -> None:
+        pause_seconds = RETRY_SECONDS
         while not publisher.transport.is_closing():
             try:
                 self._subscription = subscription = Subscription(
@@ -201,13 +204,15 @@ class Subscriber:
                 await verify(subscription)
                 await subscription.begin()
                 self._enter(_State.LEASED)
+                pause_seconds = RETRY_SECONDS
                 while True:
                     await asyncio.sleep(PING_SECONDS)
                     await subscription.extend()
             except (RedisError, OSError, TimeoutError, *MALFORMED_REPLY_ERRORS) as error:
                 self._end_subscription("given up")
                 self._enter(_State.MISSING, str(error) or type(error).__name__)
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(2 * pause_seconds, RETRY_SECONDS_MAX)
         self._enter(_State.IDLE)
 
     def _end_subscription(self, reason: str) -> None:

@@ -21,18 +21,26 @@ from tests.harness.service import Service
 from tests.harness.stores import EXAMPLES, service_variables
 from tests.harness.stub_server import HOST, SESION, TOKEN, plain, stub_server, until
 
+pytestmark = pytest.mark.anyio
+
+Services = tuple[Service, Service, Service]
+
 
 @pytest.fixture(scope="module")
-def both(redis_server: RedisServer) -> Iterator[tuple[Service, Service]]:
-    """The service with the fast check and without it, on the same sessions. No session slides
-    between two checks of a test."""
+def both(redis_server: RedisServer) -> Iterator[Services]:
+    """The service with the fast check, without it, and with it and a near-cache, on the same
+    sessions. No session slides between two checks of a test."""
     variables = service_variables(redis_server.url) | {"SESIONES_TOUCH_SECONDS": "60"}
-    with Service(**variables) as fast, Service("--http", "httptools", **variables) as reference:
-        yield fast, reference
+    with (
+        Service(**variables) as fast,
+        Service("--http", "httptools", **variables) as reference,
+        Service("--cache-seconds", "60", **variables) as cached,
+    ):
+        yield fast, reference, cached
 
 
 @pytest.fixture(scope="module")
-def sample(both: tuple[Service, Service]) -> dict[str, bytes]:
+def sample(both: Services) -> dict[str, bytes]:
     """A token of every kind."""
     devices = "el móvil \u2028 \\", "b", "c"
     live, inactive, revoked = (both[0].new_session(Dispositivo=device) for device in devices)
@@ -76,16 +84,17 @@ def exchange(service: Service, data: bytes, pieces: int = 1) -> tuple[bytes, boo
     return received, True
 
 
-def compare(both: tuple[Service, Service], data: bytes, *, pieces: int = 1) -> bytes:
-    """What both answer to the bytes; it must be the same."""
-    (fast, fast_whole), (reference, reference_whole) = (
-        exchange(service, data, pieces) for service in both
+def compare(both: Services, data: bytes, *, pieces: int = 1) -> bytes:
+    """What all answer to the bytes; it must be the same."""
+    (fast, fast_whole), (reference, reference_whole), (cached, cached_whole) = (
+        (re.sub(rb"date: [^\r]+", b"date: -", answer), is_whole)
+        for answer, is_whole in (exchange(service, data, pieces) for service in both)
     )
-    fast, reference = (re.sub(rb"date: [^\r]+", b"date: -", a) for a in (fast, reference))
-    if fast_whole and reference_whole:
-        assert fast == reference
-    else:
-        assert fast.startswith(reference) or reference.startswith(fast)
+    for answer, is_whole in (fast, fast_whole), (cached, cached_whole):
+        if is_whole and reference_whole:
+            assert answer == reference
+        else:
+            assert answer.startswith(reference) or reference.startswith(answer)
     return fast
 
 
@@ -111,7 +120,7 @@ CREDENTIALS: list[Callable[[bytes], bytes]] = [
 
 @pytest.mark.parametrize("credential", range(len(CREDENTIALS)))
 def test_answer_to_every_token_target_and_credential_is_starlettes(
-    both: tuple[Service, Service], sample: dict[str, bytes], credential: int
+    both: Services, sample: dict[str, bytes], credential: int
 ) -> None:
     for target, token in itertools.product(TARGETS, sample.values()):
         data = b"GET %b HTTP/1.1\r\n%b%b\r\n" % (target, HOST, CREDENTIALS[credential](token))
@@ -136,7 +145,7 @@ EXTRA = [
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST", b"DELETE", b"PROPFIND", b"CONNECT"])
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
 def test_answer_to_every_method_version_and_field_is_starlettes(
-    both: tuple[Service, Service], sample: dict[str, bytes], method: bytes, version: bytes
+    both: Services, sample: dict[str, bytes], method: bytes, version: bytes
 ) -> None:
     for target, extra in itertools.product(TARGETS[:3], EXTRA):
         for host in (HOST, b""):
@@ -155,16 +164,14 @@ BODIES = [
 
 @pytest.mark.parametrize("body", BODIES)
 def test_answer_to_a_check_with_a_body_is_starlettes(
-    both: tuple[Service, Service], sample: dict[str, bytes], body: bytes
+    both: Services, sample: dict[str, bytes], body: bytes
 ) -> None:
     for method, target in ((b"GET", TARGETS[0]), (b"POST", TARGETS[1])):
         head = b"%b %b HTTP/1.1\r\n%bX-Auth-Token: %b\r\n" % (method, target, HOST, sample["live"])
         compare(both, head + body)
 
 
-def test_answers_in_a_pipeline_are_starlettes(
-    both: tuple[Service, Service], sample: dict[str, bytes]
-) -> None:
+def test_answers_in_a_pipeline_are_starlettes(both: Services, sample: dict[str, bytes]) -> None:
     live = sample["live"]
     requests = [
         plain(TARGETS[0], live),
@@ -181,7 +188,7 @@ def test_answers_in_a_pipeline_are_starlettes(
 
 
 def test_answers_to_requests_split_at_every_byte_are_starlettes(
-    both: tuple[Service, Service], sample: dict[str, bytes]
+    both: Services, sample: dict[str, bytes]
 ) -> None:
     data = plain(TARGETS[0], sample["live"]) + plain(TARGETS[1], sample["revoked"])
     for pieces in (2, 3, 7, len(data)):
@@ -223,7 +230,7 @@ fields = st.lists(
     pieces=st.integers(1, 5),
 )
 def test_answers_to_generated_requests_are_starlettes(
-    both: tuple[Service, Service],
+    both: Services,
     sample: dict[str, bytes],
     requests: list[tuple[bytes, bytes, bytes, list[bytes]]],
     pieces: int,
@@ -255,7 +262,7 @@ LEARNED: set[bytes] = set()
     inserted=st.sampled_from([b"", b"LIVE", b"DEAD", b"ses_", b"A", b" ", b"\r\n", b"X: LIVE\r\n"]),
 )
 def test_answer_to_a_near_copy_of_a_template_is_starlettes(
-    both: tuple[Service, Service],
+    both: Services,
     sample: dict[str, bytes],
     method: bytes,
     target: bytes,
@@ -273,7 +280,7 @@ def test_answer_to_a_near_copy_of_a_template_is_starlettes(
 
 
 def test_token_moved_within_a_template_authenticates_only_as_a_credential(
-    both: tuple[Service, Service], sample: dict[str, bytes]
+    both: Services, sample: dict[str, bytes]
 ) -> None:
     token = sample["live"]
     known = plain(TARGETS[0], token)
@@ -287,7 +294,7 @@ def test_token_moved_within_a_template_authenticates_only_as_a_credential(
 
 
 def test_check_behind_the_end_of_a_body_makes_no_template(
-    both: tuple[Service, Service], sample: dict[str, bytes]
+    both: Services, sample: dict[str, bytes]
 ) -> None:
     check = plain(TARGETS[0], sample["live"])
     for _ in range(3):
@@ -303,7 +310,6 @@ def test_check_behind_the_end_of_a_body_makes_no_template(
     assert exchange(both[0], b"abc" + check)[0].startswith(b"HTTP/1.1 400")
 
 
-@pytest.mark.anyio
 async def test_plain_checks_are_fast_checks() -> None:
     async with stub_server() as served:
         for data in [
@@ -324,7 +330,6 @@ async def test_plain_checks_are_fast_checks() -> None:
         assert set(served.asked) == {TOKEN.decode()}
 
 
-@pytest.mark.anyio
 async def test_requests_that_are_not_plain_go_to_starlette() -> None:
     self_ = plain(b"/sesiones/self", TOKEN)
     async with stub_server() as served:
@@ -343,13 +348,11 @@ async def test_requests_that_are_not_plain_go_to_starlette() -> None:
         assert served.asked == []
 
 
-@pytest.mark.anyio
 async def test_no_check_is_fast_where_uvicorn_would_do_more_than_answer() -> None:
     async with stub_server(limit_concurrency=100) as served:
         assert b" 418 " in await served.send(plain(b"/sesiones/self", TOKEN))
 
 
-@pytest.mark.anyio
 async def test_pipelined_request_waits_for_the_check_before_it() -> None:
     async with stub_server() as served:
         served.hold = True
@@ -364,7 +367,6 @@ async def test_pipelined_request_waits_for_the_check_before_it() -> None:
         assert served.server.server_state.total_requests == 2
 
 
-@pytest.mark.anyio
 async def test_answer_to_a_client_that_has_left_is_dropped() -> None:
     async with stub_server() as served:
         served.hold = True
@@ -381,7 +383,6 @@ async def test_answer_to_a_client_that_has_left_is_dropped() -> None:
         assert not served.server.server_state.connections
 
 
-@pytest.mark.anyio
 async def test_shutdown_answers_the_check_in_flight_and_closes() -> None:
     async with stub_server() as served:
         served.hold = True
@@ -397,7 +398,6 @@ async def test_shutdown_answers_the_check_in_flight_and_closes() -> None:
         writer.close()
 
 
-@pytest.mark.anyio
 async def test_keep_alive_ends_an_idle_connection_and_no_other() -> None:
     async with stub_server(timeout_keep_alive=1) as served:
         served.answer = SESION
@@ -410,7 +410,6 @@ async def test_keep_alive_ends_an_idle_connection_and_no_other() -> None:
         writer.close()
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("target", [b"/sesiones/self", b"/other"])
 async def test_client_that_does_not_read_is_cut(
     monkeypatch: pytest.MonkeyPatch, target: bytes
@@ -430,7 +429,6 @@ async def test_client_that_does_not_read_is_cut(
                     await asyncio.sleep(0.01)
 
 
-@pytest.mark.anyio
 async def test_client_that_reads_while_the_event_loop_is_held_up_is_not_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -455,7 +453,6 @@ async def test_client_that_reads_while_the_event_loop_is_held_up_is_not_cut(
             assert connection in served.server.server_state.connections
 
 
-@pytest.mark.anyio
 async def test_deadline_does_not_count_while_the_service_does_not_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -475,7 +472,6 @@ async def test_deadline_does_not_count_while_the_service_does_not_read(
         writer.close()
 
 
-@pytest.mark.anyio
 async def test_upgrade_behind_a_check_keeps_its_deadline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -495,7 +491,6 @@ async def test_upgrade_behind_a_check_keeps_its_deadline(
         writer.close()
 
 
-@pytest.mark.anyio
 async def test_client_that_asks_and_does_not_read_is_held_back() -> None:
     async with stub_server() as served:
         served.answer = SESION
@@ -512,7 +507,6 @@ async def test_client_that_asks_and_does_not_read_is_held_back() -> None:
             writer.transport.abort()
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("request_line", [b"GET /sesiones/self", b"GET / ", b"POST / "])
 async def test_pipeline_waits_as_bytes(
     monkeypatch: pytest.MonkeyPatch, request_line: bytes
@@ -542,7 +536,7 @@ async def test_pipeline_waits_as_bytes(
 
 
 def test_request_behind_a_head_request_does_not_give_it_a_body(
-    both: tuple[Service, Service], sample: dict[str, bytes]
+    both: Services, sample: dict[str, bytes]
 ) -> None:
     for behind in (plain(TARGETS[0], sample["live"]), b"GET /sesiones/self HTTP/1.1\r\n\r\n"):
         answer = compare(both, plain(TARGETS[0], sample["live"], b"HEAD") + behind)
