@@ -28,29 +28,29 @@ BENCH = "make bench"
 COSTS = "python -m scripts.costs"
 MILLION = "python -m scripts.chaos million"
 
-NODE_CHECK = Coefficient(12.0, "us", "CPU of a node: a check that Redis answers", BENCH)
-NODE_HIT = Coefficient(7.0, "us", "CPU of a node: a check from memory", BENCH)
+NODE_CHECK = Coefficient(15.6, "us", "CPU of a node: a check that Redis answers", BENCH)
+NODE_HIT = Coefficient(7.5, "us", "CPU of a node: a check from memory", BENCH)
 ON_CLUSTER = Coefficient(
     1.17,
     "times",
     "the same check on a Cluster",
     "python -m scripts.bench --only fast cluster",
 )
-NODE_ENTRY = Coefficient(5.0, "us", "CPU of a node: an entry, beside the check", COSTS)
-NODE_LOGIN = Coefficient(100.0, "us", "CPU of a node: a login", COSTS)
-NODE_LOGOUT = Coefficient(100.0, "us", "CPU of a node: a logout", COSTS)
-NODE_MESSAGE = Coefficient(3.0, "us", "CPU of a node: a message of one subscription", COSTS)
-REDIS_CHECK = Coefficient(3.3, "us", "CPU of Redis: a check", BENCH)
-REDIS_SLIDE = Coefficient(3.5, "us", "CPU of Redis: a slide, beside its check", BENCH)
-REDIS_LOGIN = Coefficient(30.0, "us", "CPU of Redis: a login", COSTS)
-REDIS_LOGOUT = Coefficient(30.0, "us", "CPU of Redis: a logout", COSTS)
-REDIS_DELIVERY = Coefficient(1.0, "us", "CPU of Redis: a message, for each subscriber", COSTS)
-REDIS_BUS = Coefficient(3.0, "us", "CPU of Redis: a message of another node of the Cluster", COSTS)
+NODE_ENTRY = Coefficient(2.55, "us", "CPU of a node: an entry, beside the check", COSTS)
+NODE_LOGIN = Coefficient(212, "us", "CPU of a node: a login", COSTS)
+NODE_LOGOUT = Coefficient(197, "us", "CPU of a node: a logout", COSTS)
+NODE_MESSAGE = Coefficient(10.5, "us", "CPU of a node: a message of one subscription", COSTS)
+REDIS_CHECK = Coefficient(4.3, "us", "CPU of Redis: a check", BENCH)
+REDIS_SLIDE = Coefficient(12, "us", "CPU of Redis: a slide, beside its check", COSTS)
+REDIS_LOGIN = Coefficient(40.3, "us", "CPU of Redis: a login", COSTS)
+REDIS_LOGOUT = Coefficient(35.3, "us", "CPU of Redis: a logout", COSTS)
+REDIS_DELIVERY = Coefficient(2.27, "us", "CPU of Redis: a message, for each subscriber", COSTS)
+REDIS_BUS = Coefficient(3.5, "us", "CPU of Redis: a message of another node of the Cluster", COSTS)
 SESSION_BYTES = Coefficient(345, "bytes", "memory of Redis: a session", MILLION)
-ENTRY_BYTES = Coefficient(2500, "bytes", "memory of a worker: an entry of the near-cache", COSTS)
-WORKER_BYTES = Coefficient(60e6, "bytes", "memory of a worker without entries", COSTS)
-CALLER_BYTES = Coefficient(600, "bytes", "between caller and node: a check", COSTS)
-REDIS_BYTES = Coefficient(200, "bytes", "between node and Redis: a check", COSTS)
+ENTRY_BYTES = Coefficient(1900, "bytes", "memory of a worker: an entry of the near-cache", COSTS)
+WORKER_BYTES = Coefficient(4.8e07, "bytes", "memory of a worker without entries", COSTS)
+CALLER_BYTES = Coefficient(591, "bytes", "between caller and node: a check", COSTS)
+REDIS_BYTES = Coefficient(142, "bytes", "between node and Redis: a check", COSTS)
 COEFFICIENTS = [value for value in globals().values() if isinstance(value, Coefficient)]
 
 UTILISATION = 0.6
@@ -228,7 +228,7 @@ def _bits(bytes_a_second: float) -> str:
 def coefficients() -> str:
     lines = ["| coefficient | value | from |", "|---|---|---|"]
     lines += [
-        f"| {one.what} | {one.value:,g} {one.unit} | `{one.command}` |" for one in COEFFICIENTS
+        f"| {one.what} | {one.value:,.10g} {one.unit} | `{one.command}` |" for one in COEFFICIENTS
     ]
     return "\n".join(lines)
 
