@@ -9,7 +9,8 @@
 # make gateways       the gateways of docs/gateways on their files there, the service behind them
 # make gateways-table the same, and writes the table of docs/gateways/README.md
 # make gateways-cost  requests/s and latency through each, with and without the check (needs wrk)
-# make openapi        schemathesis, every check on, over the OpenAPI document (a minute)
+# make openapi        schemathesis, every check on, over the OpenAPI document (a minute), and clients
+#                     that generators make of it: in Python, and in TypeScript where npm is installed
 # make browser        the page at /docs and `make example` in headless Chromium (Debian: chromium,
 #                     chromium-driver)
 #
@@ -18,14 +19,15 @@
 # make bench          what a check costs, beside other servers (needs wrk; five minutes)
 #
 # make wheel          build the wheel; try it as a library and as a server in empty environments
+# make deploy-check   run docs/deploy: image, Compose, systemd unit (as root, with buildah and podman)
 # make lock           write requirements.lock again, with the newest versions in the ranges
 
 PYTHON ?= python3
 BIN := .venv/bin
-ENVIRONMENTS := $(addprefix .venv/,run example load test gateways openapi browser wheel)
+ENVIRONMENTS := $(addprefix .venv/,run example load test gateways openapi browser wheel deploy)
 
 .PHONY: $(ENVIRONMENTS) run example test test-slow test-next check coverage gateways gateways-table gateways-cost \
-    openapi browser chaos load bench wheel lock clean
+    openapi browser chaos load bench wheel deploy-check lock clean
 
 run: .venv/run
 	@$(BIN)/python -m scripts.run
@@ -77,6 +79,7 @@ gateways-cost: .venv/gateways
 
 openapi: .venv/openapi
 	$(BIN)/python -m scripts.openapi --max-time 60
+	$(BIN)/python -m scripts.openapi_clients
 
 browser: .venv/browser
 	$(BIN)/python -m pytest tests/http/test_docs_page.py tests/clients/test_website.py
@@ -94,6 +97,9 @@ bench: .venv/test
 
 wheel: .venv/wheel
 	$(BIN)/python -m scripts.wheel
+
+deploy-check: .venv/deploy
+	$(BIN)/python -m scripts.deploy_check
 
 # What `sesiones[server]` needs, for every Python that pyproject.toml names.
 lock: .venv/wheel

@@ -10,7 +10,8 @@ median of its rounds. The cost is CPU time: utime + stime of the server's proces
 requests served, which others on the machine disturb less than rates. The other servers read a plain
 hash of seven fields, with the same data. In every round the replies to a sample of tokens are
 checked to be those sessions. Rates and latencies are of a closed loop at saturation: good for
-comparing servers, not for sizing one.
+comparing servers, not for sizing one. "hits" is the share of the checks that the near-cache
+answered, from the server's own /metrics.
 """
 
 import argparse
@@ -20,14 +21,15 @@ import http.client
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -35,24 +37,19 @@ from pathlib import Path
 from redis import Redis
 
 from scripts import seed, wrk
+from scripts.bench_report import Round, draw, table
 from scripts.bench_servers import SERVERS, Server
 from scripts.command_line import positive, run, show
+from scripts.machine import machine
 from scripts.seed import Session
-from scripts.throughput import machine
 from sesiones.settings import Settings
 from tests.harness.redis_server import RedisCluster, RedisServer, free_port
 
 SERVER_CORE, LOAD_CORE = 0, 1
 IDLE_SECONDS = 40_000
-
-
-@dataclasses.dataclass
-class Round:
-    server_us: float
-    redis_us: float
-    rate: float
-    p50_us: float
-    p99_us: float
+SAMPLES = 10
+"""Tries to get a right one from another server. webdis gives a reply that a client has not waited
+for to a later request, and so on until there is none left."""
 
 
 REQUESTS = """
@@ -141,17 +138,21 @@ def running(server: Server, redis_port: int) -> Iterator[tuple[subprocess.Popen[
             process.wait()
 
 
-def check_sample(server: Server, port: int, sessions: list[Session]) -> None:
-    """Each reply is a 200, and where the server shows whose session it is, of the right user."""
-    for usuario, token in random.sample(sessions, min(50, len(sessions))):
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-            connection.sendall(render(server, token).encode())
-            response = http.client.HTTPResponse(connection)
-            response.begin()
-            reply = f"{response.headers}{response.read().decode()}"
-        shown = server.shows.replace("{usuario}", str(usuario)) if server.shows else ""
-        if response.status != 200 or shown not in reply:
-            raise SystemExit(f"{server.name}: a wrong reply: {response.status} {reply[:500]}")
+LOOKUPS = re.compile(r'^sesiones_cache_lookups_total\{outcome="(hit|miss)"\} (\S+)$', re.M)
+
+
+def cache_lookups(target: "Target") -> tuple[float, float]:
+    """The hits of the near-cache and all of its lookups so far; zeros where there is none."""
+    if not target.server.is_ours:
+        return 0, 0
+    with urllib.request.urlopen(f"http://127.0.0.1:{target.port}/metrics", timeout=10) as response:
+        found = {name: float(value) for name, value in LOOKUPS.findall(response.read().decode())}
+    return found.get("hit", 0), sum(found.values())
+
+
+def share_of_hits(before: tuple[float, float], after: tuple[float, float]) -> float | None:
+    lookups = after[1] - before[1]
+    return (after[0] - before[0]) / lookups if lookups else None
 
 
 @dataclasses.dataclass
@@ -169,30 +170,56 @@ class Target:
 
 @contextmanager
 def target(
-    server: Server, redis: list[RedisServer], sessions: list[Session], folder: Path
+    server: Server, redis: list[RedisServer], sessions: list[Session], folder: Path, script: str
 ) -> Iterator[Target]:
     requests = folder / f"{server.name}.txt"
     requests.write_text(
         "\n".join(render(server, token).replace("\r\n", "|") for _, token in sessions)
     )
     load = folder / f"{server.name}.lua"
-    load.write_text(REQUESTS.replace("@FILE@", str(requests)))
-    pids = [one.process.pid for one in redis if one.process is not None]
+    load.write_text(script.replace("@FILE@", str(requests)))
+    pids = [one.process.pid for one in redis]
     for pid in pids:
         os.sched_setaffinity(pid, {LOAD_CORE})
     with running(server, redis[0].port) as (process, port):
         yield Target(server, process.pid, port, load, pids, sessions)
 
 
+def check_sample(target: Target) -> None:
+    """Each reply is a 200, and where the server shows whose session it is, of the right user."""
+    wrong = None
+    for _ in range(1 if target.server.is_ours else SAMPLES):
+        time.sleep(0.1)  # for the requests whose clients have left
+        if (wrong := wrong_reply(target)) is None:
+            return
+    raise SystemExit(f"{target.server.name}: a wrong reply: {wrong}")
+
+
+def wrong_reply(target: Target) -> str | None:
+    """The first one of a sample."""
+    server, sessions = target.server, target.sessions
+    for usuario, token in random.sample(sessions, min(50, len(sessions))):
+        with socket.create_connection(("127.0.0.1", target.port), timeout=10) as connection:
+            connection.sendall(render(server, token).encode())
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            reply = f"{response.headers}{response.read().decode()}"
+        shown = server.shows.replace("{usuario}", str(usuario)) if server.shows else ""
+        if response.status != 200 or shown not in reply:
+            return f"{response.status} {reply[:500]}"
+    return None
+
+
 def measure(target: Target, connections: int, seconds: int) -> Round:
     url = f"http://127.0.0.1:{target.port}"
+    cache_before = cache_lookups(target)
     before = cpu_us(target.pid), sum(map(cpu_us, target.redis_pids))
     result = wrk.run(
         url, connections=connections, seconds=seconds, script=target.load, core=LOAD_CORE
     )
     after = cpu_us(target.pid), sum(map(cpu_us, target.redis_pids))
-    time.sleep(0.1)  # for the requests whose clients have left
-    check_sample(target.server, target.port, target.sessions)
+    cache_after = cache_lookups(target)
+    check_sample(target)
     if result.failed:
         raise SystemExit(
             f"{target.server.name}: {result.failed} of {result.requests} requests failed"
@@ -203,68 +230,8 @@ def measure(target: Target, connections: int, seconds: int) -> Round:
         result.rate,
         result.p50_ms * 1000,
         result.p99_ms * 1000,
+        share_of_hits(cache_before, cache_after),
     )
-
-
-def median(rounds: list[Round], field: str) -> float:
-    return float(statistics.median(getattr(one, field) for one in rounds))
-
-
-def table(results: dict[str, list[Round]]) -> str:
-    """The medians; the ratio is of the rounds side by side."""
-    lines = [
-        f"{'server':<11}{'what':<34}{'CPU us':>8}{'Redis us':>9}{'req/s':>9}{'p50 us':>8}"
-        f"{'p99 us':>8}{'/webdis':>9}"
-    ]
-    for server in SERVERS:
-        if not (rounds := results.get(server.name)):
-            continue
-        ratio = "-"
-        if reference := results.get("webdis"):
-            pairs = zip(rounds, reference, strict=True)
-            ratio = f"{statistics.median(a.server_us / b.server_us for a, b in pairs):.2f}"
-        lines.append(
-            f"{server.name:<11}{server.what:<34}{median(rounds, 'server_us'):>8.1f}"
-            f"{median(rounds, 'redis_us'):>9.1f}{median(rounds, 'rate'):>9.0f}"
-            f"{median(rounds, 'p50_us'):>8.0f}{median(rounds, 'p99_us'):>8.0f}{ratio:>9}"
-        )
-    return "\n".join(lines)
-
-
-def draw(everything: dict[int, dict[str, list[Round]]], path: Path) -> None:
-    """Bars of CPU time a request, one panel for each number of connections."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(
-        len(everything),
-        1,
-        figsize=(8, 0.6 + 0.42 * sum(map(len, everything.values()))),
-        squeeze=False,
-    )
-    for (connections, results), panel in zip(everything.items(), panels[:, 0], strict=True):
-        shown = [server for server in SERVERS if server.name in results][::-1]
-        names = [f"{server.name}: {server.what}" for server in shown]
-        ours = [
-            "#1b6ca8" if server.command.__qualname__.startswith("sesiones") else "#9aa5b1"
-            for server in shown
-        ]
-        server_us = [median(results[server.name], "server_us") for server in shown]
-        redis_us = [median(results[server.name], "redis_us") for server in shown]
-        panel.barh(names, server_us, color=ours)
-        panel.barh(names, redis_us, left=server_us, color="white", edgecolor="#9aa5b1", hatch="///")
-        for row, (one, two) in enumerate(zip(server_us, redis_us, strict=True)):
-            figures = f"{one:.1f} + {two:.1f}" if two else f"{one:.1f}"
-            panel.text(one + two + 0.3, row, figures, va="center", fontsize=8)
-        panel.set_title(f"{connections} keep-alive connections", fontsize=10, loc="left")
-        panel.set_xlim(right=1.15 * max(a + b for a, b in zip(server_us, redis_us, strict=True)))
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.tick_params(labelsize=8)
-    panels[-1, 0].set_xlabel("CPU time a request, microseconds: the server + Redis (hatched)")
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
 
 
 def main() -> int:
@@ -305,8 +272,8 @@ def main() -> int:
 
 
 @contextmanager
-def targets(servers: list[Server], number: int) -> Iterator[list[Target]]:
-    """The servers, started on so many sessions."""
+def targets(servers: list[Server], number: int, script: str = REQUESTS) -> Iterator[list[Target]]:
+    """The servers, started on so many sessions. ``script``: of wrk, like REQUESTS."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sesiones-bench-")))
         redis = stack.enter_context(RedisServer(port=str(free_port()), appendonly="no"))
@@ -321,7 +288,9 @@ def targets(servers: list[Server], number: int) -> Iterator[list[Target]]:
             cluster = stack.enter_context(RedisCluster(3, appendonly="no"))
             on_cluster = list(cluster.servers.values()), make_sessions(cluster.url, number, folder)
         yield [
-            stack.enter_context(target(server, *(on_cluster if server.cluster else single), folder))
+            stack.enter_context(
+                target(server, *(on_cluster if server.cluster else single), folder, script)
+            )
             for server in servers
         ]
 
@@ -344,8 +313,9 @@ def rounds(
 
 def write(everything: dict[int, dict[str, list[Round]]], sessions: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    facts = machine()
     report = {
-        "machine": machine(),
+        "machine": facts,
         "sessions": sessions,
         "rounds": {
             connections: {
@@ -357,7 +327,7 @@ def write(everything: dict[int, dict[str, list[Round]]], sessions: int, folder: 
     }
     (folder / "bench.json").write_text(json.dumps(report, indent=1))
     try:
-        draw(everything, folder / "bench.png")
+        draw(everything, ", ".join(filter(None, facts.values())), folder / "bench.png")
     except ImportError:
         print("no chart without matplotlib: pip install matplotlib", file=sys.stderr)
 

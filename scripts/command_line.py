@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from sesiones.cli.exits import Exit
+
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Exit with what ``main`` returns. A signal that ends the script also ends what it started."""
@@ -15,7 +17,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(Exit.INTERRUPTED)
 
 
 def positive(text: str) -> int:

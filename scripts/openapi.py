@@ -37,8 +37,8 @@ class Credentials:
         if "token" not in schemes:
             return {}
         designated = case.body.get("Token_Sesion") if isinstance(case.body, dict) else None
-        if isinstance(designated, str) and tokens.is_well_formed(designated):
-            return {"x-auth-token": designated}
+        if (token := tokens.parse(designated)) is not None:
+            return {"x-auth-token": token}
         created = requests.post(
             f"{_base_url(case)}/sesiones",
             json={"ID_Usuario": next(USERS), "Dispositivo": "schemathesis"},

@@ -23,6 +23,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from sesiones import signals
+from sesiones.cli.exits import Exit
 from sesiones.http.server import serve
 from sesiones.http.sockets import ListenError, listen
 from sesiones.settings import Settings, SettingsError
@@ -36,7 +37,7 @@ LEFT_SECONDS = 10.0
 
 
 def main() -> int:
-    """The exit code: 0, 1 when a server cannot start, 2 for bad settings."""
+    """The exit code, as of `sesiones serve`."""
     signals.begin()
     # Until serve() takes the signals over, what ends this process also ends Redis.
     signals.on_stop(lambda *_: sys.exit(0))
@@ -56,13 +57,13 @@ def main() -> int:
             serve(settings, listeners)
     except SettingsError as error:
         print(f"make run: {error}", file=sys.stderr)
-        return 2
+        return Exit.USAGE
     except (ListenError, RuntimeError, OSError) as error:
         print(f"make run: {error}", file=sys.stderr)
-        return 1
+        return Exit.NO
     except KeyboardInterrupt:
         pass
-    return 0
+    return Exit.OK
 
 
 def _wants_redis(variables: Set[str], settings: Settings) -> bool:

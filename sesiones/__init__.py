@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         UserSession,
     )
     from sesiones.store import SessionStore
+    from sesiones.store.sync import SyncSessionStore
 
 __all__ = [
     "BadDates",
@@ -26,6 +27,7 @@ __all__ = [
     "Sesion",
     "SessionStore",
     "StoreUnavailable",
+    "SyncSessionStore",
     "UserSession",
 ]
 
@@ -37,6 +39,10 @@ def __getattr__(name: str) -> Any:
         from sesiones.store import SessionStore
 
         return SessionStore
+    if name == "SyncSessionStore":
+        from sesiones.store.sync import SyncSessionStore
+
+        return SyncSessionStore
     if name in __all__:
         from sesiones import sesion
 

@@ -24,12 +24,9 @@ from typing import Any, TextIO
 
 import orjson
 
-from sesiones import tokens
+from sesiones import paths, tokens
 
 logger = logging.getLogger(__name__)
-
-PROBE_PATHS = ("/livez", "/readyz", "/healthz")
-"""Health probes come every few seconds. The access log leaves them out."""
 
 BACKLOG_MAX_BYTES = 4 * 1024 * 1024
 RETRY_SECONDS = 1.0
@@ -251,7 +248,7 @@ class AccessFilter(logging.Filter):
             client, method, target, *rest = record.args
             path = str(target).partition("?")[0]
             record.args = (client, method, path, *rest)
-            return path not in PROBE_PATHS
+            return path not in paths.PROBES
         return True
 
 

@@ -224,10 +224,10 @@ class Metrics:
         cells[_VALID] += 1
 
     def filled(self, misses: int, entries: int) -> None:
-        """Count checks that asked Redis despite the cache, which now has so many entries."""
+        """Count checks that asked Redis despite the cache, and by how many its entries changed."""
         cells = self._cells
         cells[_MISSES] += misses
-        cells[_ENTRIES] = entries
+        cells[_ENTRIES] += entries
 
     def slid(self, count: int) -> None:
         """Count checks that moved Ultima_Actividad on."""

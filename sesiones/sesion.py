@@ -88,6 +88,11 @@ class Sesion(NamedTuple):
         fields = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         return f"{type(self).__name__}({fields})"
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: object) -> Any:
+        # FastAPI would answer the tuple as an array, which has the token.
+        raise TypeError("a Sesion has the token: answer a SessionModel (sesiones.clients.fastapi)")
+
     def validated(self) -> "Sesion":
         """The session with its fields as plain ints and strs. Raises TypeError or ValueError for
         a field that the API would refuse; any str may be a Token_Sesion."""

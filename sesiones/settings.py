@@ -44,7 +44,7 @@ def _timeout(text: str) -> float:
 
 def _redis_url(text: str) -> str:
     try:
-        redis_url.check(text)
+        redis_url.parse(text)
     except ValueError:
         # The cause is left out, because it may repeat a part of the password.
         raise ValueError(
@@ -283,7 +283,7 @@ class Settings:
             value = getattr(self, setting.name)
             if value != setting.default:
                 if setting.name == "redis_url":
-                    value = public_url(value)
+                    value = redis_url.parse(value).public
                 elif setting.metadata["secret"]:
                     value = "(hidden)"
                 elif isinstance(value, bool):
@@ -300,7 +300,7 @@ def warnings(
         if name.upper().startswith("SESIONES_") and name not in names:
             nearest = difflib.get_close_matches(name.upper(), names, n=1, cutoff=0)[0]
             yield f"{name} is no setting and is ignored; the nearest one is {nearest}"
-    secrets = {"redis_url": _has_password(settings.redis_url), "service_key": True}
+    secrets = {"redis_url": redis_url.parse(settings.redis_url).has_password, "service_key": True}
     given = {argument.partition("=")[0] for argument in arguments}
     for name, is_secret in secrets.items():
         if is_secret and _flag(name) in given:
@@ -320,17 +320,6 @@ def variables() -> list[str]:
     secrets = [setting.name for setting in fields(Settings) if setting.metadata["secret"]]
     names = [*(setting.name for setting in fields(Settings)), *(f"{s}_file" for s in secrets)]
     return [_variable(name) for name in names]
-
-
-def public_url(url: str) -> str:
-    """The URL of a Redis without user, password and options."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
-
-
-def _has_password(url: str) -> bool:
-    location, _, options = url.partition("://")[2].partition("?")
-    return ":" in location.rpartition("@")[0] or "password=" in options
 
 
 def _variable(name: str) -> str:

@@ -9,7 +9,7 @@ from redis import Redis
 from sesiones.store import SessionStore
 from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
 from tests.harness.service import TOKEN, Service
-from tests.harness.stores import KEY, open_store
+from tests.harness.stores import open_store, service_variables
 
 
 class _TokensLogged(logging.Handler):
@@ -87,7 +87,7 @@ def deployment_url(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def redis(redis_server: RedisServer) -> Iterator["Redis"]:
     """A plain client on the emptied server, to see what is really there."""
-    with Redis(unix_socket_path=str(redis_server.socket)) as client:
+    with redis_server.client() as client:
         client.flushall()
         yield client
 
@@ -103,9 +103,5 @@ async def store(redis_server: RedisServer, redis: "Redis") -> AsyncIterator[Sess
 def service(redis_server: RedisServer) -> Iterator[Service]:
     """The service as a process, with a service key; its sessions are never flushed under it by
     the `redis` fixture unless the test asks for both."""
-    with Service(
-        SESIONES_REDIS_URL=redis_server.url,
-        SESIONES_SERVICE_KEY=KEY,
-        SESIONES_REDIS_TIMEOUT="5",
-    ) as service:
+    with Service(**service_variables(redis_server.url)) as service:
         yield service

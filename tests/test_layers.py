@@ -66,13 +66,15 @@ def violations(modules: Modules) -> list[str]:
             target = name.partition(".")[0]
             if home in LAYERS:
                 lower = LAYERS[: LAYERS.index(home) + 1]
-                allowed = target not in (*LAYERS, "clients") or target in lower
+                allowed = target not in (*LAYERS, "clients", "testing") or target in lower
             elif home == "clients":
-                allowed = target not in LAYERS or name in CLIENTS_MAY_IMPORT
+                allowed = target not in (*LAYERS, "testing") or name in CLIENTS_MAY_IMPORT
             elif home in ("", "__main__"):
                 allowed = target in {"": ("store", "sesion"), "__main__": ("signals", "cli")}[home]
+            elif home == "testing":  # for the tests of an application: a store without Redis
+                allowed = target not in ("http", "cli", "clients", "")
             else:
-                allowed = target not in (*LAYERS, "clients", "")
+                allowed = target not in (*LAYERS, "clients", "testing", "")
             if not allowed:
                 found.append(f"{module} imports {name or 'sesiones'}")
     try:
@@ -107,10 +109,13 @@ def test_imports_go_down_and_make_no_cycle() -> None:
         ("a_new_leaf", "from sesiones import store"),
         ("clients.starlette", "from sesiones.http.app import create_app"),
         ("clients.starlette", "from sesiones.http import fast_check"),
+        ("clients.fastapi", "from sesiones.http.authentication import Authentication"),
         ("clients.http", "from sesiones.cli import main"),
         ("clients.http", "from sesiones.store import SessionStore"),
         ("", "from sesiones import http"),
         ("__main__", "from sesiones import settings"),
+        ("testing", "from sesiones.http.app import create_app"),
+        ("store.runner", "from sesiones import testing"),
         # Cycles, within a layer and between leaf modules.
         ("redis_client.connection", "from sesiones.redis_client import cluster"),
         ("tokens", "from sesiones import sesion"),
@@ -173,6 +178,7 @@ WEB = {"starlette", "uvicorn", "httptools", "uvloop", "prometheus_client", "http
     ("program", "absent"),
     [
         ("from sesiones import SessionStore; SessionStore.from_url('redis://h')", WEB),
+        ("from sesiones import SyncSessionStore", WEB),
         ("from sesiones import Sesion, StoreUnavailable", WEB),
         ("import sesiones.cli", WEB),
         ("import sesiones.settings", WEB | {"redis", "orjson", "asyncio", "sesiones.store"}),
@@ -182,9 +188,15 @@ WEB = {"starlette", "uvicorn", "httptools", "uvloop", "prometheus_client", "http
             WEB | {"redis", "orjson", "asyncio", "logging", "socket", "sesiones.store"},
         ),
         ("import sesiones.clients.http", WEB - {"httpx"} | {"sesiones.store"}),
+        ("import sesiones.testing", WEB),
+        (
+            "import sesiones.clients.fastapi",
+            {"httpx", "redis", "sesiones.store", "sesiones.http.app", "sesiones.clients.http"},
+        ),
         (
             "import sesiones.clients.starlette",
-            WEB - {"starlette", "sesiones.http"} | {"redis", "sesiones.store", "sesiones.http.app"},
+            (WEB | {"fastapi", "redis", "sesiones.store", "sesiones.http.app"})
+            - {"starlette", "sesiones.http"},
         ),
     ],
 )

@@ -12,7 +12,7 @@ def timeless(sesion: dict[str, object]) -> dict[str, object]:
     return {campo: value for campo, value in sesion.items() if campo not in moving}
 
 
-def test_lifecycle(service: Service) -> None:
+def test_session_lives_from_its_creation_to_its_logout(service: Service) -> None:
     made = service.request(
         "POST", "/sesiones", SERVICE, '{"ID_Usuario": 7, "Dispositivo": "portátil"}'.encode()
     )

@@ -38,15 +38,8 @@ def record(message: str, *args: object, error: BaseException | None = None) -> l
 @pytest.mark.parametrize(
     "text",
     [
-        "{}",
-        "session {} is gone",
-        "GET /sesiones/verificar/{}?x",
-        "x{}",
-        "_{}-",
-        "{}AAAA",
-        '{{"Token_Sesion":"{}"}}',
-        "first\n{}\nlast",
-        "b'{}\\n'",
+        *("{}", "session {} is gone", "GET /sesiones/verificar/{}?x", "x{}", "_{}-", "{}AAAA"),
+        *('{{"Token_Sesion":"{}"}}', "first\n{}\nlast", "b'{}\\n'"),
     ],
 )
 def test_token_becomes_its_fingerprint(text: str) -> None:

@@ -22,10 +22,11 @@ from sesiones.metrics import SECONDS, Metrics
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import SessionStore
 from tests.harness.metrics import counted
-from tests.harness.processes import children
 from tests.harness.redis_server import RedisServer
-from tests.harness.service import Service, comes_true
-from tests.harness.stores import KEY, open_store
+from tests.harness.service import Service, children, comes_true
+from tests.harness.stores import KEY, open_store, service_variables
+
+pytestmark = pytest.mark.anyio
 
 DOCS = Path(__file__).parents[1] / "docs"
 SERVICE = {"Authorization": f"Bearer {KEY}"}
@@ -53,7 +54,6 @@ def scrape(service: Service) -> Samples:
 # What is counted
 
 
-@pytest.mark.anyio
 async def test_each_operation_is_counted_once(redis_server: RedisServer, redis: "Redis") -> None:
     opened = open_store(redis_server.url, max_per_user=3, touch_seconds=0)
     async with aclosing(opened) as store:
@@ -100,7 +100,6 @@ async def test_each_operation_is_counted_once(redis_server: RedisServer, redis: 
                     assert sample.value == 23  # of what it has ended, a store knows itself
 
 
-@pytest.mark.anyio
 async def test_inactive_session_is_an_invalid_check(store: SessionStore) -> None:
     sesion = await store.create(7, "d")
     await store.update(sesion._replace(Estado_Sesion=0))
@@ -108,12 +107,10 @@ async def test_inactive_session_is_an_invalid_check(store: SessionStore) -> None
     assert counted(store.metrics)["sesiones_checks_total['invalid']"] == 1
 
 
-@pytest.mark.anyio
 async def test_timeout_and_lost_connection_are_counted_as_errors() -> None:
     with RedisServer() as server:
         async with aclosing(open_store(server.url, timeout_seconds=0.2)) as store:
             await store.create(7, "d")
-            assert server.process is not None
             server.process.send_signal(signal.SIGSTOP)
             asked = [asyncio.create_task(store.find(tokens.make(7))) for _ in range(5)]
             await asyncio.sleep(0.05)
@@ -160,22 +157,13 @@ def test_latencies_of_a_batch_are_counted_one_by_one() -> None:
 def counting(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator[Service]:
     http, workers = request.param
     with Service(
-        *("--http", http, "--workers", workers),
-        SESIONES_REDIS_URL=redis_server.url,
-        SESIONES_SERVICE_KEY=KEY,
-        SESIONES_REDIS_TIMEOUT="5",
+        "--http", http, "--workers", workers, **service_variables(redis_server.url)
     ) as service:
         yield service
 
 
-def create(service: Service) -> str:
-    body = "ID_Usuario=4821371&Dispositivo=d"
-    token: str = service.request("POST", "/sesiones", SERVICE | FORM, body).json()["Token_Sesion"]
-    return token
-
-
 def test_each_check_counts_once_whichever_worker_answers(counting: Service) -> None:
-    token = create(counting)
+    token = counting.new_session(4821371)["Token_Sesion"]
     before = scrape(counting)
     for _ in range(10):  # each on a connection of its own: of any worker
         for path in "/sesiones/self", "/sesiones/verificar":
@@ -200,7 +188,7 @@ def test_each_check_counts_once_whichever_worker_answers(counting: Service) -> N
 
 
 def test_series_name_no_token_and_no_user(counting: Service) -> None:
-    token = create(counting)
+    token = counting.new_session(4821371)["Token_Sesion"]
     counting.request("DELETE", f"/sesiones/logout?Token_Sesion={token}", {"x-auth-token": token})
     text = counting.request("GET", "/metrics").body.decode()
     assert "ses_" not in text
@@ -236,7 +224,6 @@ def test_counts_survive_the_death_of_a_worker(redis_server: RedisServer) -> None
     """No count goes back, nothing of the dead one is left in flight, and the one in its place is
     counted too."""
     with Service("--workers", "2", SESIONES_REDIS_URL=redis_server.url) as service:
-        assert service.process is not None
         name = 'sesiones_checks_total{outcome="invalid"}'
         for round_ in range(3):
             # Both are up, those that replace dead ones too.

@@ -5,47 +5,60 @@ import re
 import pytest
 
 from sesiones.redis_client import connect
-from sesiones.redis_url import Nodes, check, parse_cluster, parse_sentinel
+from sesiones.redis_url import parse
 
 
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("redis+sentinel://a:1,b:2/m", Nodes((("a", 1), ("b", 2)), "m")),
-        ("redis+sentinel://a:1, b:2 ,  [::1]:3/m", Nodes((("a", 1), ("b", 2), ("::1", 3)), "m")),
-        ("redis+sentinel://a/m/12", Nodes((("a", 6379),), "m", 12)),
+        ("redis://a", {"public": "redis://a"}),
+        (
+            "rediss://u:p%40s@a:1/3",
+            {"database": 3, "credentials": {"username": "u", "password": "p@s"}},
+        ),
+        ("redis://u@a/3?db=4&db=5", {"database": 4, "credentials": {"username": "u"}}),
+        (
+            "redis://u:p@a?password=q&ssl_ca_path=/x",
+            {"public": "redis://a", "credentials": {"username": "u", "password": "p"}},
+        ),
+        ("redis://a:1/0?password=q", {"public": "redis://a:1/0", "credentials": {"password": "q"}}),
+        (
+            "unix://u:p@/run/a@b.sock?db=3",
+            {
+                "public": "unix:///run/a@b.sock",
+                "database": 3,
+                "credentials": {"username": "u", "password": "p"},
+            },
+        ),
+        (
+            "redis+sentinel://a:1,b:2/m",
+            {"addresses": (("a", 1), ("b", 2)), "master": "m", "database": 0},
+        ),
+        ("redis+sentinel://a:1, b:2 ,  [::1]:3/m", {"addresses": (("a", 1), ("b", 2), ("::1", 3))}),
+        ("redis://u:p@h:1/4", {"database": 4}),
+        ("redis://h?db=4", {"database": 4}),
+        ("redis+sentinel://a/m/12", {"addresses": (("a", 6379),), "database": 12}),
         (
             "redis+sentinel://u:p%40s@a:1/m?sentinel_username=s&sentinel_password=%3F%26",
-            Nodes(
-                (("a", 1),),
-                "m",
-                0,
-                {"username": "u", "password": "p@s"},
-                {"username": "s", "password": "?&"},
-            ),
+            {
+                "public": "redis+sentinel://a:1/m",
+                "credentials": {"username": "u", "password": "p@s"},
+                "sentinel_credentials": {"username": "s", "password": "?&"},
+            },
         ),
         (
             "redis+sentinel://:p@a:1/m?sentinel_password=q",
-            Nodes((("a", 1),), "m", 0, {"password": "p"}, {"password": "q"}),
+            {"credentials": {"password": "p"}, "sentinel_credentials": {"password": "q"}},
         ),
+        ("redis+cluster://a:1,b:2", {"addresses": (("a", 1), ("b", 2)), "database": 0}),
+        ("redis+cluster://a:1 , b:2/0", {"addresses": (("a", 1), ("b", 2))}),
+        ("redis+cluster://a,[fe80::1]:7/", {"addresses": (("a", 6379), ("fe80::1", 7))}),
+        ("redis+cluster://u:hunter2@x@[::1]:7000", {"public": "redis+cluster://[::1]:7000"}),
     ],
 )
-def test_sentinel_url_names_nodes_master_database_and_credentials(
-    url: str, expected: Nodes
-) -> None:
-    assert parse_sentinel(url) == expected
-
-
-@pytest.mark.parametrize(
-    ("url", "addresses"),
-    [
-        ("redis+cluster://a:1,b:2", (("a", 1), ("b", 2))),
-        ("redis+cluster://a:1 , b:2/0", (("a", 1), ("b", 2))),
-        ("redis+cluster://a,[fe80::1]:7/", (("a", 6379), ("fe80::1", 7))),
-    ],
-)
-def test_cluster_url_names_its_nodes(url: str, addresses: tuple[tuple[str, int], ...]) -> None:
-    assert parse_cluster(url).addresses == addresses
+def test_url_is_read_into_its_parts(url: str, expected: dict[str, object]) -> None:
+    parsed = parse(url)
+    assert {name: getattr(parsed, name) for name in expected} == expected
 
 
 MALFORMED = """
@@ -58,6 +71,8 @@ MALFORMED = """
     redis+sentinel://user:pa#ss@a:1/m
     redis+cluster://a:1,,b:2 redis+cluster://a:1;b:2 redis+cluster://a:1/1
     redis+cluster://a:1?x=y redis+cluster://
+    redis://u:12/hunter2@a unix://:12/hunter2@/run/s redis+sentinel://u:12/hunter2@a
+    redis+cluster://u:12/hunter2@a
 """
 WITH_BLANKS = [
     *("redis://a b:1", "redis:// a:1", "redis://a:6379\n", "redis://a\t:6379"),
@@ -69,6 +84,6 @@ WITH_BLANKS = [
 @pytest.mark.parametrize("url", [*MALFORMED.split(), *WITH_BLANKS])
 def test_malformed_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=re.compile("")):
-        check(url)
+        parse(url)
     with pytest.raises(ValueError, match=re.compile("")):
         connect(url, 1)

@@ -165,7 +165,6 @@ def test_hangup_that_is_not_ignored_ends_the_whole_service(
 ) -> None:
     with Service("--workers", workers, SESIONES_REDIS_URL=redis_server.url) as service:
         assert comes_true(lambda: service.log.count("startup complete") == int(workers), 10)
-        assert service.process is not None
         for pid in [service.process.pid, *children(service.process.pid)]:
             os.kill(pid, signal.SIGHUP)
         assert service.process.wait(timeout=5) == 0

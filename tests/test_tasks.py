@@ -15,7 +15,7 @@ async def test_run_that_is_asked_for_as_one_ends_is_done() -> None:
     async def work() -> None:
         runs.append(1)
         if len(runs) == 1:
-            # Comes after its end, and before anyone is told of that.
+            # Comes after its end, and before any caller is told of that.
             asyncio.get_running_loop().call_soon(flight.start)
 
     flight = SingleFlight(work)

@@ -21,8 +21,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from sesiones import SessionStore, StoreUnavailable
-from sesiones.clients.starlette import SessionBackend, on_error
+from sesiones import SessionStore
+from sesiones.clients.starlette import EXCEPTION_HANDLERS, SessionBackend, on_error
 
 PASSWORDS = {"7": "secreto"}  # yours: a password hash in a database
 
@@ -52,10 +52,6 @@ async def logout(request: Request) -> Response:
     return Response(status_code=204)
 
 
-async def unavailable(_: Request, __: Exception) -> Response:
-    return Response(status_code=503, headers={"Retry-After": "1"})
-
-
 @contextlib.asynccontextmanager
 async def lifespan(_: Starlette) -> AsyncIterator[None]:
     async with store:
@@ -71,6 +67,6 @@ app = Starlette(
     middleware=[
         Middleware(AuthenticationMiddleware, backend=SessionBackend(store), on_error=on_error)
     ],
-    exception_handlers={StoreUnavailable: unavailable},
+    exception_handlers=EXCEPTION_HANDLERS,
     lifespan=lifespan,
 )

@@ -101,13 +101,7 @@ async def _move(
     def move() -> float:
         nonlocal keys
         begun = time.monotonic()
-        for slot in chosen:
-            source = owners[slot]
-            cluster.begin_move(slot, source, target)
-            while found := cluster.run(source, "CLUSTER", "GETKEYSINSLOT", slot, 100):
-                cluster.move_keys(source, target, *found)
-                keys += len(found)
-            cluster.end_move(slot, source, target)
+        keys = sum(cluster.move_slot(slot, owners[slot], target) for slot in chosen)
         return time.monotonic() - begun
 
     traffic.take_wrong()

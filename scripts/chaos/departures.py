@@ -43,7 +43,6 @@ class Held(NamedTuple):
 
 
 def held(service: Service) -> Held:
-    assert service.process is not None
     descriptors = len(os.listdir(f"/proc/{service.process.pid}/fd"))
     shown = service.request("GET", "/metrics").body.decode()
     gauges = re.findall(r"^sesiones_operations_in_flight\{.*\} (\S+)$", shown, re.MULTILINE)

@@ -1,8 +1,13 @@
 """What the scenarios share in which a master is lost: their bars, and how these are measured."""
 
+import asyncio
+import signal
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from scripts.chaos import Bar
+from tests.harness.redis_server import RedisSentinels, wait_until
 from tests.harness.traffic import BACK, LOST, OVERWRITTEN, Traffic, counted, slowest, words
 
 TIMEOUT_SECONDS, SHORT_TIMEOUT_SECONDS = 0.25, 1.0
@@ -60,3 +65,26 @@ def losses(
         and not meanwhile.keys() - {LOST, BACK}
         and not (replicas and (back or overwritten)),
     )
+
+
+@dataclass(frozen=True)
+class Failover:
+    """When the master was killed, and when all Sentinels named another, on the monotonic clock."""
+
+    killed: float
+    named: float
+
+
+async def fail_over(redis: RedisSentinels) -> Failover:
+    """Kill the master, and start it again when there is another."""
+    (master,) = redis.named()
+    await asyncio.to_thread(redis.servers[master].stop, signal.SIGKILL)
+    killed = time.monotonic()
+
+    def replaced() -> bool:
+        return master not in redis.named()
+
+    await asyncio.to_thread(wait_until, replaced, "the Sentinels to name another master", 30)
+    named = time.monotonic()
+    await asyncio.to_thread(redis.servers[master].start)
+    return Failover(killed, named)

@@ -19,6 +19,7 @@ from scripts.chaos.inputs import CHUNKS, Chunk, chaos_seed, in_processes, status
 from sesiones.http.fast_check import FastCheckProtocol
 from sesiones.http.protocol import HttpProtocol
 from sesiones.http.templates import Kind
+from sesiones.store.near_cache import Entry
 from tests.harness.fuzzer import Findings, fuzz_in_process
 from tests.harness.in_process import NEW_ID, Application, Wire
 from tests.harness.mutations import Mutations
@@ -93,13 +94,23 @@ class NearCopies(Mutations):
 
 
 class CountedFastCheck(FastCheckProtocol):
-    """Counts the checks that the fast check answers, with and without the parser."""
+    """Counts the checks that the fast check answers, with and without the parser; those of them
+    that it answers from memory; and the answers to bytes that had the same answer before."""
 
     taken: ClassVar[Counter[str]] = Counter()
 
     def _ask(self, check: Any, token: bytes, kind: Kind, data: bytes | None = None) -> None:
         self.taken["parsed" if data is None else "unparsed"] += 1
         super()._ask(check, token, kind, data)
+
+    def _answer_from(self, entry: Entry, data: bytes | None) -> None:
+        self.taken["from memory"] += 1
+        super()._answer_from(entry, data)
+
+    def _answer_again(self, entry: Entry, response: bytes) -> bool:
+        answered = super()._answer_again(entry, response)
+        self.taken["again"] += answered
+        return answered
 
 
 class Pair(Wire):
@@ -154,7 +165,11 @@ def play(short: bool) -> Iterator[Bar]:
     inputs, chunks = (SHORT_INPUTS, 1) if short else (INPUTS, CHUNKS)
     found, _ = in_processes(_chunk, chaos_seed(short), inputs, chunks)
     taken = found.counted
-    parts = f"{taken['parsed']:,} by the fast check, {taken['unparsed']:,} unparsed"
+    parsed, unparsed, memory = taken["parsed"], taken["unparsed"], taken["from memory"]
+    parts = (
+        f"{parsed:,} by the fast check, {unparsed:,} unparsed; {memory:,} of both from memory, and "
+        f"{taken['again']:,} as the same bytes were answered before"
+    )
     yield Bar(
         f"the fast check answers {found.inputs:,} inputs, with pipelines, pieces and near-copies "
         "of one another, as Starlette does to the byte",
@@ -163,21 +178,28 @@ def play(short: bool) -> Iterator[Bar]:
     )
     answers = found.statuses.total()
     yield Bar(
-        "of the answers at least a tenth is the fast check's, and half of that without the parser",
+        "of the answers at least a tenth is the fast check's, and half of that without the parser; "
+        "a near-cache gives some of them",
         parts,
-        taken.total() > answers / 10 and taken["unparsed"] > answers / 20,
+        parsed + unparsed > answers / 10
+        and unparsed > answers / 20
+        and min(memory, taken["again"]) > 0,
     )
 
 
 def _chunk(seed: str, inputs: int) -> Chunk:
-    return compare(seed, inputs), os.getpid(), resident(os.getpid())
+    found = compare(seed, inputs // 2)
+    found.add(compare(seed, inputs - inputs // 2, cached=True))
+    return found, os.getpid(), resident(os.getpid())
 
 
-def compare(seed: str, inputs: int) -> Findings:
-    """What came of the inputs, and how many checks the fast check answered."""
+def compare(seed: str, inputs: int, *, cached: bool = False) -> Findings:
+    """What came of the inputs, and how many checks the fast check answered. ``cached``: with a
+    near-cache."""
     CountedFastCheck.taken = Counter()
     _clear_templates()
-    found = uvloop.run(fuzz_in_process(seed, inputs, connect=Pair, make=NearCopies))
+    fuzz = fuzz_in_process(seed, inputs, connect=Pair, make=NearCopies, cached=cached)
+    found = uvloop.run(fuzz)
     _clear_templates()
     found.counted = CountedFastCheck.taken
     return found

@@ -79,7 +79,6 @@ def _in_process(seed: str, inputs: int) -> Chunk:
 
 def _over_sockets(service: Service, seed: str, inputs: int) -> Chunk:
     findings = fuzz_over_sockets(service, seed, inputs)
-    assert service.process is not None
     return findings, service.process.pid, resident(service.process.pid)
 
 

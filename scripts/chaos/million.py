@@ -16,7 +16,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import uvloop
-from redis import Redis
 
 from scripts import seed
 from scripts.chaos import Bar
@@ -47,7 +46,7 @@ class Stored:
     def __init__(self, stack: ExitStack) -> None:
         server = stack.enter_context(RedisServer(enable_debug_command="local"))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sesiones-million-"))
-        self.redis = stack.enter_context(Redis(unix_socket_path=str(server.socket)))
+        self.redis = stack.enter_context(server.client())
         self._folder = Path(folder)
         self._settings = dataclasses.replace(
             Settings(), redis_url=server.url, redis_timeout=10.0, idle_seconds=43_200

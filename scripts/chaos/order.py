@@ -71,7 +71,7 @@ class _Faults:
         await asyncio.sleep(random.uniform(0.05, 0.3))
         faults = {
             "connections killed": self._kill_connections,
-            "service paused": self._pause_service,
+            "service paused": lambda _: _hold(hung(random.choice(self._order.nodes))),
             "Redis paused": lambda server: _hold(hung(server)),
             "Redis killed": self._kill_redis,
         }
@@ -80,20 +80,13 @@ class _Faults:
         if not found:  # the Sentinels name no master at this moment
             return
         server = random.choice(found)
-        if server.process is not None:
+        if server.is_running:
             await asyncio.to_thread(faults[name], server)
             self.times[name] += 1
 
     def _kill_connections(self, server: RedisServer) -> None:
         with client(server) as redis:
             redis.client_kill_filter(_type="normal", skipme=True)
-
-    def _pause_service(self, _: RedisServer) -> None:
-        process = random.choice(self._order.nodes).process
-        assert process is not None
-        process.send_signal(signal.SIGSTOP)
-        time.sleep(random.uniform(0.05, 0.6))
-        process.send_signal(signal.SIGCONT)
 
     def _kill_redis(self, server: RedisServer) -> None:
         server.stop(signal.SIGKILL)

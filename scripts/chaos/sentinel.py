@@ -2,7 +2,6 @@
 load, and once more while nothing is replicated."""
 
 import asyncio
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,9 @@ from scripts.chaos import Bar, Trial, trial
 from scripts.chaos.failover import (
     MAY_STOP_SECONDS,
     MAY_TAKE_SECONDS,
+    Failover,
     answered,
+    fail_over,
     losses,
     settings,
 )
@@ -61,14 +62,6 @@ async def _stalls() -> list[Bar]:
     return [*chain(*await asyncio.gather(*(_stall(replicas, True) for replicas in KILLS)))]
 
 
-@dataclass(frozen=True)
-class Failover:
-    """When the master was killed, and when all Sentinels named another, on the monotonic clock."""
-
-    killed: float
-    named: float
-
-
 def _deployed(
     replicas: int, short: bool, down_after_milliseconds: int
 ) -> AbstractAsyncContextManager[Trial[RedisSentinels]]:
@@ -77,21 +70,6 @@ def _deployed(
         failover_timeout_milliseconds=FAILOVER_TIMEOUT_MILLISECONDS,
     )
     return trial(redis, *(Service(**settings(replicas, short)) for _ in range(2)))
-
-
-async def _fail_over(redis: RedisSentinels) -> Failover:
-    """Kill the master, and start it again when there is another."""
-    (master,) = redis.named()
-    await asyncio.to_thread(redis.servers[master].stop, signal.SIGKILL)
-    killed = time.monotonic()
-
-    def replaced() -> bool:
-        return master not in redis.named()
-
-    await asyncio.to_thread(wait_until, replaced, "the Sentinels to name another master", 30)
-    named = time.monotonic()
-    await asyncio.to_thread(redis.servers[master].start)
-    return Failover(killed, named)
 
 
 async def _replicated(redis: RedisSentinels) -> None:
@@ -111,7 +89,7 @@ async def _kills(replicas: int, kills: int) -> list[Bar]:
             await _replicated(redis)
             label = f"sentinel, WAIT_REPLICAS={replicas}, kill {number} of {kills}"
             _, failed_over = await sentinel.run(
-                label, RATE, SECONDS, lambda: _fail_over(redis), after=SECONDS / 10
+                label, RATE, SECONDS, lambda: fail_over(redis), after=SECONDS / 10
             )
             failovers += failed_over
         meanwhile = traffic.take_wrong()
@@ -209,7 +187,7 @@ async def _stall(replicas: int, short: bool) -> list[Bar]:
                 f"{label} stalls, master killed",
                 rate,
                 seconds + REPEATED_SECONDS,
-                lambda: _fail_over(redis),
+                lambda: fail_over(redis),
             )
             await asyncio.sleep(failover.named + REPEATED_SECONDS - time.monotonic())
             watching.cancel()

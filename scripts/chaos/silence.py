@@ -55,7 +55,6 @@ class Deployment:
 
 
 def _send(server: RedisServer, number: signal.Signals) -> None:
-    assert server.process is not None
     server.process.send_signal(number)
 
 
@@ -203,7 +202,6 @@ async def _end_and_silence(
         master.client_kill_filter(_type="replica")
     for client, token in ended.items():
         assert await client.log_out(token) == 200
-    assert paused.process is not None
     paused.process.send_signal(signal.SIGSTOP)
     try:
         await asyncio.to_thread(deployment.silence)

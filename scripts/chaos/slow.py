@@ -49,13 +49,13 @@ def play(short: bool) -> Iterator[Bar]:
             raise NotInstalledError(f"{program}: apt-get install {package}")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    # Without a service key anyone may POST: the bodies are waited for.
+    # Without a service key POST is open: the service waits for the bodies.
     with RedisServer() as redis, Service(SESIONES_REDIS_URL=redis.url) as service:
         if short:
             ages, _ = attack(service.port, "heads", SHORT_CONNECTIONS)
             yield _closed("heads", SHORT_CONNECTIONS, ages)
             return
-        sessions = [_session(service, user) for user in range(100)]
+        sessions = [(user, service.new_session(user)["Token_Sesion"]) for user in range(100)]
         url = f"http://127.0.0.1:{service.port}/sesiones/self"
         with Generators(url, sessions, 50, 1) as good, ThreadPoolExecutor() as executor:
             good.run(RATE, 2)  # warm
@@ -106,12 +106,6 @@ def held(port: int) -> set[str]:
     command = [*ELSEWHERE, "ss", "-tanHe", *such]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return set(re.findall(r" ino:([1-9][0-9]*) ", listed))
-
-
-def _session(service: Service, user: int) -> tuple[int, str]:
-    body = f"ID_Usuario={user}&Dispositivo=slow"
-    headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    return user, service.request("POST", "/sesiones", headers, body).json()["Token_Sesion"]
 
 
 def _closed(name: str, connections: int, ages: Sequence[float]) -> Bar:

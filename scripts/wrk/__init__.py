@@ -45,7 +45,7 @@ def run(
     rate = re.search(r"Requests/sec: *([\d.]+)", text)
     percentiles = {
         percent: float(value) * UNITS[unit]
-        for percent, value, unit in re.findall(r"^ +(\d+)% +([\d.]+)(us|ms|s)$", text, re.M)
+        for percent, value, unit in re.findall(r"^ +(\d+)% +([\d.]+)(us|ms|s) *$", text, re.M)
     }
     if ended.returncode or requests is None or rate is None:
         raise RuntimeError(f"wrk: {text}{ended.stderr}")

@@ -79,7 +79,7 @@ def _parser() -> ArgumentParser:
     Settings.add_flags(serve)
     doctor.add_argument("--deep", action="store_true", help="look through every key of ours too")
     doctor.add_argument("--json", action="store_true", help="print a JSON array of findings")
-    Settings.add_flags(doctor, *redis)
+    Settings.add_flags(doctor, *redis, "cache_seconds", "touch_seconds")
     users.add_argument("ID_Usuario", type=_user, help="the user's number")
     ending = users.add_mutually_exclusive_group()
     ending.add_argument("--end", type=_session, metavar="ID_SESION", help="end that session")

@@ -12,7 +12,7 @@ TIMEOUT_SECONDS_MIN = 5.0
 
 
 def open_patient_store(settings: Settings) -> SessionStore:
-    """The service's store."""
+    """The service's store, without a near-cache: a command asks once."""
     return open_store(_patient(settings))
 
 
@@ -23,4 +23,5 @@ def commands_of(settings: Settings) -> Commands:
 
 
 def _patient(settings: Settings) -> Settings:
-    return replace(settings, redis_timeout=max(TIMEOUT_SECONDS_MIN, settings.redis_timeout))
+    seconds = max(TIMEOUT_SECONDS_MIN, settings.redis_timeout)
+    return replace(settings, redis_timeout=seconds, cache_seconds=0)

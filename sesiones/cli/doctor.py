@@ -4,16 +4,16 @@ import json
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from urllib.parse import urlsplit
 
-from redis.connection import parse_url
 from redis.exceptions import RedisError
 
+from sesiones import redis_url
 from sesiones.cli.connections import commands_of, open_patient_store
 from sesiones.cli.console import complain, counted, show, shows_progress
 from sesiones.cli.exits import Exit
 from sesiones.cli.findings import PERMISSION_ADVICE, Finding, unreachable
 from sesiones.cli.masters import examine_master
+from sesiones.cli.near_cache import examine_near_cache
 from sesiones.cli.sentinels import examine_sentinels
 from sesiones.logs import escaped
 from sesiones.redis_client import Commands
@@ -44,6 +44,9 @@ async def run(settings: Settings, options: Namespace) -> Exit:
         async for finding in examine(commands, settings):
             report(finding)
     if not any(finding.subject == "connection" for finding in findings):
+        if settings.cache_seconds:
+            async with aclosing(commands_of(settings)) as commands:
+                report(await examine_near_cache(commands, settings))
         async with open_patient_store(settings) as store:
             report(await examine_prefix(store, settings))
             report(await examine_store(store))
@@ -59,13 +62,7 @@ async def run(settings: Settings, options: Namespace) -> Exit:
 
 def place(settings: Settings) -> str:
     """Where the sessions are in Redis. With a mistyped prefix or database a service looks empty."""
-    parts = urlsplit(settings.redis_url)
-    if parts.scheme == "redis+cluster":
-        database = 0
-    elif parts.scheme == "redis+sentinel":
-        database = int(parts.path.lstrip("/").partition("/")[2] or 0)
-    else:
-        database = parse_url(settings.redis_url).get("db", 0)  # type: ignore[no-untyped-call]
+    database = redis_url.parse(settings.redis_url).database
     return f"prefix {settings.key_prefix}, database {database}"
 
 

@@ -1,39 +1,45 @@
 """How a command ends."""
 
 from enum import IntEnum
+from textwrap import fill
+from typing import Self
 
 
 class Exit(IntEnum):
-    """The exit codes."""
+    """The exit codes, and what each means."""
 
-    OK = 0
-    NO = 1
-    """The answer is no: there is no such session, doctor has found an error, the service is not
-    alive or cannot listen."""
-    USAGE = 2
-    """A flag, an argument or a setting is bad, or `serve` lacks its packages."""
-    UNAVAILABLE = 3
-    """Redis cannot be asked, or refuses: `users` may or may not have ended sessions."""
-    OUTPUT = 4
-    """Standard output cannot be written. The command has done its work all the same."""
-    INTERRUPTED = 130
-    """A shell reports this code for a command that SIGINT ended."""
-    READER_LEFT = 141
-    """A shell reports this code for a command that SIGPIPE ended."""
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str) -> Self:
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+    OK = 0, "it is as it should be"
+    NO = (
+        1,
+        "there is no such session (users), an error was found (doctor), the service is not alive "
+        "(health) or cannot listen (serve)",
+    )
+    USAGE = 2, "a flag, an argument or a setting is bad, or packages are not installed (serve)"
+    UNAVAILABLE = 3, "Redis cannot be asked, or refuses: sessions may or may not have ended (users)"
+    OUTPUT = 4, "standard output cannot be written, though the command has done its work"
+    INTERRUPTED = 130, "interrupted by Ctrl-C"  # as a shell reports the end by SIGINT
+    READER_LEFT = 141, "the reader of standard output has closed the pipe"  # as by SIGPIPE
 
 
-EXIT_CODES = """\
-exit codes:
-  0    it is as it should be
-  1    there is no such session (users), an error was found (doctor), the service
-       is not alive (health) or cannot listen (serve)
-  2    a flag, an argument or a setting is bad, or packages are not installed (serve)
-  3    Redis cannot be asked, or refuses (users)
-  4    standard output cannot be written
-  130  interrupted by Ctrl-C
-  141  the reader of standard output has closed the pipe
+def _described(code: Exit) -> str:
+    return fill(code.meaning, 79, initial_indent=f"  {code:<3}  ", subsequent_indent=" " * 7)
 
-Every flag is also an environment variable: --redis-url is SESIONES_REDIS_URL."""
+
+EXIT_CODES = "\n".join(
+    [
+        "exit codes:",
+        *map(_described, Exit),
+        "\nEvery flag is also an environment variable: --redis-url is SESIONES_REDIS_URL.",
+    ]
+)
 
 
 class CommandError(Exception):

@@ -5,7 +5,7 @@ from typing import Literal
 
 from redis.exceptions import NoPermissionError
 
-PERMISSION_ADVICE = "Allow it: docs/operate.md has a user for the service and for doctor."
+PERMISSION_ADVICE = "Allow it: docs/acl.conf has users for the service and for doctor."
 
 Level = Literal["ok", "warning", "error"]
 

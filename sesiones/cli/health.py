@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPException
 from ipaddress import ip_address
 
+from sesiones import paths
 from sesiones.cli.exits import CommandError, Exit
 from sesiones.settings import Settings, SettingsError
 
-PATH = "/livez"
 TIMEOUT_SECONDS = 2
 """The limit of each step on one connection. Docker and Compose allow 3 s in docs/deploy."""
 
@@ -33,7 +33,7 @@ def ask(settings: Settings) -> str:
             else:
                 if status == 200:
                     return where
-                reasons.append(f"{where}: status {status} of {PATH}")
+                reasons.append(f"{where}: status {status} of {paths.LIVE}")
     except (OSError, UnicodeError):
         reasons.append(f"{settings.host!a}: no such host")
     raise CommandError(Exit.NO, "; ".join(reasons))
@@ -43,7 +43,7 @@ def _status(connection: HTTPConnection) -> int:
     """The status of the reply. HTTPConnection, unlike urllib, uses no proxy."""
     try:
         connection.connect()
-        connection.request("GET", PATH, headers={"Host": "localhost", "Connection": "close"})
+        connection.request("GET", paths.LIVE, headers={"Host": "localhost", "Connection": "close"})
         return connection.getresponse().status
     finally:
         connection.close()

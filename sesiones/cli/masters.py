@@ -9,16 +9,18 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from sesiones.cli.console import counted
 from sesiones.cli.findings import PERMISSION_ADVICE, Finding, Level, unreachable
+from sesiones.cli.near_cache import examine_channel
 from sesiones.redis_client import Commands, Execute
+from sesiones.redis_client.info import Info
+from sesiones.redis_url import parse
 from sesiones.settings import Settings
 
 PINGS = 20
 LISTPACK_BYTES = 2200
 """The value in redis.conf: the longest device and the numbers of its session."""
+OLDEST = {"Redis": (7, 0), "Valkey": (7, 2)}
 COUNTERS_MAX = 4096
 """The service's keys without an expiry: one counter for each bucket."""
-
-Info = dict[str, str]
 
 
 async def examine_master(execute: Execute, settings: Settings) -> AsyncIterator[Finding]:
@@ -27,18 +29,19 @@ async def examine_master(execute: Execute, settings: Settings) -> AsyncIterator[
         yield await _latency(execute, settings.redis_timeout * 1000)
         yield await _clock(execute)
         yield await _user(execute)
+        yield await examine_channel(execute, settings)
     except (RedisError, OSError, TimeoutError) as error:
         yield unreachable(error)
         return
     try:
-        info = await _info(execute)
+        info = Info.parse(await execute("INFO"))
     except RedisError as error:
         advice = "Allow it (`+info`) and run again: versions, memory and disk are told there."
         yield Finding("warning", "INFO", f"refused: {error}", advice)
         return
     for look in _version, _role, _eviction, _memory, _persistence, _expiries:
         yield look(info)
-    if info.get("cluster_enabled") == "1" and not settings.redis_url.startswith("redis+cluster:"):
+    if info.get("cluster_enabled") == "1" and not parse(settings.redis_url).is_cluster:
         advice = "Only some users' keys are there: SESIONES_REDIS_URL=redis+cluster://host:port,..."
         yield Finding("error", "cluster", "the server is one node of a Cluster", advice)
     yield await _listpack(execute)
@@ -51,20 +54,11 @@ async def evictions(commands: Commands) -> AsyncIterator[Finding]:
     has no finding."""
     try:
         for execute in (await commands.masters()).values():
-            finding = _eviction(await _info(execute))
+            finding = _eviction(Info.parse(await execute("INFO")))
             if finding.level != "ok":
                 yield finding
     except (RedisError, OSError, TimeoutError):
         return  # the command's other questions report the failure
-
-
-async def _info(execute: Execute) -> Info:
-    text: bytes = await execute("INFO")
-    return dict(
-        line.split(":", 1)
-        for line in text.decode(errors="replace").splitlines()
-        if ":" in line and not line.startswith("#")
-    )
 
 
 async def _latency(execute: Execute, allowed_ms: float) -> Finding:
@@ -109,53 +103,50 @@ async def _user(execute: Execute) -> Finding:
         "warning",
         "permissions",
         f"the user {name} may do everything, FLUSHALL too",
-        "Give the service an ACL user of its own: docs/operate.md has one.",
+        "Give the service an ACL user of its own: docs/acl.conf has one.",
     )
 
 
 def _version(info: Info) -> Finding:
-    name, version, oldest = "Redis", info.get("redis_version", "0"), (7, 0)
-    if "valkey_version" in info:
-        name, version, oldest = "Valkey", info["valkey_version"], (7, 2)
-    parts = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if parts >= oldest:
-        return Finding("ok", "version", f"{name} {version}")
-    return Finding("error", "version", f"{name} {version}", "Redis 7.0+ or Valkey 7.2+ is needed.")
+    name, version = info.product
+    text = f"{name} {version or 'of unknown version'}"
+    parts = tuple(int(part) for part in (version or "").split(".")[:2] if part.isdigit())
+    if parts >= OLDEST[name]:
+        return Finding("ok", "version", text)
+    return Finding("error", "version", text, "Redis 7.0+ or Valkey 7.2+ is needed.")
 
 
 def _role(info: Info) -> Finding:
     if info.get("role") == "master":
         return Finding(
-            "ok", "role", f"master, {counted(int(info.get('connected_slaves', 0)), 'replica')}"
+            "ok", "role", f"master, {counted(info.number('connected_slaves'), 'replica')}"
         )
     advice = "No session is checked on a replica: point SESIONES_REDIS_URL at the master."
     return Finding("error", "role", info.get("role", "unknown"), advice)
 
 
 def _eviction(info: Info) -> Finding:
-    policy = info.get("maxmemory_policy", "unknown")
-    evicted = int(info.get("evicted_keys", 0))
+    policy, evicted = info.eviction_policy, info.number("evicted_keys")
     if policy == "noeviction" and not evicted:
         return Finding("ok", "eviction", policy)
-    text = f"maxmemory-policy {policy}, {counted(evicted, 'key')} evicted since the start"
-    if policy == "noeviction":
-        advice = (
-            "That happened under another policy. An evicted session is a silent logout, and an "
-        )
-        advice += (
-            "evicted index hides its user's sessions from logoutAll: `sesiones doctor --deep`."
-        )
-        return Finding("warning", "eviction", text, advice)
-    advice = (
-        "CONFIG SET maxmemory-policy noeviction. An evicted session is a silent logout, and an "
+    text = f"{counted(evicted, 'key')} evicted since the start"
+    harm = (
+        "An evicted session is a silent logout, and an evicted index hides its user's sessions "
+        "from logoutAll"
     )
-    advice += "evicted index hides its user's sessions from logoutAll."
-    return Finding("error", "eviction", text, advice)
+    if policy == "noeviction":
+        advice = f"That happened under another policy. {harm}: `sesiones doctor --deep`."
+        return Finding("warning", "eviction", f"maxmemory-policy {policy}, {text}", advice)
+    if policy is None:
+        text = f"the server does not tell its maxmemory-policy, {text}"
+        return Finding("warning", "eviction", text, f"It must be noeviction. {harm}.")
+    advice = f"CONFIG SET maxmemory-policy noeviction. {harm}."
+    return Finding("error", "eviction", f"maxmemory-policy {policy}, {text}", advice)
 
 
 def _memory(info: Info) -> Finding:
-    used, limit = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
-    total = int(info.get("total_system_memory", 0))
+    used, limit = info.number("used_memory"), info.number("maxmemory")
+    total = info.number("total_system_memory")
     advice = "Give Redis more memory, or shorten SESIONES_IDLE_SECONDS: when it is full, no "
     advice += "session can be made."
     if not limit:

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections import Counter
-from urllib.parse import urlsplit
 
 from redis.exceptions import RedisError
 
+from sesiones import redis_url
 from sesiones.cli.console import counted
 from sesiones.cli.findings import Finding
 from sesiones.redis_client import Commands, Execute
@@ -19,7 +19,7 @@ Description = dict[str, str]
 async def examine_sentinels(commands: Commands, settings: Settings) -> list[Finding]:
     """What each Sentinel of the URL says of the master, and whether the Sentinels agree."""
     sentinels = await commands.sentinels()
-    name = urlsplit(settings.redis_url).path.strip("/").partition("/")[0]
+    name = redis_url.parse(settings.redis_url).master
     views = await asyncio.gather(*(_describe(execute, name) for execute in sentinels.values()))
     masters = Counter(view["master"] for view in views if isinstance(view, dict))
     named = masters.most_common(1)[0][0] if masters else ""

@@ -90,10 +90,13 @@ def _events_logged(log_format: str) -> Iterator[None]:
 
 def _members(sesion: UserSession) -> dict[str, Any]:
     """The members of a session in JSON. ``Token_Sesion`` is the token's name in the log."""
-    members = sesion._asdict()
-    del members["Actual"]
-    named = {"fingerprint": ("Token_Sesion", f"ses_#{sesion.fingerprint}")}
-    return dict(named.get(member, (member, value)) for member, value in members.items())
+    members: dict[str, Any] = {}
+    for field, value in sesion._asdict().items():
+        if field == "fingerprint":
+            members["Token_Sesion"] = f"ses_#{value}"
+        elif field != "Actual":  # no session is the operator's own
+            members[field] = value
+    return members
 
 
 def _line(sesion: UserSession) -> str:

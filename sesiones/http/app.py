@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 
+from sesiones import paths
 from sesiones.http import docs
 from sesiones.http.authentication import Authentication
 from sesiones.http.credentials import ServiceKeys
@@ -53,7 +54,7 @@ def create_app(
                 "POST": endpoints.create,
                 "PUT": endpoints.update,
             },
-            "/sesiones/self": {"GET": None, "HEAD": None},  # Service answers it
+            paths.SELF: {"GET": None, "HEAD": None},  # Service answers it
             "/sesiones/logout": {"DELETE": endpoints.logout},
             "/sesiones/logoutAll": {"DELETE": endpoints.logout_all},
             "/sesiones/logoutOthers": {"DELETE": management.end_others},
@@ -69,9 +70,9 @@ def create_app(
             "/openapi.json": {"GET": docs.document, "HEAD": docs.document},
             "/docs": {"GET": docs.page, "HEAD": docs.page},
             "/metrics": {"GET": exposition.metrics, "HEAD": exposition.metrics},
-            "/livez": {"GET": health.live, "HEAD": health.live},
-            "/readyz": {"GET": health.ready, "HEAD": health.ready},
-            "/healthz": {"GET": health.ready, "HEAD": health.ready},
+            paths.LIVE: {"GET": health.live, "HEAD": health.live},
+            paths.READY: {"GET": health.ready, "HEAD": health.ready},
+            paths.HEALTH: {"GET": health.ready, "HEAD": health.ready},
         }
     )
 
@@ -85,8 +86,8 @@ def create_app(
         await store.aclose()
 
     return Service(
-        whoami=("/sesiones/self", endpoints.whoami),
-        verify=("/sesiones/verificar", endpoints.verify),
+        whoami=(paths.SELF, endpoints.whoami),
+        verify=(paths.VERIFY, endpoints.verify),
         routes=[routes],
         lifespan=lifespan,
         exception_handlers=EXCEPTION_HANDLERS,

@@ -9,11 +9,11 @@ in the 401.
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from sesiones import tokens
 
-Headers = Iterable[tuple[bytes, bytes]]
+Headers = Sequence[tuple[bytes, bytes]]
 
 _BEARER = re.compile(rb"bearer(?: +(.*))?", re.IGNORECASE | re.DOTALL)  # RFC 9110, 11.4
 
@@ -24,8 +24,15 @@ def _bearers(authorizations: list[bytes]) -> list[bytes]:
     return [match[1] or b"" for match in matches]
 
 
-def caller_token(headers: Headers) -> tuple[str | None, bool]:
-    """The one well-formed token of x-auth-token or Authorization: Bearer."""
+def _cookies(header: bytes, name: bytes) -> list[bytes]:
+    """The values of the cookies of that name. A browser sends several when their paths differ."""
+    pairs = (pair.strip().partition(b"=") for pair in header.split(b";"))
+    return [value for key, _, value in pairs if key == name]
+
+
+def caller_token(headers: Headers, cookie: bytes | None = None) -> tuple[str | None, bool]:
+    """The one well-formed token of x-auth-token or Authorization: Bearer. ``cookie``: the name of a
+    cookie that counts as well, in an API node; the service reads none."""
     sent = []
     authorizations = []
     for name, value in headers:
@@ -33,6 +40,8 @@ def caller_token(headers: Headers) -> tuple[str | None, bool]:
             sent.append(value)
         elif name == b"authorization":
             authorizations.append(value)
+        elif name == b"cookie" and cookie is not None:
+            sent += _cookies(value, cookie)
     if authorizations:
         bearers = _bearers(authorizations)
         sent += bearers

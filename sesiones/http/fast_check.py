@@ -1,7 +1,8 @@
-"""The fast check: the auth check, answered straight from the parser's callbacks.
+"""The fast check: the auth check, answered straight from the parser's callbacks, or without the
+parser where the bytes match a request template (templates.py).
 
-No scope, no task, no ASGI events: a plain `/sesiones/self` or `/sesiones/verificar` goes from the
-parser to the store's batch, and its answer from the batch to the socket. Only the plainest request
+No scope, no task, no ASGI events: a plain `/sesiones/self` or `/sesiones/verificar` goes to the
+store's batch, and its answer from the batch to the socket. Only the plainest request
 is taken: HTTP/1.1, one well-formed token in one header, no body, nothing unfinished before it on
 the connection, and no header that changes how the connection goes on. Everything else goes to
 Starlette unchanged; what Starlette answers to the same bytes is the reference, and
@@ -19,6 +20,7 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from sesiones import paths
 from sesiones.http import responses
 from sesiones.http.heads import HEAD_MAX_BYTES, HEAD_MAX_FIELDS, HOST, asks_for_fresh
 from sesiones.http.problems import unauthorized, unavailable
@@ -28,7 +30,8 @@ from sesiones.sesion import Sesion
 from sesiones.store.near_cache import Entry, NearCache
 
 _BEARER_TOKEN = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] (%b)" % TOKEN.pattern)
-_VERIFY_TARGET = re.compile(rb"/sesiones/verificar(?:[/?][!\"$-~]*)?")  # no "#", no space
+_SELF_TARGET = paths.SELF.encode()
+_VERIFY_TARGET = re.compile(paths.VERIFY.encode() + rb"(?:[/?][!\"$-~]*)?")  # no "#", no space
 
 _ONLY_PLAIN_VALUE = {
     b"connection": b"keep-alive",
@@ -205,7 +208,7 @@ class FastCheckProtocol(HttpProtocol):
         """The token and the kind of the request whose head is complete, when it is a plain check;
         otherwise None. Another check may still be in flight, so this changes nothing."""
         verify = False
-        if self.url != b"/sesiones/self":
+        if self.url != _SELF_TARGET:
             verify = True
             if not _VERIFY_TARGET.fullmatch(self.url):
                 return None

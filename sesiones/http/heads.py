@@ -1,8 +1,8 @@
 """What RFC 9112 asks of a request's head, and the HTTP parser does not check."""
 
 import re
-from collections.abc import Sequence
 
+from sesiones.http.credentials import Headers
 from sesiones.http.problems import Problem
 
 HOST = re.compile(
@@ -18,8 +18,6 @@ TOO_LARGE = Problem(
 )
 MALFORMED = Problem(400, "La petición HTTP está mal formada.")
 UNKNOWN_CODING = Problem(501, "De Transfer-Encoding solo se admite chunked.")
-
-Headers = Sequence[tuple[bytes, bytes]]
 
 BLANK_LINE = b"\r\n\r\n"
 """The end of a head, and of the chunks of a body with its trailers."""

@@ -1,26 +1,18 @@
 """Health and metrics, for the operators of the service. Neither is logged nor counted."""
 
-import itertools
 from collections.abc import Iterator
-from typing import Any
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from starlette.requests import Request
 from starlette.responses import Response
 
 import sesiones
 from sesiones.http.problems import Problem
-from sesiones.metrics import FAMILIES, Metrics, cell
+from sesiones.metrics import Metrics
+from sesiones.prometheus import MetricsCollector
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import SessionStore
 
@@ -78,39 +70,18 @@ def _reason(error: BaseException | None) -> str:
     return "No hay conexión con Redis, o rechaza las órdenes."
 
 
-_KINDS: Any = {
-    "counter": CounterMetricFamily,
-    "gauge": GaugeMetricFamily,
-    "histogram": HistogramMetricFamily,
-}
-
-
-class Exposition(Collector):
+class Exposition(MetricsCollector):
     """The endpoint that shows what the processes of this service have counted, in Prometheus's text
     format."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+        super().__init__(metrics)
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """Every metric, for prometheus-client."""
-        cells = self._metrics.sums()
-        for family in FAMILIES:
-            names = [family.label] if family.label else []
-            shown = _KINDS[family.kind](family.name, family.help, labels=names)
-            for value in family.values:
-                first = cell(family, value)
-                labels = [value] if family.label else []
-                if family.bounds:
-                    counts = itertools.accumulate(cells[first : first + len(family.bounds) + 1])
-                    bounds = map(floatToGoString, (*family.bounds, float("inf")))
-                    buckets = list(zip(bounds, counts, strict=True))
-                    shown.add_metric(labels, buckets, cells[first + len(family.bounds) + 1])
-                else:
-                    shown.add_metric(labels, cells[first])
-            yield shown
+        """Every metric, and the version of the service."""
+        yield from super().collect()
         build = GaugeMetricFamily(
             "sesiones_build_info", "The version that runs.", labels=["version"]
         )

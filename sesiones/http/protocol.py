@@ -31,8 +31,8 @@ BODY      the answer is complete, and closes           DISCARD
 
 **Requests** are answered one after the other. uvicorn keeps the newest one whose head is complete
 in ``cycle``, and those that wait for the ones before them in ``pipeline``. While one waits nothing
-more is parsed: what is behind it stays as bytes (``_unread``), which take a hundredth of the room,
-and the connection is not read.
+more is parsed: what is behind it stays as bytes (``_unread``), which take a hundredth of the memory
+of parsed requests, and the connection is not read.
 
 **An error of the input** is answered in its turn. If the request that it belongs to is being
 answered or waits, that request's answer is the error. If it is a head behind requests that are not

@@ -8,12 +8,11 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from sesiones.http.credentials import Headers
 from sesiones.http.problems import Problem
 from sesiones.sesion import Sesion
 
 CLOSE = b"connection: close\r\n"
-
-Fields = list[tuple[bytes, bytes]]
 
 # All three on every 200: a gateway that copies them overwrites what a client made up. And it is not
 # a 204: Envoy lets a request through on exactly 200.
@@ -67,13 +66,13 @@ class _DefaultLines:
     """The lines that every response begins with, of the newest list of default headers: uvicorn
     makes that list anew each second."""
 
-    headers: Fields | None = None
+    headers: Headers | None = None
     lines = b""
     success = b""
     """The same behind the status line of a 200."""
 
 
-def default_lines(headers: Fields) -> bytes:
+def default_lines(headers: Headers) -> bytes:
     """uvicorn's default headers as header lines."""
     if _DefaultLines.headers is not headers:
         _DefaultLines.headers = headers
@@ -82,7 +81,7 @@ def default_lines(headers: Fields) -> bytes:
     return _DefaultLines.lines
 
 
-def success_lines(headers: Fields) -> bytes:
+def success_lines(headers: Headers) -> bytes:
     """The status line of a 200, and uvicorn's default headers."""
     default_lines(headers)
     return _DefaultLines.success
@@ -93,7 +92,7 @@ def behind_defaults(response: bytes) -> bytes:
     return response.removeprefix(STATUS_LINE[200])
 
 
-def whole(defaults: Fields, response: Response, close: bytes, *, with_body: bool) -> bytes:
+def whole(defaults: Headers, response: Response, close: bytes, *, with_body: bool) -> bytes:
     """A whole response, as uvicorn would write it."""
     lines = [STATUS_LINE[response.status_code], default_lines(defaults)]
     for name, value in response.raw_headers:

@@ -69,8 +69,10 @@ def serve(settings: Settings, listeners: Sequence[socket.socket]) -> None:
         with Watch(settings):
             if settings.workers > 1:
                 table = InvalidationTable() if settings.cache_seconds else None
-                arguments = _work, listeners, settings, ProcessSlots(), table
-                supervisor = Supervisor(settings.workers, KILL_SECONDS, *arguments)
+                supervisor = Supervisor(
+                    *(settings.workers, KILL_SECONDS, _work, listeners),
+                    *(settings, ProcessSlots(), table),
+                )
                 signals.on_stop(supervisor.stop)
                 run = supervisor.run
             else:

@@ -54,8 +54,8 @@ def _bind_tcp(settings: Settings) -> list[socket.socket]:
     for _, address in addresses:
         if not settings.service_key and not ipaddress.ip_address(address[0]).is_loopback:
             raise SettingsError(
-                f"set SESIONES_SERVICE_KEY to listen on {settings.host}: without it anyone who "
-                "reaches it can make sessions, so only loopback and unix sockets are allowed"
+                f"set SESIONES_SERVICE_KEY to listen on {settings.host}: without it every client "
+                "that reaches it can make sessions, so only loopback and unix sockets are allowed"
             )
     tries = 10
     while True:

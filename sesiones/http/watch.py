@@ -17,8 +17,10 @@ import uvloop
 from redis.exceptions import NoPermissionError
 
 import sesiones
+from sesiones import redis_url
 from sesiones.redis_client import Commands, Execute, connect
-from sesiones.settings import Settings, public_url
+from sesiones.redis_client.info import Info
+from sesiones.settings import Settings
 
 logger = logging.getLogger("sesiones.watch")
 
@@ -39,20 +41,18 @@ class _Master:
     """What a server that accepts writes answers. Commands that the ACL forbids leave gaps."""
 
     role: str
-    info: dict[str, str]
+    info: Info
 
     def __str__(self) -> str:
-        info = self.info
-        if "valkey_version" in info:
-            return f"Valkey {info['valkey_version']}, {self.role}"
-        return f"Redis {info.get('redis_version', 'of unknown version')}, {self.role}"
+        name, version = self.info.product
+        return f"{name} {version or 'of unknown version'}, {self.role}"
 
     def eviction(self) -> str:
-        """What to warn about; empty if there is nothing."""
-        policy = self.info.get("maxmemory_policy", "noeviction")
-        evicted = int(self.info.get("evicted_keys", 0))
+        """What to warn about; empty if there is nothing. A policy that is not known is no reason
+        for a warning: it would come back each hour."""
+        policy, evicted = self.info.eviction_policy, self.info.number("evicted_keys")
         warnings = []
-        if policy != "noeviction":
+        if policy not in ("noeviction", None):
             warnings.append(f"maxmemory-policy is {policy}: set it to noeviction")
         if evicted:
             warnings.append(f"{evicted:,} keys have been evicted since it started")
@@ -65,6 +65,7 @@ class Watch:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._url = redis_url.parse(settings.redis_url).public
         self._warned: dict[str, tuple[str, float]] = {}  # text and time, by the name of the master
         self._forbidden: set[str] = set()  # commands that the ACL forbids
         self._running: tuple[asyncio.AbstractEventLoop, asyncio.Task[None]] | None = None
@@ -111,30 +112,33 @@ class Watch:
             await commands.aclose()
 
     async def _log_start(self, commands: Commands) -> None:
-        begun = f"sesiones {sesiones.__version__}"
-        where = public_url(self._settings.redis_url)
+        """One line as soon as Redis has answered or not, and one more once it does answer."""
+        version = f"sesiones {sesiones.__version__}"
         changed = dict(self._settings.changed())
         changed.pop("SESIONES_REDIS_URL", None)  # the line has it anyway
-        texts = [f"{name}={value}" for name, value in changed.items()]
-        rest = f"settings: {' '.join(texts) or 'the defaults'}"
+        texts = " ".join(f"{name}={value}" for name, value in changed.items())
+        settings = f"settings: {texts or 'the defaults'}"
+        is_first = True
         while True:
             try:
                 masters = await self._look(commands)
             except Exception as error:
-                if begun:
+                if is_first:
                     reason = str(error).rstrip(".") or "no answer in time"
-                    logger.warning("%s; %s does not answer: %s; %s", begun, where, reason, rest)
+                    line = f"{self._url} does not answer: {reason}"
+                    logger.warning("%s; %s; %s", version, line, settings)
             else:
-                are = [f"{name} {master}" for name, master in masters.items()]
-                text = ", ".join(are) if len(are) != 1 else str(*masters.values())
+                answers = [f"{name} {master}" for name, master in masters.items()]
+                answer = ", ".join(answers) if len(masters) != 1 else str(*masters.values())
                 well = all(master.role in ("master", "role unknown") for master in masters.values())
                 level = logging.INFO if well else logging.WARNING
-                if begun:
-                    logger.log(level, "%s; %s answers: %s; %s", begun, where, text, rest)
+                line = f"{self._url} answers: {answer}"
+                if is_first:
+                    logger.log(level, "%s; %s; %s", version, line, settings)
                 else:
-                    logger.log(level, "%s answers: %s", where, text)
+                    logger.log(level, "%s", line)
                 return
-            begun = ""
+            is_first = False
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _look(self, commands: Commands) -> dict[str, _Master]:
@@ -147,9 +151,7 @@ class Watch:
 
     async def _look_at(self, execute: Execute) -> _Master:
         role: list[bytes] = await self._ask(execute, "ROLE") or []
-        text: bytes = await self._ask(execute, "INFO") or b""
-        lines = text.decode(errors="replace").splitlines()
-        info = dict(line.split(":", 1) for line in lines if ":" in line)
+        info = Info.parse(await self._ask(execute, "INFO") or b"")
         name = role[0].decode() if role else info.get("role", "role unknown")
         return _Master(name.replace("slave", "replica"), info)
 
@@ -166,7 +168,7 @@ class Watch:
 
     def _warn(self, masters: dict[str, _Master]) -> None:
         for name, master in masters.items():
-            where = f"{public_url(self._settings.redis_url)} {name if len(masters) > 1 else ''}"
+            where = f"{self._url} {name if len(masters) > 1 else ''}"
             text, now = master.eviction(), time.monotonic()
             warned, warned_at = self._warned.get(name, ("", 0.0))
             if text and (text != warned or now - warned_at >= REPEAT_SECONDS):

@@ -75,8 +75,8 @@ class Commands(Protocol):
         connection was opened; without an open connection, now."""
 
     def subscribe(self, channel: str, on_message: OnMessage, on_lease: OnLease) -> None:
-        """Listen to a channel on every master, from its next connection on. ``on_message`` is
-        called with each message; see subscription.py."""
+        """Listen to a channel on every master, beside the connections of this. ``on_message`` is
+        called with each message; see subscription.py. To be called before the first command."""
 
     def lease(self, bucket: str) -> Lease:
         """The lease on what execute() reads of the bucket's keys now. While it lasts, every message
@@ -105,20 +105,17 @@ def connect(url: str, timeout_seconds: float) -> Commands:
         "protocol": 2,
         "driver_info": None,
     }
-    scheme = url.partition("://")[0]
-    if scheme == "redis+cluster":
-        nodes = redis_url.parse_cluster(url)
-        return Cluster(nodes.addresses, options | dict(nodes.credentials), timeout_seconds)
-    if scheme == "redis+sentinel":
-        nodes = redis_url.parse_sentinel(url)
+    parsed = redis_url.parse(url)
+    if parsed.is_cluster:
+        return Cluster(parsed.addresses, options | dict(parsed.credentials), timeout_seconds)
+    if parsed.is_sentinel:
         return SentinelMaster(
-            nodes.addresses,
-            nodes.master,
-            options | {"db": nodes.database} | dict(nodes.credentials),
-            options | dict(nodes.sentinel_credentials),
+            parsed.addresses,
+            parsed.master,
+            options | {"db": parsed.database} | dict(parsed.credentials),
+            options | dict(parsed.sentinel_credentials),
             timeout_seconds,
         )
-    redis_url.check_single(url)
     return Server(ConnectionPool.from_url(url, **options), timeout_seconds)
 
 

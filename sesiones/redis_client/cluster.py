@@ -143,13 +143,13 @@ class Cluster:
         on_reply: OnReply | None = None,
     ) -> Any:
         slot = key_slot(keys[0].encode()) if keys else 0
-        asked: Address | None = None
+        asking: Address | None = None  # where the last answer, an ASK, leads
         redirections = 0
         while True:
-            address = asked or await self._master(slot)
+            address = asking or await self._master(slot)
             server = self._server(address)
             try:
-                if asked:
+                if asking:
                     return await server.execute_asking(*arguments)
                 return await server.execute(
                     *arguments, replicas=replicas, safe_to_repeat=safe_to_repeat, on_reply=on_reply
@@ -161,12 +161,12 @@ class Cluster:
                 # Refresh it in the background.
                 self._refreshing.start()
                 if isinstance(error, MovedError):
-                    asked = None
+                    asking = None
                     server.renew_lease()
                     if error.host != "?":  # the refreshed map will have an address that MOVED lacks
                         self._masters[slot] = error.host or address[0], error.port
                 elif isinstance(error, AskError) and reads:
-                    asked = error.host or address[0], error.port
+                    asking = error.host or address[0], error.port
                 elif isinstance(error, SLOT_ERRORS) or "non local key" in str(error):
                     raise SlotMovedError(str(error)) from error
                 else:
@@ -216,14 +216,10 @@ class Cluster:
                 address, lambda: self._node_ids, self._options, self._timeout_seconds
             )
             server.on_owner_change(lambda _: self._connection_lost(address))
-            if self._subscribe is not None:
-                self._subscribe(server)
         return server
 
     def subscribe(self, channel: str, on_message: OnMessage, on_lease: OnLease) -> None:
         self._subscribe = lambda server: server.subscribe(channel, on_message, on_lease)
-        for server in self._servers.values():
-            self._subscribe(server)
 
     def lease(self, bucket: str) -> Lease:
         server = self._servers.get(self.node_of(bucket) or ("", 0))
@@ -279,6 +275,7 @@ class Cluster:
         if self._subscribe is not None:
             # A session may come to any master at any time, so each is listened to from the start.
             for address in {address for address in masters if address}:
+                self._subscribe(self._server(address))
                 self._server(address).open()
 
     def _drop_unused_servers(self) -> None:

@@ -93,10 +93,9 @@ class PipelinedConnection(asyncio.Protocol):
         connection: AbstractConnection,
         timeout_seconds: float,
         idle_ping: tuple[str, ...] | None = ("TIME",),
-        ping_seconds: float = IDLE_PING_SECONDS,
     ) -> None:
-        """``idle_ping``: a command for a connection that has been idle for ``ping_seconds``. The
-        scripts call TIME too, so that the ACL user needs no further permission for it."""
+        """``idle_ping``: a command for an idle connection. The scripts call TIME too, so that the
+        ACL user needs no further permission for it."""
         assert connection._writer is not None
         self._writer = connection._writer  # kept: it closes the transport when collected
         connection._reader = connection._writer = None
@@ -113,7 +112,6 @@ class PipelinedConnection(asyncio.Protocol):
         self._answered = False
         self._timeout_seconds = timeout_seconds
         self._idle_ping = idle_ping
-        self._ping_seconds = ping_seconds
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(
             protocolError=RedisConnectionError,
@@ -133,10 +131,6 @@ class PipelinedConnection(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         return not self._in_flight
-
-    @property
-    def _idle_since(self) -> float:
-        return self._received_at
 
     @property
     def usable(self) -> bool:
@@ -264,7 +258,6 @@ class PipelinedConnection(asyncio.Protocol):
         """Look again when the oldest command in flight will be late, and at the latest before a new
         one could be late by half."""
         seconds = max(self._timeout_seconds / 2, WATCHDOG_SECONDS_MIN)
-        seconds = min(seconds, self._ping_seconds / 2)
         if self._in_flight:
             left = self._seconds_left()
             if left <= 0:
@@ -273,7 +266,7 @@ class PipelinedConnection(asyncio.Protocol):
             seconds = min(seconds, left)
         elif (
             self._idle_ping is not None
-            and time.monotonic() - self._idle_since >= self._ping_seconds
+            and time.monotonic() - self._received_at >= IDLE_PING_SECONDS
         ):
             self.send(self._idle_ping).add_done_callback(retrieve_exception)
         self._watchdog = self._loop.call_later(seconds, self._watch)

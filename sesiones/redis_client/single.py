@@ -67,6 +67,8 @@ class Server:
         self._listener: Listener = lambda _: None
         self._opening = SingleFlight(self._open)
         self._subscriber: Subscriber | None = None
+        self._connect = partial(_connect, pool)
+        """Opens another connection to the server of the newest one."""
 
     async def execute(
         self,
@@ -166,12 +168,16 @@ class Server:
                 replaced.fail("replaced by another connection")
         self._open_connections.add(connection)
         self._connection = connection
+        self._connect = partial(_connect, pool)
         if self._subscriber is not None:
-            self._subscriber.follow(connection, partial(_connect, pool), self._verify)
+            self._subscriber.follow(connection, self._connect, self._verify)
         return connection
 
     def subscribe(self, channel: str, on_message: OnMessage, on_lease: OnLease) -> None:
-        self._subscriber = Subscriber(channel, on_message, on_lease)
+        if self._subscriber is None:
+            self._subscriber = Subscriber(channel, on_message, on_lease)
+            if self._connection is not None and self._connection.usable:
+                self._subscriber.follow(self._connection, self._connect, self._verify)
 
     def lease(self, bucket: str) -> Lease:
         return NO_LEASE if self._subscriber is None else self._subscriber.lease
@@ -206,12 +212,12 @@ class Server:
     def reset(self) -> None:
         for connection in [*self._open_connections]:
             connection.fail("reset")
+        if self._subscriber is not None:
+            self._subscriber.drop()
 
     async def aclose(self) -> None:
         self._opening.close()
         self.reset()
-        if self._subscriber is not None:
-            self._subscriber.drop()
 
 
 async def _connect(pool: ConnectionPool) -> AbstractConnection:
@@ -232,7 +238,7 @@ async def _resolve(host: str, port: int) -> None:
     such a lookup fails, uvloop logs "exception was never retrieved".
     """
     loop = asyncio.get_running_loop()
-    lookup = asyncio.ensure_future(loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    lookup = background(loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     lookup.add_done_callback(retrieve_exception)
     try:
         await asyncio.shield(lookup)
@@ -294,7 +300,7 @@ class SentinelMaster(Server):
     async def _open(self) -> PipelinedConnection:
         host, port = await self._discover()
         connection = await self._open_from(ConnectionPool(host=host, port=port, **self._options))
-        self._unfollow()
+        self._stop_following()
         self._following = background(self._follow(connection))
         return connection
 
@@ -342,12 +348,13 @@ class SentinelMaster(Server):
         return named.most_common(1)[0][0]
 
     async def _follow(self, connection: PipelinedConnection) -> None:
+        """Drop the connection as soon as a majority names another master."""
         while not connection.transport.is_closing():
             await asyncio.sleep(FOLLOW_SECONDS)
             if await self._most_name(lambda address: address != connection.address):
                 connection.fail(str(ReplacedError()))
 
-    def _unfollow(self) -> None:
+    def _stop_following(self) -> None:
         if self._following is not None:
             self._following.cancel()
 
@@ -355,13 +362,15 @@ class SentinelMaster(Server):
         return await self._most_name(lambda address: address == connection.address)
 
     async def _most_name(self, matches: Callable[[Address], bool]) -> bool:
+        """Whether a majority of the Sentinels names a master whose address matches."""
+
         async def names(sentinel: Sentinel) -> bool:
             return matches(await sentinel.master(self._name))
 
         return await majority([names(sentinel) for sentinel in self._sentinels])
 
     async def aclose(self) -> None:
-        self._unfollow()
+        self._stop_following()
         await super().aclose()
         for sentinel in self._sentinels:
             with contextlib.suppress(RedisError):

@@ -38,5 +38,7 @@ class LoopState:
         await self.replay.aclose()
         await self.runner.aclose()
         await self.checks.aclose()
+        if self.cache is not None:
+            self.cache.clear()
         await asyncio.sleep(0)  # until the transports that were aborted are closed
         self.events.flush()

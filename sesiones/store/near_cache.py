@@ -24,11 +24,11 @@ Only live and active sessions become entries. Entries that no longer count stay 
 for, or until the oldest are removed because there are ``ENTRIES_MAX``.
 """
 
-import itertools
 import mmap
 import os
 import secrets
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -63,8 +63,7 @@ class InvalidationTable(SharedMemory):
         super().__init__(descriptor)
         os.ftruncate(self._descriptor, 8 * _STAMPS)
         self.stamps = memoryview(mmap.mmap(self._descriptor, 8 * _STAMPS)).cast("Q")
-        # A value is never written twice, by this process or by another one.
-        self._new = itertools.count(secrets.randbits(63))
+        weakref.finalize(self, os.close, self._descriptor)
 
     @staticmethod
     def index(digest: bytes) -> int:
@@ -73,8 +72,11 @@ class InvalidationTable(SharedMemory):
 
     def invalidate(self, digests: Iterable[bytes]) -> None:
         """These sessions have ended or changed."""
+        # No value is written twice. It is random, because a count would go on alike in processes
+        # that were forked from this one.
+        stamp = secrets.randbits(64)
         for digest in digests:
-            self.stamps[crc32(digest) % _STAMPS] = next(self._new)
+            self.stamps[crc32(digest) % _STAMPS] = stamp
 
 
 class Entry:
@@ -124,6 +126,8 @@ class NearCache:
         self.answers: OrderedDict[bytes, tuple[Entry, bytes]] = OrderedDict()
         """Whole requests, each with the entry that answered it and its response. While the entry
         counts, the same bytes have the same answer."""
+        self._counted = 0
+        """Entries, as the metric has them."""
         self._missing = 0
         """Masters without a lease."""
         self._outage = Outage("the cache asks Redis about every check", "the cache answers again")
@@ -184,6 +188,7 @@ class NearCache:
             if (
                 sesion is None
                 or sesion.Estado_Sesion != 1
+                or read.sent_at >= lease.until
                 or self._stamps[index] != stamp
                 or self._lease_of(tokens.bucket(sesion.Token_Sesion)) is not lease
             ):
@@ -196,7 +201,8 @@ class NearCache:
                 entries[sesion.Token_Sesion] = Entry(sesion, until, lease, index, stamp)
         while len(entries) > ENTRIES_MAX:
             entries.popitem(last=False)
-        self._metrics.filled(len(sesiones), len(entries))
+        self._metrics.filled(len(sesiones), len(entries) - self._counted)
+        self._counted = len(entries)
         if self._outage.failing and not self._missing:
             self._outage.succeeded()
 
@@ -208,6 +214,13 @@ class NearCache:
         """These sessions have ended or changed."""
         self._table.invalidate(digests)
         self._metrics.add(CACHE_INVALIDATIONS, count=len(digests))
+
+    def clear(self) -> None:
+        """Remove every entry."""
+        self._entries.clear()
+        self.answers.clear()
+        self._metrics.filled(0, -self._counted)
+        self._counted = 0
 
     def lease_changed(self, missing: int, lost: bool, reason: str) -> None:
         """See OnLease in redis_client/subscription.py."""

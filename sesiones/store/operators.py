@@ -98,11 +98,11 @@ class OperatorTools:
         faults among them: the key, and what is wrong with it."""
         with unavailable():
             async for execute, keys in self._scan(self._keys.pattern):
-                faults = await scripts.evaluate(execute, scripts.AUDIT, [], *keys) if keys else []
-                yield (
-                    len(keys),
-                    [(key.decode(errors="replace"), what.decode()) for key, what in faults],
-                )
+                found = []
+                if keys:
+                    faults = await self._runner.run(scripts.AUDIT, [], *keys, execute=execute)
+                    found = [(key.decode(errors="replace"), what.decode()) for key, what in faults]
+                yield len(keys), found
 
     async def was_used(self) -> bool:
         """Whether there is or was a session under this prefix.

@@ -169,14 +169,7 @@ class ScriptRunner:
         while True:
             begun = time.monotonic()
             try:
-                reply = await scripts.evaluate(
-                    execute,
-                    script,
-                    keys,
-                    *arguments,
-                    on_reply=on_reply,
-                    safe_to_repeat=script.safe_to_repeat,
-                )
+                reply = await scripts.evaluate(execute, script, keys, *arguments, on_reply=on_reply)
                 self._metrics.redis_replied(time.monotonic() - begun)
                 return reply
             except SlotMovedError:

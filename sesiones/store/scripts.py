@@ -25,14 +25,25 @@ class MismatchedReplyError(RedisError):
         return "a reply of another call"
 
 
-PUBLISH = """\
+OPERATE = "local reply = operation()\n"
+"""Runs a script's body."""
+OPERATE_AND_PUBLISH = """\
+local done, reply = pcall(operation)
 if invalidated[1] then
-  -- An ACL that does not allow it must fail no operation: it is needed only where there is a cache.
-  redis.pcall('PUBLISH', string.match(invalidated.base, '^[^{]*') .. 'invalidated',
-    table.concat(invalidated, ' '))
+  local channel = string.match(invalidated.base, '^[^{]*') .. 'invalidated'
+  -- A server that does not allow it must fail no operation, because only a cache needs it. It is
+  -- asked first: each refused command is an entry in ACL LOG, where it looks like an intruder.
+  local known, allowed = pcall(redis.acl_check_cmd, 'PUBLISH', channel, '')
+  if known and allowed then
+    redis.pcall('PUBLISH', channel, table.concat(invalidated, ' '))
+  end
+end
+if not done then
+  error(reply, 0)
 end
 """
-"""The last write of a script tells the caches of every node what it has ended or changed."""
+"""Runs a script's body. Its last write tells the caches of every node what it has ended or changed.
+That comes behind an error, too, because Redis takes nothing back that a script has written."""
 
 
 class Script:
@@ -52,9 +63,8 @@ class Script:
         self.source = (
             f"{shebang}\nlocal tag = table.remove(ARGV)\n{shared}\n"
             f"local function operation()\n{body}\nend\n"
-            "local reply = operation()\n"
+            f"{OPERATE if 'no-writes' in flags else OPERATE_AND_PUBLISH}"
             "if type(reply) == 'table' and reply.err then\n  return reply\nend\n"
-            f"{'' if 'no-writes' in flags else PUBLISH}"
             "return {tag, reply}\n"
         )
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
@@ -85,7 +95,6 @@ async def evaluate(
     script: Script,
     keys: list[str],
     *arguments: Argument,
-    safe_to_repeat: bool = False,
     on_reply: OnReply | None = None,
 ) -> Any:
     """Run the script once. Return its reply, or what ``on_reply`` makes of it; see
@@ -94,7 +103,7 @@ async def evaluate(
     tag = b"%d" % next(_tags)
     declared = keys if len(keys) == 1 or not script.cross_slot else ()
     rest = (len(declared), *declared, *arguments, tag)
-    options: dict[str, Any] = {"keys": keys, "safe_to_repeat": safe_to_repeat}
+    options: dict[str, Any] = {"keys": keys, "safe_to_repeat": script.safe_to_repeat}
     if on_reply is not None:
         options["on_reply"] = lambda tagged: on_reply(untagged(tag, tagged))
     try:

@@ -19,7 +19,7 @@ def server() -> Iterator[RedisServer]:
 @pytest.fixture
 def own(server: RedisServer) -> Iterator["Redis"]:
     """A client of the emptied server."""
-    with Redis(unix_socket_path=str(server.socket), decode_responses=True) as client:
+    with server.client(decode_responses=True) as client:
         client.flushall()
         client.config_resetstat()
         yield client

@@ -9,14 +9,17 @@ import socket
 import subprocess
 import sys
 from contextlib import aclosing
+from dataclasses import fields
 from pathlib import Path
 
 import orjson
 import pytest
 from redis import Redis
 
+import sesiones
 from sesiones.cli import main
 from sesiones.cli.exits import EXIT_CODES, Exit
+from sesiones.settings import Settings
 from tests.harness.records import index_key, session_key
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import environment
@@ -27,17 +30,8 @@ pytestmark = pytest.mark.slow
 SESIONES = (sys.executable, "-m", "sesiones")
 DEVICE = "móvil \u20ac \U0001f600"
 EVERY_COMMAND = [
-    "--help",
-    "--version",
-    "serve --help",
-    "health --help",
-    "doctor",
-    "doctor --json",
-    "doctor --deep",
-    "users 9",
-    "users 9 --deep",
-    "users 9 --json",
-    "users 10 --end-all",
+    *("--help", "--version", "serve --help", "health --help", "doctor", "doctor --json"),
+    *("doctor --deep", "users 9", "users 9 --deep", "users 9 --json", "users 10 --end-all"),
     "users 10 --end-all --json",
 ]
 
@@ -331,8 +325,8 @@ def test_usage_error_repeats_no_value(
     assert shown.startswith(message)
 
 
-def test_help_names_what_each_flag_takes(capsys: pytest.CaptureFixture[str]) -> None:
-    metavars = {
+def test_help_names_every_setting_and_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    metavars = {f"--{setting.name.replace('_', '-')}": "" for setting in fields(Settings)} | {
         "--idle-seconds": "SECONDS",
         "--redis-timeout": "SECONDS",
         "--max-per-user": "N",
@@ -350,6 +344,12 @@ def test_help_names_what_each_flag_takes(capsys: pytest.CaptureFixture[str]) -> 
     usage = capsys.readouterr().out
     for flag, metavar in metavars.items():
         assert f"{flag} {metavar}" in usage
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert (ended.value.code, capsys.readouterr().out) == (Exit.OK, f"{sesiones.__version__}\n")
 
 
 def test_closed_standard_descriptor_is_not_given_to_redis(server: RedisServer) -> None:

@@ -5,16 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 from redis import Redis
 from redis.exceptions import AuthenticationError
 
-from sesiones.cli.doctor import place
 from sesiones.cli.exits import Exit
 from sesiones.cli.findings import PERMISSION_ADVICE, Finding
-from sesiones.cli.masters import _listpack, examine_master
+from sesiones.cli.masters import _listpack, evictions, examine_master
 from sesiones.cli.sentinels import examine_sentinels
 from sesiones.redis_client import Commands, Execute
 from sesiones.settings import Settings
@@ -22,6 +22,8 @@ from tests.harness.command_line import CommandLine
 from tests.harness.records import counter_key, digest, evict, index_key, session_key
 from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
 from tests.harness.stores import replica_of
+
+pytestmark = pytest.mark.anyio
 
 ACL = (Path(__file__).parents[2] / "docs" / "acl.conf").read_text("utf-8")
 
@@ -70,7 +72,7 @@ def test_bad_configuration_is_found(
 def test_missing_replicas_are_an_error_where_writes_wait_for_them(sesiones: CommandLine) -> None:
     with (
         RedisServer(port=str(free_port())) as server,
-        Redis(unix_socket_path=str(server.socket)) as redis,
+        server.client() as redis,
     ):
         there = sesiones.at(server.url)
         there.create(7)
@@ -117,7 +119,6 @@ def test_redis_that_is_away_is_the_only_finding(sesiones: CommandLine, url: str)
     assert re.fullmatch(r"sesiones: .+\n", errors)
 
 
-@pytest.mark.anyio
 async def test_error_without_a_text_is_named_by_its_type() -> None:
     async def execute(*_: object) -> None:
         raise TimeoutError
@@ -126,7 +127,6 @@ async def test_error_without_a_text_is_named_by_its_type() -> None:
     assert finding.text == "Redis cannot be asked: TimeoutError"
 
 
-@pytest.mark.anyio
 async def test_server_without_the_setting_is_well() -> None:
     async def execute(*_: object) -> list[object]:
         return []
@@ -192,7 +192,7 @@ def test_every_master_of_a_cluster_is_examined(
     assert all(subject.endswith(": permissions") for subject in bad)
     assert int(findings["keys"]["text"].split()[0]) >= 120
     for server in cluster.servers.values():
-        with Redis(unix_socket_path=str(server.socket), decode_responses=True) as node:
+        with server.client(decode_responses=True) as node:
             node.persist(next(node.scan_iter("*:h:*", count=1000)))
     assert [line.partition(": ")[2] for line in faults(there)] == ["the key has no expiry"] * 3
     ended = "1 session ended (prefix sesiones, database 0)\n"
@@ -234,6 +234,20 @@ def test_doctor_names_the_command_that_ends_a_session_outside_of_its_index(
     assert (code, findings["keys"]["level"]) == (Exit.OK, "ok")
 
 
+async def test_policy_that_the_server_does_not_tell_is_a_warning() -> None:
+    async def execute(*_: object) -> bytes:
+        return b"role:master\r\n"
+
+    async def masters() -> dict[str, Execute]:
+        return {"redis": execute}
+
+    (finding,) = [
+        each async for each in evictions(cast(Commands, SimpleNamespace(masters=masters)))
+    ]
+    assert (finding.level, finding.subject) == ("warning", "eviction")
+    assert "noeviction" in finding.advice
+
+
 def test_doctor_reports_evictions_and_every_policy_that_evicts(
     sesiones: CommandLine, own: "Redis"
 ) -> None:
@@ -252,24 +266,6 @@ def test_doctor_reports_evictions_and_every_policy_that_evicts(
     code, findings, _ = sesiones.doctor()
     assert (code, findings["eviction"]["level"]) == (Exit.OK, "warning")
     assert "--deep" in findings["eviction"]["advice"]
-
-
-@pytest.mark.parametrize(
-    ("url", "database"),
-    [
-        ("redis://h", 0),
-        ("redis://u:p@h:1/4", 4),
-        ("redis://h?db=4", 4),
-        ("rediss://h/4", 4),
-        ("unix:///s.sock?db=4", 4),
-        ("redis+sentinel://u:p@h:1,h:2/m", 0),
-        ("redis+sentinel://h:1,h:2/m/4", 4),
-        ("redis+cluster://h:1,h:2", 0),
-        ("redis+cluster://h:1/0", 0),
-    ],
-)
-def test_database_is_read_from_every_form_of_url(url: str, database: int) -> None:
-    assert place(Settings(redis_url=url)) == f"prefix sesiones, database {database}"
 
 
 # Sentinels
@@ -308,7 +304,6 @@ async def examined(**replies: object) -> list[Finding]:
     return await examine_sentinels(cast(Commands, Sentinels(**replies)), settings)
 
 
-@pytest.mark.anyio
 async def test_sentinels_that_agree_are_well() -> None:
     findings = await examined(a=[master()], b=[master("x", 1), master()], c=[master()])
     assert [(each.level, each.subject) for each in findings] == [
@@ -320,7 +315,6 @@ async def test_sentinels_that_agree_are_well() -> None:
     assert await examined() == []
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("reply", "text"),
     [
@@ -346,7 +340,6 @@ async def test_sentinel_that_differs_or_fails_is_an_error(reply: object, text: s
     assert bad.advice
 
 
-@pytest.mark.anyio
 async def test_sentinel_that_the_url_does_not_name_is_a_warning() -> None:
     for finding in await examined(a=[master()], b=[master()]):
         assert finding.level == "warning"
@@ -369,3 +362,9 @@ def test_every_sentinel_of_the_url_is_asked(sesiones: CommandLine) -> None:
         assert code == 1
         assert findings["sentinel 127.0.0.1:1"]["level"] == "error"
         assert "Sentinels" in findings[names[0]]["text"]
+        # What docs/deploy/README.md says that it needs there.
+        allowed = "+sentinel|get-master-addr-by-name", "+sentinel|masters"
+        words = "ACL", "SETUSER", "default", "reset", "on", "nopass", *allowed
+        for client in redis.sentinels.values():
+            client.execute_command(*words)  # type: ignore[no-untyped-call]
+        assert not set(names) & set(there.doctor().bad)

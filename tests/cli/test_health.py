@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,19 +21,24 @@ NO_REDIS = "redis://127.0.0.1:1"
 KEY = "k" * 32
 
 
-def health(*flags: str, **variables: str) -> tuple[int, str, str]:
-    ended = subprocess.run(
-        [sys.executable, "-m", "sesiones", "health", *flags],
-        env=environment() | variables,
-        capture_output=True,
-        text=True,
-        timeout=20,
-    )
-    return ended.returncode, ended.stdout, ended.stderr
+Health = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def health(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Health:
+    """The exit code, standard output and standard error of the command."""
+
+    def run(*flags: str, **variables: str) -> tuple[int, str, str]:
+        with monkeypatch.context() as patched:
+            for name, text in variables.items():
+                patched.setenv(name, text)
+            return main(["health", *flags]), *capsys.readouterr()
+
+    return run
 
 
 @contextmanager
-def serving(**variables: str) -> Iterator[None]:
+def serving(health: Health, **variables: str) -> Iterator[None]:
     """The service with these settings alone, from the moment on that it answers them."""
     process = subprocess.Popen(
         [sys.executable, "-m", "sesiones", "serve"],
@@ -70,7 +75,7 @@ def answering(reply: bytes | None) -> Iterator[int]:
         thread.join()
 
 
-def test_service_that_answers_is_alive_though_redis_is_away() -> None:
+def test_service_that_answers_is_alive_though_redis_is_away(health: Health) -> None:
     with Service(SESIONES_REDIS_URL=NO_REDIS) as service:
         port = str(service.port)
         told = (Exit.OK, f"127.0.0.1:{port}: alive\n", "")
@@ -92,35 +97,35 @@ def test_service_that_answers_is_alive_though_redis_is_away() -> None:
         ("localhost", r"127\.0\.0\.1|\[::1\]"),
     ],
 )
-def test_wildcard_addresses_are_asked_on_loopback(host: str, asked: str) -> None:
+def test_wildcard_addresses_are_asked_on_loopback(health: Health, host: str, asked: str) -> None:
     port = str(free_port())
-    with serving(SESIONES_HOST=host, SESIONES_PORT=port, SESIONES_SERVICE_KEY=KEY):
+    with serving(health, SESIONES_HOST=host, SESIONES_PORT=port, SESIONES_SERVICE_KEY=KEY):
         code, out, errors = health(SESIONES_HOST=host, SESIONES_PORT=port)
         assert (code, errors) == (0, "")
         assert re.fullmatch(rf"({asked}):{port}: alive\n", out)
 
 
-def test_ipv6_wildcard_is_asked_by_ipv4_too() -> None:
+def test_ipv6_wildcard_is_asked_by_ipv4_too(health: Health) -> None:
     with Service(SESIONES_REDIS_URL=NO_REDIS) as service:  # on 127.0.0.1 alone
         assert health("--host", "::", "--port", str(service.port))[0] == Exit.OK
 
 
-def test_unix_socket_overrides_host_and_port(tmp_path: Path) -> None:
+def test_unix_socket_overrides_host_and_port(health: Health, tmp_path: Path) -> None:
     path = str(tmp_path / "s.sock")
-    with serving(SESIONES_UDS=path, SESIONES_PORT="1"):
+    with serving(health, SESIONES_UDS=path, SESIONES_PORT="1"):
         assert health("--uds", path)[1] == f"unix:{path}: alive\n"
     code, out, errors = health("--uds", path)
     assert (code, out, errors) == (1, "", f"sesiones: unix:{path}: No such file or directory\n")
 
 
 @pytest.mark.parametrize("proxy", ["http://127.0.0.1:1", "http://nosuch.invalid:3128"])
-def test_proxies_of_the_environment_are_ignored(proxy: str) -> None:
+def test_proxies_of_the_environment_are_ignored(health: Health, proxy: str) -> None:
     with Service(SESIONES_REDIS_URL=NO_REDIS) as service:
         names = "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "https_proxy"
         assert health("--port", str(service.port), **dict.fromkeys(names, proxy))[0] == Exit.OK
 
 
-def test_port_without_a_listener_is_not_alive() -> None:
+def test_port_without_a_listener_is_not_alive(health: Health) -> None:
     port = free_port()
     code, out, errors = health("--port", str(port))
     assert (code, out, errors) == (1, "", f"sesiones: 127.0.0.1:{port}: Connection refused\n")
@@ -140,18 +145,15 @@ def test_port_without_a_listener_is_not_alive() -> None:
     ],
 )
 def test_reply_other_than_a_200_is_not_alive(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    reply: bytes | None,
-    reason: str,
+    health: Health, monkeypatch: pytest.MonkeyPatch, reply: bytes | None, reason: str
 ) -> None:
     monkeypatch.setattr(health_command, "TIMEOUT_SECONDS", 0.5 if reply is None else 20)
     with answering(reply) as port:
-        assert main(["health", "--port", str(port)]) == Exit.NO
-    assert capsys.readouterr().err == f"sesiones: 127.0.0.1:{port}: {reason}\n"
+        told = health("--port", str(port))
+    assert told == (Exit.NO, "", f"sesiones: 127.0.0.1:{port}: {reason}\n")
 
 
-def test_port_0_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["health", "--port", "0"]) == Exit.USAGE
-    assert "SESIONES_PORT" in capsys.readouterr().err
-    assert main(["health", "--port", "x"]) == Exit.USAGE
+def test_port_0_is_a_usage_error(health: Health) -> None:
+    code, _, errors = health("--port", "0")
+    assert (code, "SESIONES_PORT" in errors) == (Exit.USAGE, True)
+    assert health("--port", "x")[0] == Exit.USAGE

@@ -7,6 +7,8 @@ import pytest
 from fastapi import FastAPI
 from redis import Redis
 from starlette.applications import Starlette
+from starlette.authentication import requires
+from starlette.exceptions import HTTPException
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -16,7 +18,12 @@ from starlette.websockets import WebSocket
 
 from sesiones import SessionStore, tokens
 from sesiones.clients.http import SessionClient
-from sesiones.clients.starlette import SessionBackend, Sessions, on_error
+from sesiones.clients.starlette import (
+    EXCEPTION_HANDLERS,
+    SessionBackend,
+    Sessions,
+    on_error,
+)
 from tests.harness import asgi
 from tests.harness.service import Service
 
@@ -37,22 +44,44 @@ async def listen(websocket: WebSocket) -> None:
     await websocket.close()
 
 
+@requires("authenticated", status_code=401)
+async def required(request: Request) -> JSONResponse:
+    return await whoami(request)
+
+
+async def required_socket(websocket: WebSocket) -> None:
+    if not websocket.user.is_authenticated:
+        raise HTTPException(401)
+    await listen(websocket)
+
+
 def authenticating(app: Starlette, sessions: Sessions) -> Starlette:
     app.add_middleware(
-        AuthenticationMiddleware, backend=SessionBackend(sessions), on_error=on_error
+        AuthenticationMiddleware,
+        backend=SessionBackend(sessions, cookie="sid"),
+        on_error=on_error,
     )
     return app
 
 
 def application(sessions: Sessions) -> Starlette:
-    return authenticating(
-        Starlette(routes=[Route("/", whoami), WebSocketRoute("/ws", listen)]), sessions
-    )
+    async def store_use(_: Request) -> JSONResponse:
+        return JSONResponse(await sessions.find(tokens.make(7)))
+
+    routes = [
+        Route("/", whoami),
+        Route("/required", required),
+        Route("/store", store_use),
+        WebSocketRoute("/ws", listen),
+        WebSocketRoute("/required-ws", required_socket),
+    ]
+    return authenticating(Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS), sessions)
 
 
 def fast_application(sessions: Sessions) -> Starlette:
-    app = FastAPI()
+    app = FastAPI(exception_handlers=EXCEPTION_HANDLERS)
     app.add_api_route("/", whoami)
+    app.add_api_route("/required", required)
     return authenticating(app, sessions)
 
 
@@ -78,7 +107,11 @@ async def test_user_of_a_request_is_that_of_its_session(
     app = make(sessions)
     sesion = await store.create(7, "portátil")
     token = sesion.Token_Sesion
-    for headers in [("x-auth-token", token)], [("Authorization", f"bearer {token}")]:
+    for headers in (
+        [("x-auth-token", token)],
+        [("Authorization", f"bearer {token}")],
+        [("Cookie", f"a=b; sid={token}")],
+    ):
         reply = await asgi.request(app, "GET", "/", headers)
         assert reply.json() == [True, "7", "7", ["authenticated"]]
     for headers in (
@@ -87,6 +120,9 @@ async def test_user_of_a_request_is_that_of_its_session(
         [("x-auth-token", tokens.make(7))],
         [("x-auth-token", token), ("x-auth-token", token)],
         [("Authorization", f"Basic {token}")],
+        [("x-auth-token", token), ("Cookie", f"sid={token}")],
+        [("Cookie", f"sid={token}; sid={token}")],
+        [("Cookie", f"other={token}")],
     ):
         assert (await asgi.request(app, "GET", "/", headers)).json() == NO_USER
     await store.update(sesion._replace(Estado_Sesion=0))
@@ -109,37 +145,82 @@ async def test_found_session_has_every_field(sessions: Sessions, store: SessionS
     assert await sessions.find(tokens.make(7)) is None
 
 
+@pytest.mark.parametrize("make", [application, fast_application], ids=["Starlette", "FastAPI"])
+async def test_requires_answers_the_401_of_the_service(
+    service: Service, store: SessionStore, make: Callable[[Sessions], Starlette]
+) -> None:
+    app = make(store)
+    token = (await store.create(7, "d")).Token_Sesion
+    reply = await asgi.request(app, "GET", "/required", [("x-auth-token", token)])
+    assert (reply.status, reply.json()[1]) == (200, "7")
+    for headers in {}, {"x-auth-token": "x"}, {"authorization": "Bearer x"}, NO_CREDENTIAL:
+        own = await asgi.request(app, "GET", "/required", headers.items())
+        services = service.request("GET", "/sesiones/self", headers)
+        assert (own.status, own.body) == (services.status, services.body)
+        for name in "www-authenticate", "content-type", "cache-control":
+            assert own.headers[name] == services.headers[name]
+    own = await asgi.request(app, "GET", "/required", [("cookie", "sid=x")])
+    assert 'error="invalid_token"' in own.headers["www-authenticate"]
+
+
+NO_CREDENTIAL = {"authorization": "Basic dTpw"}
+
+
+async def test_header_of_an_own_401_is_kept() -> None:
+    async def refuse(_: Request) -> JSONResponse:
+        raise HTTPException(401, headers={"WWW-Authenticate": "Own", "X-Own": "1"})
+
+    app = Starlette(routes=[Route("/", refuse)], exception_handlers=EXCEPTION_HANDLERS)
+    reply = await asgi.request(app, "GET", "/")
+    assert (reply.status, reply.headers["x-own"]) == (401, "1")
+    assert reply.headers["www-authenticate"] == "Own"
+
+
 async def test_websocket_is_authenticated(sessions: Sessions, store: SessionStore) -> None:
     token = (await store.create(7, "d")).Token_Sesion
-    assert await open_websocket(application(sessions), token) == [
-        "websocket.accept",
-        "7",
-        "websocket.close",
-    ]
+    for path in "/ws", "/required-ws":
+        for header in (b"x-auth-token", token), (b"cookie", f"sid={token}"):
+            assert await open_websocket(application(sessions), path, header) == [
+                "websocket.accept",
+                "7",
+                "websocket.close",
+            ]
+    refused = await open_websocket(application(sessions), "/required-ws", (b"cookie", "sid=x"))
+    assert refused == ["websocket.http.response.start 401", "websocket.http.response.body"]
     async with SessionStore.from_url(UNREACHABLE) as gone:
-        assert await open_websocket(application(gone), token) == ["websocket.close"]
+        for path in "/ws", "/required-ws":
+            header = b"x-auth-token", token
+            assert await open_websocket(application(gone), path, header) == ["websocket.close"]
 
 
-async def open_websocket(app: Starlette, token: str) -> list[str]:
+async def open_websocket(app: Starlette, path: str, header: tuple[bytes, str]) -> list[str]:
     sent: list[str] = []
 
     async def receive() -> Message:
         return {"type": "websocket.connect"}
 
     async def send(message: Message) -> None:
-        sent.append(message.get("text") or message["type"])
+        status = f" {message['status']}" if "status" in message else ""
+        sent.append(message.get("text") or message["type"] + status)
 
     scope = {
         "type": "websocket",
-        "path": "/ws",
-        "raw_path": b"/ws",
+        "path": path,
+        "raw_path": path.encode(),
         "root_path": "",
         "query_string": b"",
         "subprotocols": [],
-        "headers": [(b"x-auth-token", token.encode())],
+        "headers": [(header[0], header[1].encode())],
+        "extensions": {"websocket.http.response": {}},
     }
     await app(scope, receive, send)
     return sent
+
+
+@pytest.mark.parametrize("cookie", ["", "a b", "a;b", "a=b", "sesión", "a\n"])
+def test_name_that_no_cookie_can_have_is_refused(cookie: str) -> None:
+    with pytest.raises(ValueError, match="name of a cookie"):
+        SessionBackend(SessionStore.from_url(UNREACHABLE), cookie=cookie)
 
 
 async def test_simultaneous_requests_are_one_call(store: SessionStore, redis: "Redis") -> None:
@@ -159,3 +240,5 @@ async def test_request_is_answered_503_where_redis_is_away() -> None:
         assert reply.status == 503
         assert reply.headers["retry-after"] == "1"
         assert (await asgi.request(application(store), "GET", "/")).json() == NO_USER
+        used = await asgi.request(application(store), "GET", "/store")
+        assert (used.status, used.body, used.headers) == (503, reply.body, reply.headers)

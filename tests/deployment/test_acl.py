@@ -1,8 +1,7 @@
-"""The Redis users of the documents, with exactly the commands and keys that are needed: the
-service's in docs/acl.conf, and in docs/operate.md the one for doctor and users too."""
+"""The Redis users of docs/acl.conf, with exactly the commands and keys that are needed: the one of
+the service, and the one of operators, for doctor and users."""
 
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,10 @@ from tests.harness.stores import open_store, replica_of
 pytestmark = pytest.mark.anyio
 
 DOCS = Path(__file__).parents[2] / "docs"
-RULES = {
-    name: re.findall(r"^user sesiones .*(?:\n  .*)*", text, re.MULTILINE)[0].replace("\\\n", " ")
-    for name, text in (
-        ("service", (DOCS / "acl.conf").read_text("utf-8")),
-        ("operator", (DOCS / "operate.md").read_text("utf-8")),
-    )
-}
-COMMANDS = {name: re.findall(r"\+(\S+)", rule) for name, rule in RULES.items()}
+ACL = (DOCS / "acl.conf").read_text("utf-8")
+RULES = {words[1]: words[2:] for words in map(str.split, ACL.splitlines())}
+COMMANDS = {user: [word[1:] for word in rule if word[0] == "+"] for user, rule in RULES.items()}
+SERVICE, OPERATOR = "sesiones", "sesiones-operator"
 OF_A_CLUSTER = {"cluster|slots", "asking"}
 
 
@@ -41,35 +36,32 @@ async def store_at(url: str, **options: Any) -> AsyncIterator[SessionStore]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    """A server with a replica, for WAIT."""
-    with RedisServer(port=str(free_port())) as server, replica_of(server):
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A server with the file as its aclfile, just as it is, and a replica, for WAIT."""
+    users = tmp_path_factory.mktemp("acl") / "users.acl"
+    users.write_text(ACL)
+    with RedisServer(port=str(free_port()), aclfile=str(users)) as server, replica_of(server):
         yield server
 
 
 @pytest.fixture
 def admin(server: RedisServer) -> Iterator["Redis"]:
-    with Redis(unix_socket_path=str(server.socket)) as redis:
+    with server.client() as redis:
         redis.flushall()
         redis.script_flush()
         yield redis
 
 
-def become(admin: "Redis", user: str) -> None:
-    """Give the Redis user `sesiones` the rule of a document."""
-    words = RULES[user].split()
-    admin.execute_command("ACL", "SETUSER", words[1], "reset", *words[2:])  # type: ignore[no-untyped-call]
-
-
-def url_of(server: RedisServer, user: str = "service") -> str:
-    """The rule of the service has SELECT, for databases other than 0."""
-    return f"redis://sesiones:PASSWORD@127.0.0.1:{server.port}/{int(user == 'service')}"
+def url_of(server: RedisServer, user: str = SERVICE) -> str:
+    """Its passwords are those that the file stands for. A database that needs SELECT."""
+    (password,) = (word[1:] for word in RULES[user] if word[0] == ">")
+    return f"redis://{user}:{password}@127.0.0.1:{server.port}/1"
 
 
 @contextmanager
-def forbidden(admin: "Redis", command: str) -> Iterator[None]:
+def forbidden(admin: "Redis", user: str, command: str) -> Iterator[None]:
     def acl_setuser(rule: str) -> None:
-        admin.execute_command("ACL", "SETUSER", "sesiones", rule)  # type: ignore[no-untyped-call]
+        admin.execute_command("ACL", "SETUSER", user, rule)  # type: ignore[no-untyped-call]
 
     acl_setuser(f"-{command}")
     try:
@@ -78,8 +70,14 @@ def forbidden(admin: "Redis", command: str) -> Iterator[None]:
         acl_setuser(f"+{command}")
 
 
-async def serve(store: SessionStore, admin: "Redis", url: str) -> None:
+async def serve(server: RedisServer, admin: "Redis") -> None:
     """All that the service does. Raises StoreUnavailable."""
+    async with store_at(url_of(server, SERVICE)) as store:
+        await check_and_write(store, admin)
+        await manage(store)
+
+
+async def check_and_write(store: SessionStore, admin: "Redis") -> None:
     await store.probe(1)
     admin.script_flush()  # as on a server that has just taken over
     for _ in range(3):  # the first one has to go
@@ -96,7 +94,6 @@ async def serve(store: SessionStore, admin: "Redis", url: str) -> None:
     finally:
         admin.config_set("min-replicas-to-write", 0)
     assert await store.end_all(sesion.Token_Sesion, sesion.Token_Sesion) == 1
-    await manage(store)
 
 
 async def manage(store: SessionStore) -> None:
@@ -118,37 +115,46 @@ async def manage(store: SessionStore) -> None:
     assert await store.end_user(7) == 1
 
 
-async def operate(store: SessionStore, admin: "Redis", url: str) -> None:
-    """All that the service, doctor and users do. Raises StoreUnavailable, for a finding too."""
-    await serve(store, admin, url)
-    await store.create(7, "laptop")
+async def operate(server: RedisServer, admin: "Redis") -> None:
+    """All that doctor and users do, with sessions of the service. Raises StoreUnavailable, for a
+    finding too."""
+    async with store_at(url_of(server, SERVICE)) as store:
+        for _ in range(2):
+            await store.create(7, "laptop")
+    admin.script_flush()
+    url = url_of(server, OPERATOR)
     settings = Settings(redis_url=url, wait_replicas=1, redis_timeout=5.0)
     async with aclosing(connect(url, 5.0)) as commands:
         findings = [each async for each in doctor.examine(commands, settings)]
-    findings.append(await doctor.examine_prefix(store, settings))
-    findings.append(await doctor.examine_store(store))
-    findings.append(await doctor.examine_keys(store, settings, lambda _: None))
-    for finding in findings:
-        if finding.level != "ok" or "not known" in finding.text:
-            raise StoreUnavailable(f"{finding.subject}: {finding.text}")
-    assert len(await store.sessions(7, deep=True)) == 1
-    assert await store.end_user(7, deep=True) == 1
+    async with store_at(url) as store:
+        findings.append(await doctor.examine_prefix(store, settings))
+        findings.append(await doctor.examine_store(store))
+        findings.append(await doctor.examine_keys(store, settings, lambda _: None))
+        for finding in findings:
+            if finding.level != "ok" or "not known" in finding.text:
+                raise StoreUnavailable(f"{finding.subject}: {finding.text}")
+        (one, _) = await store.sessions(7)
+        assert await store.end_user(7, one.ID_Sesion) == 1
+        assert len(await store.sessions(7, deep=True)) == 1
+        assert await store.end_user(7, deep=True) == 1
 
 
-USES: dict[str, Callable[[SessionStore, "Redis", str], Awaitable[None]]] = {
-    "service": serve,
-    "operator": operate,
-}
+USES = {SERVICE: serve, OPERATOR: operate}
+every_user = pytest.mark.parametrize("user", USES)
 
 
-@pytest.mark.parametrize("user", USES)
+def test_file_has_the_two_users() -> None:
+    assert RULES.keys() == USES.keys()
+    assert len(COMMANDS[SERVICE]) > 20
+    # Passwords that one of them may have must not be the other's.
+    assert len({word for rule in RULES.values() for word in rule if word[0] == ">"}) == 2
+
+
+@every_user
 async def test_documented_commands_are_enough(
     server: RedisServer, admin: "Redis", user: str
 ) -> None:
-    assert len(COMMANDS[user]) > {"service": 15, "operator": 20}[user]
-    become(admin, user)
-    async with store_at(url_of(server, user)) as store:
-        await USES[user](store, admin, url_of(server, user))
+    await USES[user](server, admin)
 
 
 @pytest.mark.parametrize(
@@ -157,33 +163,30 @@ async def test_documented_commands_are_enough(
         (user, command)
         for user, commands in COMMANDS.items()
         for command in commands
-        if user == "operator" or command not in OF_A_CLUSTER
+        if command not in OF_A_CLUSTER
     ],
 )
 async def test_without_any_of_them_it_fails(
     server: RedisServer, admin: "Redis", user: str, command: str
 ) -> None:
-    become(admin, user)
-    with forbidden(admin, command):
-        async with store_at(url_of(server, user)) as store:
-            with pytest.raises(StoreUnavailable):
-                await USES[user](store, admin, url_of(server, user))
+    with forbidden(admin, user, command), pytest.raises(StoreUnavailable):
+        await USES[user](server, admin)
 
 
 @pytest.mark.parametrize("command", ["hset", "zadd", "incrby", "del", "zremrangebyscore"])
 async def test_without_a_write_command_it_is_not_ready(
     server: RedisServer, admin: "Redis", command: str
 ) -> None:
-    become(admin, "service")
-    with forbidden(admin, command):
+    with forbidden(admin, SERVICE, command):
         async with store_at(url_of(server)) as store:
             with pytest.raises(StoreUnavailable, match="may not"):
                 await store.probe(1)
 
 
-@pytest.mark.parametrize("user", USES)
-async def test_no_other_keys(server: RedisServer, admin: "Redis", user: str) -> None:
-    become(admin, user)
+@every_user
+async def test_keys_of_other_prefixes_are_refused(
+    server: RedisServer, admin: "Redis", user: str
+) -> None:
     async with store_at(url_of(server, user), key_prefix="otros") as store:
         with pytest.raises(StoreUnavailable):
             await store.create(7, "laptop")
@@ -191,9 +194,8 @@ async def test_no_other_keys(server: RedisServer, admin: "Redis", user: str) -> 
             await store.probe(1)
 
 
-@pytest.mark.parametrize("user", USES)
+@every_user
 async def test_no_other_command_is_allowed(admin: "Redis", user: str) -> None:
-    become(admin, user)
     for command in (
         ("FLUSHALL",),
         ("KEYS", "*"),
@@ -205,7 +207,7 @@ async def test_no_other_command_is_allowed(admin: "Redis", user: str) -> None:
         ("GET", "sesiones:{AA}:n"),
         ("HSET", "otros:{AA}:s:x", "a", "b"),
     ):
-        assert admin.acl_dryrun("sesiones", *command) != b"OK"
+        assert admin.acl_dryrun(user, *command) != b"OK"
 
 
 async def test_cluster_needs_two_more_commands() -> None:
@@ -227,7 +229,7 @@ async def test_cluster_needs_two_more_commands() -> None:
         for command in OF_A_CLUSTER:
             with ExitStack() as stack:
                 for client in cluster.clients.values():
-                    stack.enter_context(forbidden(client, command))
+                    stack.enter_context(forbidden(client, SERVICE, command))
                 with pytest.raises(StoreUnavailable):
                     await find()
         assert await find() is not None

@@ -2,22 +2,29 @@
 
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import yaml
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.retry import Retry
 
+import sesiones
 from sesiones import tokens
+from sesiones.cli.exits import Exit
 from sesiones.http.server import STOP_SECONDS
 from sesiones.settings import Settings
 from tests.harness.redis_binary import find_binary
 from tests.harness.redis_server import CONFIGURATION, wait_until
+from tests.harness.service import environment
 from tests.harness.stores import open_store
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy"
@@ -49,7 +56,8 @@ def test_image_has_port_user_health_check_and_locked_packages() -> None:
     # The image and the unit install the same: what the lock has, and no package besides.
     for installation in text, TEXTS["README.md"]:
         assert "--require-hashes" in installation
-        assert re.search(r"--no-index\s[^&]*sesiones-\*\.whl\)\[server\]", installation)
+        # By name: with the wheels of two versions in dist/, it is the newer one.
+        assert re.search(r"--no-index\s[^&]*--find-links \S+ 'sesiones\[server\]'", installation)
     ignored = TEXTS["Dockerfile.dockerignore"].split()
     copied = re.findall(r"^COPY (?!--from)(.*) \./$", text, re.MULTILINE)
     assert {f"!{name}" for line in copied for name in line.split()} == set(ignored) - {"*"}
@@ -94,7 +102,7 @@ def test_compose_gives_each_container_the_secrets_that_it_names() -> None:
 
 
 def test_commands_of_the_readme_make_the_secrets(tmp_path: Path) -> None:
-    commands = re.search(r"^mkdir -m 700 .*?redis_url\)$", TEXTS["README.md"], re.DOTALL | re.M)
+    commands = re.search(r"^mkdir -m 700 .*?operator_url\)$", TEXTS["README.md"], re.DOTALL | re.M)
     assert commands is not None
     (tmp_path / "docs" / "deploy").mkdir(parents=True)
     subprocess.run(["sh", "-ec", f"umask 077; {commands[0]}"], cwd=tmp_path, check=True)
@@ -127,6 +135,10 @@ def test_unit_stops_in_time_and_reads_its_credentials() -> None:
         assert f">{path}" in TEXTS["README.md"]
 
 
+def test_unit_gives_up_on_a_bad_setting() -> None:
+    assert f"\nRestartPreventExitStatus={Exit.USAGE}\n" in TEXTS["sesiones.service"]
+
+
 def test_manifests_agree_with_each_other_and_with_the_service() -> None:
     labels = MANIFESTS["Deployment"]["spec"]["template"]["metadata"]["labels"]
     for kind in "Deployment", "PodDisruptionBudget":
@@ -154,16 +166,55 @@ def test_manifests_agree_with_each_other_and_with_the_service() -> None:
     assert POD["terminationGracePeriodSeconds"] > int(pause) + STOP_SECONDS
 
 
+def test_network_policy_admits_gateways_of_labelled_namespaces() -> None:
+    label = {"matchLabels": {"sesiones-client": "true"}}
+    sources = MANIFESTS["NetworkPolicy"]["spec"]["ingress"][0]["from"]
+    assert sources[:2] == [
+        {"podSelector": label},
+        {"podSelector": label, "namespaceSelector": label},
+    ]
+
+
+def test_monitor_scrapes_each_pod_once_as_the_job_of_the_rules() -> None:
+    monitor = yaml.safe_load(TEXTS["servicemonitor.yaml"])["spec"]
+    services = [
+        one for one in yaml.safe_load_all(TEXTS["kubernetes.yaml"]) if one["kind"] == "Service"
+    ]
+    labels = monitor["selector"]["matchLabels"]
+    (scraped,) = (one for one in services if one["metadata"].get("labels") == labels)
+    assert scraped["metadata"]["name"] == "sesiones"  # it becomes the job
+    assert [port["name"] for port in scraped["spec"]["ports"]] == [monitor["endpoints"][0]["port"]]
+    (headless,) = (one for one in services if one is not scraped)
+    assert headless["spec"] == {"clusterIP": "None"} | scraped["spec"]
+
+
+def test_command_of_the_readme_makes_a_rule_of_the_alerts() -> None:
+    command = re.search(r"^\{ printf .*?^\}", TEXTS["README.md"], re.DOTALL | re.MULTILINE)
+    assert command is not None
+    made = subprocess.check_output(["sh", "-ec", command[0]], cwd=DEPLOY.parents[1])
+    rule = yaml.safe_load(made)
+    assert rule["kind"] == "PrometheusRule"
+    alerts = yaml.safe_load((DEPLOY.parent / "alerts.yml").read_text("utf-8"))
+    assert rule["spec"] == alerts
+
+
+def test_image_names_its_version() -> None:
+    label = re.search(r'image\.version="(.*?)"', TEXTS["Dockerfile"])
+    assert label is not None
+    assert label[1] == sesiones.__version__
+    assert CONTAINER["image"] == f"sesiones:{sesiones.__version__}"
+
+
 @contextmanager
 def compose_redis(folder: Path) -> Iterator[Path]:
     """The Redis of compose.yaml: its command on this machine's server, and the server's socket."""
-    password = folder / "redis_password"
-    password.write_text("PASS-WORD\n")
+    for name in "redis_password", "operator_password":
+        (folder / name).write_text(f"{name}-WORD\n")
     (shell, flag, command) = COMPOSE["redis"]["command"]
     socket = folder / "redis.sock"
     for there, here in (
         ("$$", "$"),
-        ("/run/secrets/redis_password", password),
+        ("/run/secrets", folder),
         ("/run/redis", folder),
         ("/etc/redis/redis.conf", CONFIGURATION),
         ("/etc/redis", DEPLOY.parent),
@@ -187,10 +238,12 @@ def compose_redis(folder: Path) -> Iterator[Path]:
 async def test_compose_redis_lets_in_the_service_alone(tmp_path: Path) -> None:
     with (
         compose_redis(tmp_path) as socket,
-        Redis(unix_socket_path=str(socket), username="sesiones", password="PASS-WORD") as user,
-        Redis(unix_socket_path=str(socket)) as default,
+        Redis(
+            unix_socket_path=str(socket), username="sesiones", password="redis_password-WORD"
+        ) as user,
+        Redis(unix_socket_path=str(socket), retry=Retry(NoBackoff(), 0)) as default,
     ):
-        store = open_store(f"unix://sesiones:PASS-WORD@{socket}", max_per_user=2)
+        store = open_store(f"unix://sesiones:redis_password-WORD@{socket}", max_per_user=2)
         created = [await store.create(7, "d") for _ in range(3)]
         found = [await store.find(sesion.Token_Sesion) for sesion in created]
         other, caller = (sesion for sesion in found if sesion is not None)  # one was ended
@@ -198,6 +251,13 @@ async def test_compose_redis_lets_in_the_service_alone(tmp_path: Path) -> None:
         assert await store.end(caller.Token_Sesion, other.Token_Sesion) == 1
         assert await store.end_all(caller.Token_Sesion, tokens.make(8)) == 1
         await store.aclose()
+        operator = sys.executable, "-m", "sesiones", "doctor", "--deep", "--json"
+        url = f"unix://sesiones-operator:operator_password-WORD@{socket}"
+        ended = subprocess.run(  # noqa: ASYNC221
+            operator, env=environment() | {"SESIONES_REDIS_URL": url}, capture_output=True
+        )
+        findings = orjson.loads(ended.stdout)
+        assert [each for each in findings if each["level"] != "ok"] == []
         # What the health check asks.
         assert (
             '\neval "return 1" 0 '

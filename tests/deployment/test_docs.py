@@ -45,22 +45,17 @@ def examples(language: str) -> list[str]:
     return found
 
 
-def test_table_of_titles() -> None:
-    rows = re.findall(r"^\| (\d{3}) \| `([^`]+)` \|", TEXT, re.MULTILINE)
-    assert [(int(status), title) for status, title in rows] == list(TITLES.items())
-
-
-def test_json_examples_parse() -> None:
+def test_json_examples_of_the_reference_are_json() -> None:
     for example in examples("json"):
         assert orjson.loads(example)
 
 
-def test_requests_parse() -> None:
+def test_bodies_of_the_reference_are_json() -> None:
     for body in re.findall(r"-d '(.*?)'", "".join(examples("bash")), re.DOTALL):
         assert orjson.loads(body)
 
 
-def test_replies_agree_with_themselves() -> None:
+def test_replies_of_the_reference_have_the_length_and_the_title_that_they_say() -> None:
     for example in examples("http"):
         head, _, body = example.partition("\n\n")
         status = int(head.split()[1])
@@ -112,6 +107,15 @@ def test_documents_name_tests_and_scenarios_that_there_are() -> None:
     security = (ROOT / "docs" / "security.md").read_text("utf-8")
     assert "::test_" in security
     assert "scenario `" in security
+
+
+def test_contributing_says_which_behaviour_each_test_module_tests() -> None:
+    """By its own name or by that of its folder."""
+    table = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("| behaviour |")[2]
+    named = set(re.findall(r"`(tests/[\w/.]+)`", table.partition("\n\n")[0]))
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        name = path.relative_to(ROOT).as_posix()
+        assert {name, f"{name.rpartition('/')[0]}/"} & named, name
 
 
 def test_examples_use_the_redis_of_the_export_line() -> None:

@@ -137,9 +137,7 @@ def binary(request: pytest.FixtureRequest) -> str:
 
 def acl(server: RedisServer, *words: str) -> Any:
     """A command of ACL, by the administrator."""
-    with Redis(
-        unix_socket_path=str(server.socket), username="admin", password="ADMIN"
-    ) as administrator:
+    with server.client(username="admin", password="ADMIN") as administrator:
         return administrator.execute_command(*words)
 
 
@@ -161,15 +159,19 @@ async def test_aclfile_keeps_a_new_password(binary: str, tmp_path: Path) -> None
     assert made is not None
     users = tmp_path / "users.acl"
     command = made[0].replace("/etc/redis/users.acl", str(users))
-    command = command.replace("another-password", "ADMIN").replace("a-password", "OLD")
+    for there, here in ("a-password", "OLD"), ("another-password", "OPERATOR"):
+        command = command.replace(f">{there}", f">{here}")
+    command = command.replace("a-third-password", "ADMIN")
     subprocess.run(["sh", "-ec", command], cwd=CONFIGURATION.parent, check=True)  # noqa: ASYNC221
     with RedisServer(binary=binary, aclfile=str(users)) as server:
         assert await lets_in(server, "OLD")
-        acl(server, "ACL", "SETUSER", "sesiones", ">NEW")
-        assert await lets_in(server, "OLD")
-        assert await lets_in(server, "NEW")
-        acl(server, "ACL", "SETUSER", "sesiones", "<OLD")
-        acl(server, "ACL", "SAVE")
+        add, remove = re.findall(r"^```\n(ACL .*?)^```$", text, re.DOTALL | re.MULTILINE)
+        for commands, lets_in_old in (add, True), (remove, False):
+            for line in commands.splitlines():
+                words = line.replace("new-password", "NEW").replace("a-password", "OLD").split()
+                acl(server, *words)
+            assert await lets_in(server, "OLD") is lets_in_old
+            assert await lets_in(server, "NEW")
         acl(server, "CONFIG", "REWRITE")
         for _ in range(2):
             assert not await lets_in(server, "OLD")
@@ -184,9 +186,8 @@ async def test_included_acl_breaks(
     """Why it has to be an aclfile: after ACL SETUSER the old password is back with a restart, and
     after CONFIG REWRITE there is none."""
     users = tmp_path / "acl.conf"
-    users.write_text(
-        ACL.read_text("utf-8").replace("PASSWORD", "OLD") + "user admin on >ADMIN ~* &* +@all\n"
-    )
+    rules = ACL.read_text("utf-8").replace(">PASSWORD", ">OLD")
+    users.write_text(f"{rules}user admin on >ADMIN ~* &* +@all\n")
     with RedisServer(binary=binary, include=str(users)) as server:
         acl(server, "ACL", "SETUSER", "sesiones", ">NEW", "<OLD")
         assert await lets_in(server, "NEW")
@@ -204,7 +205,6 @@ async def test_included_acl_breaks(
 @contextmanager
 def full_disk(server: RedisServer) -> Iterator[None]:
     """No file of the server grows any more. (It gets EFBIG, where a full disk gives ENOSPC.)"""
-    assert server.process is not None
     before = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (1, before[1]))
     try:
@@ -276,7 +276,7 @@ async def test_way_out_of_a_full_disk_is_to_do_without_the_append_only_file(
     store = open_store(disk_server.url)
     phone, laptop = [await store.create(7, name) for name in ("phone", "laptop")]
     own, other = phone.Token_Sesion, laptop.Token_Sesion
-    with Redis(unix_socket_path=str(disk_server.socket)) as admin:
+    with disk_server.client() as admin:
         with full_disk(disk_server):
             await until(lambda: refused(lambda: store.create(8, "tablet")))
             admin.config_set("appendonly", "no")
@@ -308,7 +308,7 @@ async def test_without_the_way_out_undone_a_restart_brings_sessions_back(
     """While the append-only file is off, what ends is on no disk: docs/reliability.md says so."""
     store = open_store(disk_server.url)
     phone, laptop = [await store.create(7, name) for name in ("phone", "laptop")]
-    with Redis(unix_socket_path=str(disk_server.socket)) as admin:
+    with disk_server.client() as admin:
         admin.config_set("appendonly", "no")
     assert await store.end(phone.Token_Sesion, laptop.Token_Sesion) == 1
     await store.aclose()
@@ -326,7 +326,6 @@ async def test_appendfsync_always_ends_redis_on_a_full_disk(
     with RedisServer(tmp_path / "data", binary=disk_binary, appendfsync="always") as server:
         store = open_store(server.url, timeout_seconds=1)
         await store.create(7, "laptop")
-        assert server.process is not None
         with full_disk(server):
             with pytest.raises(StoreUnavailable):
                 await store.create(7, "phone")

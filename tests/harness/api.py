@@ -12,44 +12,30 @@ from sesiones import tokens
 from sesiones.http.app import create_app
 from sesiones.settings import Settings
 from tests.harness import asgi
-from tests.harness.contract import FIELDS, TITLES, WITH_FIELDS
+from tests.harness.contract import FIELDS, LOGIN, OPERATIONS, TITLES, VERIFY_PATH, WITH_FIELDS
 from tests.harness.service import Reply, Service
 from tests.harness.stores import KEY
 
 SERVICE = {"Authorization": f"Bearer {KEY}"}
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
-LOGIN_FIELDS = [
-    "Ventana",
-    "Vida_Maxima",
-    "Token_Anterior",
-    "Cerrar_Otras",
-    "Max_Sesiones",
-    "Sustituye",
-]
 LOGOUTS = ["/sesiones/logout", "/sesiones/logoutAll"]
-CALLER_ROUTES = [
-    ("GET", "/sesiones/self"),
-    ("HEAD", "/sesiones/self"),
-    ("GET", "/sesiones/verificar"),
-    ("POST", "/sesiones/verificar/a/b"),
-    *(("DELETE", path) for path in LOGOUTS),
-    ("GET", "/sesiones"),
-    ("HEAD", "/sesiones"),
-    ("DELETE", "/sesiones/logoutOthers"),
-    ("DELETE", "/sesiones/4096"),
-]
+INTROSPECTION, REVOCATION = "/sesiones/introspeccion", "/sesiones/revocacion"
+
+
+def routes(credential: str) -> list[tuple[str, str]]:
+    """The method and path of each operation that wants the credential, with numbers in the path."""
+    return [
+        (method, path.replace("{ID_Usuario}", "7").replace("{ID_Sesion}", "4096"))
+        for path, operations in OPERATIONS.items()
+        for method, operation in operations.items()
+        if operation.credential == credential
+    ]
+
+
+CALLER_ROUTES = [*routes("token"), ("GET", VERIFY_PATH), ("POST", f"{VERIFY_PATH}/a/b")]
 """The routes that a token authenticates for."""
-BACKEND_ROUTES = [
-    ("POST", "/sesiones"),
-    ("PUT", "/sesiones"),
-    ("GET", "/sesiones/usuarios/7"),
-    ("HEAD", "/sesiones/usuarios/7"),
-    ("DELETE", "/sesiones/usuarios/7"),
-    ("DELETE", "/sesiones/usuarios/7/4096"),
-    ("POST", "/sesiones/introspeccion"),
-    ("POST", "/sesiones/revocacion"),
-]
+BACKEND_ROUTES = routes("service key")
 """The routes that need a service key."""
 UNKNOWN = "ses_eQz07k5PgmNH6t8HHwcCd5EjWpENcRm0S9HRDtcfiSpz0"
 """The token of no session."""
@@ -136,7 +122,7 @@ def check_problem(reply: Reply, status: int) -> None:
     assert list(problem)[4:] == (further if status in WITH_FIELDS else [])
     for error in problem.get("errores", []):
         assert list(error) == ["campo", "motivo"]
-        assert error["campo"] in FIELDS + LOGIN_FIELDS
+        assert error["campo"] in [*FIELDS, *LOGIN]
         assert error["motivo"]
     assert ("www-authenticate" in reply.headers) == (status == 401)
     assert ("allow" in reply.headers) == (status == 405)
@@ -149,13 +135,6 @@ def bad_fields(reply: Reply) -> list[str]:
 
 
 # What the endpoints of management share.
-
-LISTED = [
-    *("ID_Sesion", "Fecha_Inicio", "Fecha_Expiracion", "Estado_Sesion"),
-    *("Ultima_Actividad", "Dispositivo"),
-]
-"""The members of a session in a list."""
-INTROSPECTION, REVOCATION = "/sesiones/introspeccion", "/sesiones/revocacion"
 
 
 def caller(sesion: dict[str, Any]) -> dict[str, str]:

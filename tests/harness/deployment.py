@@ -23,7 +23,7 @@ class Deployment:
 
     @contextmanager
     def redis(self) -> Iterator["Redis"]:
-        with Redis(unix_socket_path=str(self.server.socket), decode_responses=True) as client:
+        with self.server.client(decode_responses=True) as client:
             yield client
 
     def check(self, token: str, path: str = "/sesiones/self") -> Reply:
@@ -34,10 +34,7 @@ class Deployment:
         return self.service.request("POST", "/sesiones", JSON, body)
 
     def new_session(self, ID_Usuario: int = 7) -> dict[str, Any]:
-        made = self.create(ID_Usuario)
-        assert made.status == 201
-        session: dict[str, Any] = made.json()
-        return session
+        return self.service.new_session(ID_Usuario)
 
     def put(self, session: dict[str, Any]) -> Reply:
         return self.service.request("PUT", "/sesiones", JSON, orjson.dumps(session))

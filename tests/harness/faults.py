@@ -10,6 +10,7 @@ from pathlib import Path
 from redis import Redis
 
 from tests.harness.redis_server import RedisServer, free_port, wait_until
+from tests.harness.service import Service
 
 Fault = Callable[[RedisServer], AbstractContextManager[None]]
 
@@ -28,8 +29,8 @@ def stopped(server: RedisServer) -> Iterator[None]:
 
 
 @contextmanager
-def hung(server: RedisServer) -> Iterator[None]:
-    assert server.process is not None
+def hung(server: RedisServer | Service) -> Iterator[None]:
+    """Paused by SIGSTOP: the kernel accepts connections and bytes for it."""
     server.process.send_signal(signal.SIGSTOP)
     try:
         yield

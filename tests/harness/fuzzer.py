@@ -81,11 +81,12 @@ async def fuzz_in_process(
     redis_url: str | None = None,
     connect: Callable[[Application], Wire] = Wire,
     make: MakeInputs = Mutations,
+    cached: bool = False,
 ) -> Findings:
-    """Without a URL, the Redis is a FixedStore."""
+    """Without a URL, the Redis is a FixedStore. ``cached``: with a near-cache."""
     fixed = FixedStore()
     sessions = fixed if redis_url is None else Sessions()
-    async with open_application(redis_url or fixed) as application:
+    async with open_application(redis_url or fixed, cached=cached) as application:
         fuzz = _InProcess(seed, application, sessions, connect, make)
         store = open_store(redis_url) if redis_url else None
         while fuzz.findings.inputs < inputs and len(fuzz.findings.violations) < VIOLATIONS_MAX:

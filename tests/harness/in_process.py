@@ -5,6 +5,7 @@ import asyncio
 import itertools
 import json
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from sesiones import tokens
 from sesiones.http.app import create_app
 from sesiones.http.fast_check import FastCheckProtocol
 from sesiones.http.protocol import BODY, HEAD, HttpProtocol
-from sesiones.redis_client import OnReply
+from sesiones.redis_client import Lease, OnReply
 from sesiones.sesion import Sesion
 from sesiones.settings import Settings
 from sesiones.store.scripts import CREATE, END, END_ALL, END_USER, LIST, REVOKE, UPDATE
@@ -34,6 +35,8 @@ INPUTS_KEPT = 10
 """How many of a connection's last inputs a violation shows."""
 SETTINGS = {"SESIONES_SERVICE_KEY": KEY, "SESIONES_REDIS_TIMEOUT": "5"}
 """A busy machine makes no 503 with this timeout."""
+CACHED = {"SESIONES_CACHE_SECONDS": "3600", "SESIONES_TOUCH_SECONDS": "900"}
+"""On a FixedStore, what was read once is answered from memory from then on."""
 
 
 class Sessions:
@@ -75,6 +78,8 @@ class FixedStore(Sessions):
     def __init__(self) -> None:
         super().__init__()
         self._records: dict[str, tuple[bytes, int]] = {}
+        self._lease = Lease()
+        self._lease.extend(math.inf)
         for number, (user, state) in enumerate([(7, 1), (7, 1), (7, 0), (8, 1)], 1):
             token = tokens.make(user)
             key = f"sesiones:{{{tokens.bucket(token)}}}:h:{tokens.digest(token)}"
@@ -126,6 +131,12 @@ class FixedStore(Sessions):
 
     def on_owner_change(self, _: object) -> None:
         """No key changes its owner."""
+
+    def subscribe(self, *_: object) -> None:
+        """Nothing changes."""
+
+    def lease(self, _: str) -> Lease:
+        return self._lease
 
     def last_answered_sent_at(self, _: str) -> float:
         return time.monotonic()
@@ -251,15 +262,17 @@ class _Errors(logging.Handler):
 
 
 @asynccontextmanager
-async def open_application(redis: FixedStore | str) -> AsyncIterator[Application]:
-    """The application on a FixedStore, or on the Redis at a URL."""
+async def open_application(
+    redis: FixedStore | str, *, cached: bool = False
+) -> AsyncIterator[Application]:
+    """The application on a FixedStore, or on the Redis at a URL; ``cached``: with a near-cache."""
     errors = _Errors()
     logging.getLogger().addHandler(errors)
     asyncio.get_running_loop().set_exception_handler(
         lambda _, context: errors.found.append(repr(context))
     )
     with ExitStack() as stack:
-        settings = dict(SETTINGS)
+        settings = SETTINGS | CACHED if cached else dict(SETTINGS)
         if isinstance(redis, str):
             settings["SESIONES_REDIS_URL"] = redis
         else:

@@ -4,11 +4,6 @@ import socket
 from pathlib import Path
 
 
-def children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(word) for word in text.split()]
-
-
 def is_running(pid: int) -> bool:
     """Whether the process exists and is no zombie."""
     try:

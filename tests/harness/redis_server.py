@@ -54,7 +54,7 @@ class RedisServer:
         self.url = f"redis://127.0.0.1:{self.port}" if self.port else unix_url(self.socket)
         # A copy: Sentinel, and CONFIG REWRITE, have a server write into its file.
         self._configuration = shutil.copy(CONFIGURATION, self._directory)
-        self.process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._reserved: socket.socket | None = None
 
     def start(self) -> None:
@@ -71,7 +71,7 @@ class RedisServer:
             "logfile": str(log),
             "daemonize": "no",
         } | {name.replace("_", "-"): value for name, value in self._options.items()}
-        self.process = subprocess.Popen(
+        self._process = subprocess.Popen(
             [
                 self._binary or find_binary(),
                 str(self._configuration),
@@ -85,6 +85,15 @@ class RedisServer:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the Redis server did not start: {_reason(log)}")
             time.sleep(0.02)
+
+    @property
+    def process(self) -> "subprocess.Popen[bytes]":
+        assert self._process is not None, "it has not been started"
+        return self._process
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
 
     def _answers(self) -> bool:
         try:
@@ -103,7 +112,7 @@ class RedisServer:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End the process; SIGTERM saves first. The data stays, and the port stays taken."""
-        if self.process is not None:
+        if self.is_running:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(number)
             try:
@@ -111,7 +120,7 @@ class RedisServer:
             except subprocess.TimeoutExpired:  # it cannot save, and so does not end
                 self.process.kill()
                 self.process.wait()
-            self.process = None
+            self._process = None
             if self.port:
                 # Another test's server at this port would answer that there is no such session.
                 self._reserved = socket.socket()
@@ -225,6 +234,16 @@ class RedisCluster:
     def end_move(self, slot: int, source: int, target: int) -> None:
         for port in target, source:
             self.run(port, "CLUSTER", "SETSLOT", slot, "NODE", self.id(target))
+
+    def move_slot(self, slot: int, source: int, target: int) -> int:
+        """Under load. How many keys have moved with it."""
+        self.begin_move(slot, source, target)
+        moved = 0
+        while found := self.run(source, "CLUSTER", "GETKEYSINSLOT", slot, 100):
+            self.move_keys(source, target, *found)
+            moved += len(found)
+        self.end_move(slot, source, target)
+        return moved
 
     def owner(self, slot: int) -> int:
         """The port of the slot's master, as the first node knows it."""

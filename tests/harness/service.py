@@ -90,9 +90,14 @@ class Service:
     def __init__(self, *flags: str, **variables: str) -> None:
         self.flags = flags
         self.variables = variables
-        self.process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
         self._log = tempfile.NamedTemporaryFile(prefix="sesiones-log-")  # noqa: SIM115
+
+    @property
+    def process(self) -> "subprocess.Popen[bytes]":
+        assert self._process is not None, "it has not been started"
+        return self._process
 
     @property
     def log(self) -> str:
@@ -100,7 +105,7 @@ class Service:
             return file.read()
 
     def start(self) -> Self:
-        self.process = subprocess.Popen(
+        self._process = subprocess.Popen(
             [*self.command, "serve", "--port", "0", *self.flags],
             env=environment() | self.variables,
             stderr=self._log,
@@ -119,7 +124,6 @@ class Service:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """The exit code."""
-        assert self.process is not None
         self.process.send_signal(number)
         return self.process.wait(timeout=20)
 
@@ -127,7 +131,6 @@ class Service:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
-        assert self.process is not None
         if self.process.poll() is None:
             self.stop()
         log = self.log
@@ -148,6 +151,17 @@ class Service:
             return read_reply(connection)
         finally:
             connection.close()
+
+    def new_session(self, ID_Usuario: int = 7, Dispositivo: str = "d") -> dict[str, Any]:
+        """The object of a new session."""
+        key = self.variables.get("SESIONES_SERVICE_KEY")
+        headers = {"Content-Type": "application/json"}
+        headers |= {"Authorization": f"Bearer {key}"} if key else {}
+        body = orjson.dumps({"ID_Usuario": ID_Usuario, "Dispositivo": Dispositivo})
+        made = self.request("POST", "/sesiones", headers, body)
+        assert made.status == 201
+        session: dict[str, Any] = made.json()
+        return session
 
     def connect(self) -> socket.socket:
         """A raw connection."""

@@ -80,10 +80,3 @@ def listens(path: Path) -> bool:
 
 def kept_alive(service: Service) -> http.client.HTTPConnection:
     return http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)
-
-
-def new_session(service: Service) -> str:
-    made = service.request("POST", "/sesiones", FORM, SESSION)
-    assert made.status == 201
-    token: str = made.json()["Token_Sesion"]
-    return token

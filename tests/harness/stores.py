@@ -7,8 +7,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from redis import Redis
-
 from sesiones.policy import SessionPolicy
 from sesiones.redis_client import Commands
 from sesiones.sesion import StoreUnavailable
@@ -19,6 +17,15 @@ from tests.harness.service import comes_true
 KEY = "k" * 32
 EXAMPLES = int(os.environ.get("SESIONES_TEST_EXAMPLES", "50"))
 """Examples of a property-based test; raise it for a long run."""
+
+
+def service_variables(url: str) -> dict[str, str]:
+    """Of a service with a key on that Redis, with patience for a busy machine."""
+    return {
+        "SESIONES_REDIS_URL": url,
+        "SESIONES_SERVICE_KEY": KEY,
+        "SESIONES_REDIS_TIMEOUT": "5",
+    }
 
 
 Opener = Callable[..., SessionStore]
@@ -64,9 +71,9 @@ def replica_of(server: RedisServer, **options: Any) -> Iterator[RedisServer]:
     """One that has all the server has, by its port; ``options``: over redis.conf's."""
     with (
         # Without the delay the server would wait 5 s for more replicas.
-        Redis(unix_socket_path=str(server.socket)) as master,
+        server.client() as master,
         RedisServer(port=str(free_port()), **options) as replica,
-        Redis(unix_socket_path=str(replica.socket)) as client,
+        replica.client() as client,
     ):
         master.config_set("repl-diskless-sync-delay", 0)
         client.replicaof("127.0.0.1", server.port)

@@ -54,6 +54,13 @@ class StubServer:
         await send({"type": "http.response.start", "status": 418, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
+    async def accepted(self) -> tuple[asyncio.StreamWriter, FastCheckProtocol]:
+        """The only connection: the client's end and the server's."""
+        _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        await until(lambda: bool(self.server.server_state.connections))
+        (connection,) = self.server.server_state.connections
+        return writer, connection
+
     async def send(self, data: bytes) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(data)

@@ -9,8 +9,6 @@ from starlette.applications import Starlette
 from tests.harness.api import Client, open_app
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service
-from tests.harness.stores import KEY
-from tests.harness.wire import CREATION
 
 
 @pytest.fixture
@@ -34,9 +32,7 @@ async def client(
 
 @pytest.fixture
 def token(redis: "Redis", service: Service) -> bytes:
-    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
-    made = service.request("POST", "/sesiones", headers, CREATION)
-    raw: str = made.json()["Token_Sesion"]
+    raw: str = service.new_session()["Token_Sesion"]
     return raw.encode()
 
 

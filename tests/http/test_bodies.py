@@ -1,6 +1,5 @@
 """Bodies as they come over the wire: trailers, slow clients, chunks, early answers."""
 
-import signal
 import socket
 import time
 from contextlib import ExitStack
@@ -9,9 +8,10 @@ import pytest
 from redis import Redis
 
 from tests.harness.api import check_problem
+from tests.harness.faults import hung
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service
-from tests.harness.stores import KEY
+from tests.harness.stores import service_variables
 from tests.harness.wire import (
     CHUNKED,
     CREATION,
@@ -55,6 +55,7 @@ def test_trailers_are_limited(service: Service) -> None:
 # Slow requests
 
 
+@pytest.mark.slow
 def test_request_that_takes_5_seconds_is_a_408(service: Service, token: bytes) -> None:
     """All at once, so that the 5 s are waited for once."""
     head = check(token)
@@ -114,23 +115,17 @@ def test_requests_that_arrive_while_the_service_is_paused_are_not_slow(
         (post(CHUNKED, body=b"%x\r\n" % len(CREATION)), CREATION + b"\r\n0\r\n\r\n", 201),
     ]
     with (
-        Service(
-            SESIONES_REDIS_URL=redis_server.url,
-            SESIONES_SERVICE_KEY=KEY,
-            SESIONES_REDIS_TIMEOUT="5",
-        ) as service,
+        Service(**service_variables(redis_server.url)) as service,
         ExitStack() as stack,
     ):
-        assert service.process is not None
         connections = [stack.enter_context(service.connect()) for _ in parts]
         for connection, (first, _, _) in zip(connections, parts, strict=True):
             connection.sendall(first)
         time.sleep(4.5)
-        service.process.send_signal(signal.SIGSTOP)
-        for connection, (_, rest, _) in zip(connections, parts, strict=True):
-            connection.sendall(rest)
-        time.sleep(1)
-        service.process.send_signal(signal.SIGCONT)
+        with hung(service):
+            for connection, (_, rest, _) in zip(connections, parts, strict=True):
+                connection.sendall(rest)
+            time.sleep(1)
         for connection, (_, _, status) in zip(connections, parts, strict=True):
             assert [reply.status for reply in receive(connection)] == [status]
 
@@ -191,18 +186,9 @@ def test_chunks_over_the_limit_are_a_413(service: Service, token: bytes) -> None
 @pytest.mark.parametrize(
     "body",
     [
-        b"zz\r\n",
-        b"-1\r\n",
-        b"0x5\r\nhello\r\n",
-        b"\r\n",
-        b"5\nhello\r\n0\r\n\r\n",
-        b"5\r\nhelloXX",
-        b"5\r\nhello\n0\r\n\r\n",
-        b"5 \r\nhello\r\n",
-        b"fffffffffffffffff\r\n",
-        b"5;\x00\r\nhello\r\n",
-        b"0\r\nx\r\n\r\n",
-        b"0\r\nx: \x00\r\n\r\n",
+        *(b"zz\r\n", b"-1\r\n", b"0x5\r\nhello\r\n", b"\r\n", b"5\nhello\r\n0\r\n\r\n"),
+        *(b"5\r\nhelloXX", b"5\r\nhello\n0\r\n\r\n", b"5 \r\nhello\r\n", b"fffffffffffffffff\r\n"),
+        *(b"5;\x00\r\nhello\r\n", b"0\r\nx\r\n\r\n", b"0\r\nx: \x00\r\n\r\n"),
     ],
 )
 def test_malformed_chunk_is_a_400(service: Service, token: bytes, body: bytes) -> None:

@@ -1,9 +1,11 @@
-"""The table of the contract agrees with the service and its reference, docs/api.es.md.
+"""The table of the contract agrees with the service, with its reference, docs/api.es.md, and with
+the English summary, docs/api.en.md.
 
 test_openapi.py compares it with the OpenAPI document.
 """
 
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from sesiones.http.app import create_app
 from sesiones.http.routes import Routes
 from sesiones.settings import Settings
 from tests.harness import contract
+from tests.harness.api import SERVICE, check_problem
 from tests.harness.contract import FIELDS, Operation
 from tests.harness.service import Service
 
@@ -23,17 +26,28 @@ REFERENCE = (Path(__file__).parents[2] / "docs" / "api.es.md").read_text("utf-8"
 
 # The service
 
+METHODS = {path: list(operations) for path, operations in contract.OPERATIONS.items()}
+METHODS |= {path: ["GET", "HEAD"] for path in contract.OPERATORS_PATHS}
 
-def test_routes_are_those_of_the_contract(service: Service) -> None:
+
+def test_routes_are_those_of_the_contract() -> None:
     (table,) = create_app(Settings()).routes
     assert isinstance(table, Routes)
-    methods = {path: list(operations) for path, operations in contract.OPERATIONS.items()}
-    methods |= {path: ["GET", "HEAD"] for path in contract.OPERATORS_PATHS}
-    assert {path: list(found) for path, found in table.endpoints.items()} == methods
-    for path, allowed in methods.items():
-        sent = path.replace("{ID_Usuario}", "0").replace("{ID_Sesion}", "1")
-        refused = service.request("PROPFIND", sent)
-        assert (refused.status, refused.headers["allow"]) == (405, ", ".join(allowed))
+    assert {path: list(found) for path, found in table.endpoints.items()} == METHODS
+
+
+@pytest.mark.parametrize("path", METHODS)
+def test_other_method_is_a_405_with_allow_whatever_the_credential(
+    service: Service, path: str
+) -> None:
+    sent = path.replace("{ID_Usuario}", "0").replace("{ID_Sesion}", f"{contract.INT_MAX}")
+    tried = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"}
+    for method in tried.difference(METHODS[path]):
+        for headers in {}, SERVICE:
+            reply = service.request(method, sent, headers)
+            if method != "HEAD":
+                check_problem(reply, 405)
+            assert (reply.status, reply.headers["allow"]) == (405, ", ".join(METHODS[path]))
 
 
 def test_constants_of_the_service_are_those_of_the_contract() -> None:
@@ -108,3 +122,57 @@ def test_reference_lists_the_fields_of_the_contract() -> None:
     text = section("422 y 409: la lista `errores`")
     reasons = re.findall(r"^\| 422 \| (.*) \| la `Fecha_Expiracion`", text, re.MULTILINE)
     assert reasons == contract.BAD_DATES
+
+
+# The summary, docs/api.en.md
+
+SUMMARY = (Path(__file__).parents[2] / "docs" / "api.en.md").read_text("utf-8")
+
+
+def summary_rows(title: str) -> list[list[str]]:
+    """The cells of each row of the first table behind the title."""
+    table = SUMMARY.partition(f"\n## {title}\n")[2].partition("\n| ")[2].partition("\n\n")[0]
+    return [re.split(r" *\| *", line)[1:-1] for line in table.split("\n")[2:]]
+
+
+def described(first: str) -> tuple[list[str], list[str]]:
+    """The methods and the paths that the first cell of a row names."""
+    code = " ".join(re.findall(r"`([^`]+)`", first)).split()
+    paths = [word.replace("<", "{").replace(">", "}") for word in code if word.startswith("/")]
+    return [word for word in code if word.isupper()], paths
+
+
+def test_summary_describes_every_operation_of_the_contract() -> None:
+    left = {
+        (method, path): operation
+        for path, operations in contract.OPERATIONS.items()
+        for method, operation in operations.items()
+    }
+    left["any", contract.VERIFY_PATH] = contract.VERIFY
+    credentials = {"a token": "token", "the service key": "service key", "every caller": ""}
+    statuses_above: list[int] = []
+    for first, who, body, success, errors in summary_rows("Requests"):
+        statuses = [int(status) for status in re.findall(r"\b\d{3}\b", errors)]
+        statuses_above = statuses_above if errors == "the same" else statuses
+        methods, paths = described(first)
+        for method, path in itertools.product(methods or ["any"], paths):
+            operation = left.pop((method, path))
+            assert credentials[who] == operation.credential, first
+            assert success.startswith(str(operation.success)), first
+            assert statuses_above == [*operation.errors], first
+            if body not in ("the same", "all eight fields of the session"):
+                assert re.findall(r"`(\w+)`", body) == [*operation.body], first
+    assert not left
+
+
+def test_summary_lists_the_fields_and_the_errors_of_the_contract() -> None:
+    for title, names in {
+        "The session": FIELDS,
+        "A login in one act": list(contract.LOGIN),
+    }.items():
+        assert [first.strip("`") for first, *_ in summary_rows(title)] == names
+    before = SUMMARY.partition("Before the errors of a row")[2].partition("\n\n")[0]
+    found = [int(status) for status in re.findall(r"\b\d{3}\b", before)]
+    assert found == [*contract.BEFORE_ROUTING, 404, 405]
+    listed = SUMMARY.partition("A session in a list has")[2].partition("\n\n")[0]
+    assert re.findall(r"`(\w+)`", listed) == [*contract.LISTED, "Actual"]

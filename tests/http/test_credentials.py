@@ -76,6 +76,51 @@ def test_more_than_one_credential_is_none(headers: list[tuple[bytes, bytes]]) ->
     assert caller_token(headers) == (None, True)
 
 
+COOKIE = b"cookie"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(COOKIE, b"sid=" + RAW)],
+        [(COOKIE, b"a=b; sid=" + RAW + b"; c=d")],
+        [(COOKIE, b"a=b;sid=" + RAW)],  # RFC 6265, 5.4 has a blank; not every client does
+        [(COOKIE, b"sid2=x; Sid=x; xsid=" + RAW + b"; sid=" + RAW)],
+        [(COOKIE, b"a=b"), (COOKIE, b"sid=" + RAW)],  # HTTP/2 may split the header
+        [(COOKIE, b"sid=" + RAW), BASIC],
+        [(COOKIE, b"a=sid=" + RAW), (X_AUTH, RAW)],
+    ],
+)
+def test_token_in_the_named_cookie_is_the_callers(headers: list[tuple[bytes, bytes]]) -> None:
+    assert caller_token(headers, b"sid") == (TOKEN, True)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(COOKIE, b"sid=" + RAW + b"; sid=" + RAW)],  # two paths or domains
+        [(COOKIE, b"sid=" + RAW), (COOKIE, b"sid=" + RAW)],
+        [(COOKIE, b"sid=" + RAW), (X_AUTH, RAW)],
+        [(COOKIE, b"sid=" + RAW), (AUTH, b"Bearer " + RAW)],
+        [(COOKIE, b"sid=; a=b"), (X_AUTH, RAW)],
+        [(COOKIE, b"sid=")],
+        [(COOKIE, b"sid")],
+        [(COOKIE, b'sid="' + RAW + b'"')],
+        [(COOKIE, b"sid=" + RAW + b"=")],
+        [(COOKIE, b"sid= " + RAW)],
+        [(COOKIE, b"sid=" + RAW + b",a=b")],
+        [(COOKIE, b"sid=" + RAW), (AUTH, b"Bearer " + RAW), BASIC],
+    ],
+)
+def test_cookie_counts_as_one_credential(headers: list[tuple[bytes, bytes]]) -> None:
+    assert caller_token(headers, b"sid") == (None, True)
+
+
+@pytest.mark.parametrize("cookie", [b"", b"a=b", b"Sid=" + RAW, b"sid =" + RAW, b"a=sid=" + RAW])
+def test_other_cookies_do_not_count(cookie: bytes) -> None:
+    assert caller_token([(COOKIE, cookie)], b"sid") == (None, False)
+
+
 @pytest.mark.parametrize(
     "value",
     [

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import orjson
 import pytest
 
 from tests.harness.service import Service
@@ -122,7 +121,7 @@ def test_credentials_stay_in_memory(page: Page) -> None:
     assert (page.value("token"), page.value("clave")) == ("", "")
 
 
-def test_it_shows_the_whole_document(page: Page, service: Service) -> None:
+def test_page_shows_the_whole_document(page: Page, service: Service) -> None:
     document = service.request("GET", "/openapi.json").json()
     shown = page.one("main").get_property("textContent")
     operations = [
@@ -147,13 +146,7 @@ def test_it_shows_the_whole_document(page: Page, service: Service) -> None:
 
 def test_devices_are_listed_and_one_is_ended(page: Page, service: Service) -> None:
     user, script = 48_214, "<img src=x onerror=alert(1)> & <b>móvil</b>"
-    key = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
-    made = [
-        service.request(
-            "POST", "/sesiones", key, orjson.dumps({"ID_Usuario": user, "Dispositivo": device})
-        ).json()
-        for device in ("portátil", script)
-    ]
+    made = [service.new_session(user, device) for device in ("portátil", script)]
     token, rows = made[0]["Token_Sesion"], ".devices li"
     page.one("#token").send_keys(token)
     page.click("#ver-dispositivos")
@@ -192,7 +185,9 @@ def test_a_form_is_sent_as_a_form(page: Page) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_it_fits_and_reads(page: Page, screen: dict[str, object], scheme: str) -> None:
+def test_page_fits_every_screen_and_can_be_read(
+    page: Page, screen: dict[str, object], scheme: str
+) -> None:
     """No sideways scrolling, no text under the contrast of WCAG AA, a name on every control."""
     page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     feature = {"name": "prefers-color-scheme", "value": scheme}
@@ -212,7 +207,7 @@ def test_it_fits_and_reads(page: Page, screen: dict[str, object], scheme: str) -
     assert page.complaints() == []
 
 
-def test_policy(page: Page, service: Service) -> None:
+def test_policy_stops_what_is_injected(page: Page, service: Service) -> None:
     """What is injected does not run, and what is outside is not loaded."""
     policy = service.request("GET", "/docs").headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; ")

@@ -31,57 +31,37 @@ HEAD_MAX_BYTES = 16 * 1024
 # Malformed
 
 
+BAD_VERSIONS = [
+    *b"HTTP/3.7 HTTP/0.9 HTTP/1.1x HTTP/1.10 HTTP/1.2 HTTP/01.1 http/1.1 Http/1.1".split(),
+    *b"rtsp/1.1 ICE/1.1 XHTTP/1.1 HTTPS/1.1".split(),
+    b"HTTP/1.1 ",
+]
+BAD_LINES = [
+    *(b"GET /sesiones/self x HTTP/1.1", b"GET sesiones/self HTTP/1.1"),
+    b"GET http://sesiones HTTP/1.1",
+    *(b"GET /sesiones/verificar/\xc3\xb1 HTTP/1.1", b"GET /sesiones/verificar/\x00 HTTP/1.1"),
+    *(b"DESCRIBE /sesiones/verificar HTTP/1.1", b"INVENTO /sesiones/verificar HTTP/1.1"),
+    *(b"GET /sesiones/self " + version for version in BAD_VERSIONS),
+]
+BAD_FIELDS = [b" x: y", b": y", b"xy", b"x: a\rb", b"x: a\nb: c", b"\xc3\xb1: a"]
+
+
 @pytest.mark.parametrize(
     "head",
     [
-        b"\x00",
-        b"\xff\xfe\xfd",
-        b"hola\r\n\r\n",
+        *(b"\x00", b"\xff\xfe\xfd", b"hola\r\n\r\n", b"GET\r\n\r\n", b"GET /sesiones/self\r\n\r\n"),
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
         b"*1\r\n$4\r\nPING\r\n",  # Redis
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"GET\r\n\r\n",
+        b"GET /sesiones/self HTTP/2.0\r\n" + HOST + UPGRADE + b"\r\n",
         b"GET /sesiones/self HTTP/1.1\n" + HOST + b"\n",
         b"GET /sesiones/self HTTP/1.1\r\n" + HOST[:-2] + b"\n\n",
-        b"GET /sesiones/self x HTTP/1.1\r\n" + HOST + b"\r\n",
-        b"GET sesiones/self HTTP/1.1\r\n" + HOST + b"\r\n",
-        b"GET /sesiones/verificar/\xc3\xb1 HTTP/1.1\r\n" + HOST + b"\r\n",
-        b"GET /sesiones/verificar/\x00 HTTP/1.1\r\n" + HOST + b"\r\n",
-        b"GET /sesiones/self HTTP/3.7\r\n" + HOST + b"\r\n",
-        b"GET /sesiones/self HTTP/2.0\r\n" + HOST + b"\r\n",
-        b"GET /sesiones/self HTTP/2.0\r\n" + HOST + UPGRADE + b"\r\n",
-        b"GET /sesiones/self HTTP/0.9\r\n" + HOST + b"\r\n",
-        b"GET /sesiones/self\r\n" + HOST + b"\r\n",
-        b"GET /sesiones/self\r\n\r\n",
-        b"POST /sesiones HTTP/1.0\r\n" + HOST + CHUNKED + b"\r\n0\r\n\r\n",
-        b"GET /sesiones/self HTTP/1.1x\r\n" + HOST + b"\r\n",
-        b"GET /sesiones/self HTTP/1.10\r\n" + HOST + b"\r\n",
-        b"GET /sesiones/self HTTP/1.2\r\n" + HOST + b"\r\n",
-        b"GET /sesiones/self HTTP/01.1\r\n" + HOST + b"\r\n",
-        b"GET /sesiones/self HTTP/1.1 \r\n" + HOST + b"\r\n",
-        b"GET /sesiones/self http/1.1\r\n" + HOST + b"\r\n",
-        b"GET /sesiones/self Http/1.1\r\n" + HOST + b"\r\n",
-        b"GET /sesiones/self rtsp/1.1\r\n" + HOST + b"\r\n",
-        b"GET /sesiones/self ICE/1.1\r\n" + HOST + b"\r\n",
-        b"GET /sesiones/self XHTTP/1.1\r\n" + HOST + b"\r\n",
-        b"GET /sesiones/self HTTPS/1.1\r\n" + HOST + b"\r\n",
-        b"DESCRIBE /sesiones/verificar HTTP/1.1\r\n" + HOST + b"\r\n",
-        b"get /sesiones/self HTTP/1.1\r\n" + HOST + b"\r\n",
-        b"INVENTO /sesiones/verificar HTTP/1.1\r\n" + HOST + b"\r\n",
-        b"GET /sesiones/self HTTP/1.1\r\n" + HOST + b"x : y\r\n\r\n",
-        b"GET /sesiones/self HTTP/1.1\r\n" + HOST + b" x: y\r\n\r\n",
-        b"GET /sesiones/self HTTP/1.1\r\n" + HOST + b"x: y\r\n z\r\n\r\n",
-        b"GET /sesiones/self HTTP/1.1\r\n" + HOST + b": y\r\n\r\n",
-        b"GET /sesiones/self HTTP/1.1\r\n" + HOST + b"xy\r\n\r\n",
-        b"GET /sesiones/self HTTP/1.1\r\n" + HOST + b"x: a\x00b\r\n\r\n",
-        b"GET /sesiones/self HTTP/1.1\r\n" + HOST + b"x: a\rb\r\n\r\n",
-        b"GET /sesiones/self HTTP/1.1\r\n" + HOST + b"x: a\nb: c\r\n\r\n",
-        b"GET /sesiones/self HTTP/1.1\r\n" + HOST + b"\xc3\xb1: a\r\n\r\n",
-        b"CONNECT sesiones:443 HTTP/1.1\r\n" + HOST + b"\r\n",
-        b"GET http://sesiones HTTP/1.1\r\n" + HOST + b"\r\n",
+        *(b"%b\r\n%b\r\n" % (line, HOST) for line in BAD_LINES),
+        *(b"GET /sesiones/self HTTP/1.1\r\n%b%b\r\n\r\n" % (HOST, field) for field in BAD_FIELDS),
     ],
 )
 def test_malformed_request_is_a_400(service: Service, head: bytes) -> None:
+    """Further ones are in test_conformance.py."""
     check_refusal(talk(service, head), 400)
 
 
@@ -162,14 +142,14 @@ def test_name_of_another_protocol_elsewhere_is_no_error(
     last = check(token, b"Connection: close\r\n", field)
     assert statuses(talk(service, request * 3 + slashes + last)) == [200] * 5
     for cut in range(len(line) - 12, len(line) + len(field) + 2):
-        assert statuses(talk(service, request[:cut], request[cut:] + last, gap=0.005)) == [200] * 2
+        assert statuses(talk(service, request[:cut], request[cut:] + last, gap=0.002)) == [200] * 2
     device = b" RTSP/1.0 ICE/1.0 GET /sesiones/verificar RTSP/1.1"
     creation = CREATION.replace(b'"d"', b'"%b"' % device)
     length = b"Content-Length: %d\r\n" % len(creation)
     for body in creation, creation.replace(b", ", b",\n"):
         created = post(length, field, b"Connection: close\r\n", body=body)
         for cut in range(len(created) - len(body) - 3, len(created)):
-            (reply,) = parse(talk(service, created[:cut], created[cut:], gap=0.005))
+            (reply,) = parse(talk(service, created[:cut], created[cut:], gap=0.002))
             assert (reply.status, reply.json()["Dispositivo"]) == (201, device.decode())
 
 
@@ -216,11 +196,6 @@ def test_chunked_among_empty_members_is_chunked(service: Service) -> None:
     for coding in b"Transfer-Encoding: ,chunked\r\n", b"Transfer-Encoding: , CHUNKED\r\n":
         request = post(coding, b"Connection: close\r\n", body=chunks(CREATION, 10))
         assert statuses(talk(service, request)) == [201]
-
-
-@pytest.mark.parametrize("hosts", [b"", HOST * 2, HOST + b"host: otro\r\n"])
-def test_not_exactly_one_host_is_a_400(service: Service, token: bytes, hosts: bytes) -> None:
-    check_refusal(talk(service, check(token).replace(HOST, hosts)), 400)
 
 
 @pytest.mark.parametrize(
@@ -273,6 +248,13 @@ def test_refusal_of_a_head_request_has_no_body(service: Service, token: bytes) -
         check_problem(reply, 400)
 
 
+BAD_LENGTHS = [b"37, 37", b"+37", b"-1", b"0x25", b"3 7", b"3_7", b"", b"%d" % (2**64 + 37)]
+BAD_CODINGS = [
+    *(b"identity", b"chunked, identity", b"chunked, chunked", b"xchunked", b"chunked;x=y"),
+    b'"chunked"',
+]
+
+
 @pytest.mark.parametrize(
     "framing",
     [
@@ -281,25 +263,13 @@ def test_refusal_of_a_head_request_has_no_body(service: Service, token: bytes) -
         b"Content-Length: 0\r\n" + CHUNKED,
         LENGTH + b"Content-Length: 0\r\n",
         LENGTH + LENGTH,
-        b"Content-Length: 37, 37\r\n",
-        b"Content-Length: +37\r\n",
-        b"Content-Length: -1\r\n",
-        b"Content-Length: 0x25\r\n",
-        b"Content-Length: 3 7\r\n",
-        b"Content-Length: 3_7\r\n",
-        b"Content-Length: \r\n",
-        b"Content-Length: 18446744073709551653\r\n",  # 37 in 64 bits
+        *(b"Content-Length: %b\r\n" % length for length in BAD_LENGTHS),
         b"Content-Length : 37\r\n",
         LENGTH + b"Transfer-Encoding: identity\r\n",
         LENGTH + b"Transfer-Encoding: \x0bchunked\r\n",
         LENGTH + b"Transfer-Encoding : chunked\r\n",
         LENGTH + b"Transfer-Encoding\r\n : chunked\r\n",
-        b"Transfer-Encoding: identity\r\n",
-        b"Transfer-Encoding: chunked, identity\r\n",
-        b"Transfer-Encoding: chunked, chunked\r\n",
-        b"Transfer-Encoding: xchunked\r\n",
-        b'Transfer-Encoding: "chunked"\r\n',
-        b"Transfer-Encoding: chunked;x=y\r\n",
+        *(b"Transfer-Encoding: %b\r\n" % coding for coding in BAD_CODINGS),
         CHUNKED + CHUNKED,
         CHUNKED + b"Transfer-Encoding: identity\r\n",
     ],

@@ -50,11 +50,11 @@ UPGRADE = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
     ],
 )
 @pytest.mark.parametrize("size", [1, 7, 1_000_000])
-async def test_state_after_bytes(sent: bytes, state: Input, size: int) -> None:
+async def test_input_has_the_state_that_the_bytes_lead_to(
+    sent: bytes, state: Input, size: int
+) -> None:
     async with stub_server() as served:
-        _, writer = await asyncio.open_connection("127.0.0.1", served.port)
-        await until(lambda: bool(served.server.server_state.connections))
-        (connection,) = served.server.server_state.connections
+        writer, connection = await served.accepted()
         served.hold = True
         # The requests of one connection wait for each other: so each piece is one of its own.
         for at in range(0, len(sent), max(size, len(sent) // 200)):
@@ -75,9 +75,7 @@ async def test_blank_line_that_comes_byte_by_byte_ends_a_message(
 ) -> None:
     """``together``: how many of its last bytes come with the message behind it."""
     async with stub_server() as served:
-        _, writer = await asyncio.open_connection("127.0.0.1", served.port)
-        await until(lambda: bool(served.server.server_state.connections))
-        (connection,) = served.server.server_state.connections
+        writer, connection = await served.accepted()
         for byte in first[:-together]:
             connection.data_received(bytes([byte]))
         connection.data_received(first[-together:] + LENGTH)
@@ -102,9 +100,7 @@ async def test_keep_alive_does_not_cut_the_time_to_read_an_error_short() -> None
     """The connection is left open for half a second: closing on unread bytes would lose the
     error."""
     async with stub_server() as served:
-        _, writer = await asyncio.open_connection("127.0.0.1", served.port)
-        await until(lambda: bool(served.server.server_state.connections))
-        (connection,) = served.server.server_state.connections
+        writer, connection = await served.accepted()
         connection.data_received(b"\x00")
         assert connection._input is DISCARD
         connection._last_active -= connection.timeout_keep_alive

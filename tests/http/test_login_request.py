@@ -16,7 +16,6 @@ from tests.harness.api import (
     DEVICE,
     FORM,
     JSON,
-    LISTED,
     MALFORMED,
     OTHER_USER,
     SERVICE,
@@ -27,6 +26,7 @@ from tests.harness.api import (
     check_problem,
     list_user,
 )
+from tests.harness.contract import LISTED
 from tests.harness.records import age
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Reply
@@ -95,7 +95,9 @@ async def test_window_as_long_as_the_life_is_a_fixed_end(client: Client, redis: 
     assert slid["Fecha_Expiracion"] == sesion["Fecha_Expiracion"] - 1000
 
 
-async def test_login_with_every_field(client: Client, media_type: dict[str, str]) -> None:
+async def test_login_with_every_field_does_all_that_they_ask_for(
+    client: Client, media_type: dict[str, str]
+) -> None:
     previous, others = await client.create(OTHER_USER), [await client.create() for _ in range(3)]
     reply = await log_in(
         client,

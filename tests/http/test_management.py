@@ -3,7 +3,6 @@ endpoints of management share."""
 
 from typing import Any
 
-import orjson
 import pytest
 from redis import Redis
 from starlette.applications import Starlette
@@ -14,14 +13,10 @@ from tests.harness.api import (
     BACKEND_ROUTES,
     BUCKET_MATE,
     CALLER_ROUTES,
-    FORM,
     INTROSPECTION,
-    JSON,
-    LISTED,
     OTHER_USER,
     REVOCATION,
     SERVICE,
-    UNKNOWN,
     USER,
     Client,
     caller,
@@ -29,9 +24,9 @@ from tests.harness.api import (
     check_problem,
     list_own,
     list_user,
-    open_app,
     post,
 )
+from tests.harness.contract import LISTED
 from tests.harness.records import age, record, session_key, write_record
 from tests.harness.service import Service
 from tests.harness.stores import KEY
@@ -78,20 +73,6 @@ async def test_list_is_most_recently_used_first_then_highest_number_first(
 def _number(sesion: dict[str, Any]) -> int:
     number: int = sesion["ID_Sesion"]
     return number
-
-
-@pytest.mark.parametrize(
-    ("path", "headers"), [("/sesiones", None), (f"/sesiones/usuarios/{USER}", SERVICE)]
-)
-async def test_head_of_a_list_has_the_length_of_the_get(
-    redis: "Redis", service: Service, path: str, headers: dict[str, str] | None
-) -> None:
-    client = Client(None, service)  # in process the body is the server's to leave out
-    sesion = await client.create()
-    credential = caller(sesion) if headers is None else headers
-    got, head = [await client.send(method, path, credential) for method in ("GET", "HEAD")]
-    assert (head.status, head.body) == (200, b"")
-    assert head.headers["content-length"] == got.headers["content-length"] == str(len(got.body))
 
 
 async def test_list_and_count_never_have_a_token_or_a_digest(client: Client) -> None:
@@ -179,22 +160,8 @@ async def test_body_and_query_of_the_owners_deletes_are_ignored(client: Client, 
 
 
 BAD_NUMBERS = [
-    *(
-        "0",
-        "00",
-        "01",
-        "+1",
-        "-1",
-        "1.0",
-        "1e3",
-        "0x1",
-        "1_0",
-        "1 ",
-        " 1",
-        "a",
-        "{}",
-        "{ID_Sesion}",
-    ),
+    *("0", "00", "01", "+1", "-1", "1.0", "1e3", "0x1", "1_0", "1 ", " 1", "a", "{}"),
+    "{ID_Sesion}",
     *("9007199254740992", "9" * 16, "1" * 17, "1/", "/1", "1/2", "\u0661", "1\n", "1%0A", "%31"),
     *("Logoutothers", "logoutOthers/", "usuarios", "introspeccion/", ""),
 ]
@@ -219,17 +186,10 @@ async def test_last_segment_that_is_no_number_of_a_session_is_a_404(
 @pytest.mark.parametrize(
     "path",
     [
-        "/sesiones/usuarios",
-        "/sesiones/usuarios/",
-        "/sesiones//usuarios/@",
-        "/sesiones/usuarios//@",
-        "/sesiones/usuarios/@/",
-        "/sesiones/usuarios/{}/@",
-        "/sesiones/usuarios/{ID_Usuario}",
-        "/sesiones/usuarios/{ID_Usuario}/@",
-        "/sesiones/Usuarios/@",
-        "/sesiones/./usuarios/@",
-        "/sesiones/usuarios/@/1/1",
+        *("/sesiones/usuarios", "/sesiones/usuarios/", "/sesiones//usuarios/@"),
+        *("/sesiones/usuarios//@", "/sesiones/usuarios/@/", "/sesiones/usuarios/{}/@"),
+        *("/sesiones/usuarios/{ID_Usuario}", "/sesiones/usuarios/{ID_Usuario}/@"),
+        *("/sesiones/Usuarios/@", "/sesiones/./usuarios/@", "/sesiones/usuarios/@/1/1"),
         "//sesiones/usuarios/@",
     ],
 )
@@ -245,12 +205,8 @@ async def test_path_that_is_nearly_a_users_is_a_404_and_ends_nothing(
 @pytest.mark.parametrize(
     "path",
     [
-        "/%73esiones/usuarios/7",
-        "/sesiones/%75suarios/7",
-        "/sesiones/usuarios/%37",
-        "/sesiones/usuarios%2F7",
-        "/sesiones/introspecci%6Fn",
-        "/sesiones/logout%4Fthers",
+        *("/%73esiones/usuarios/7", "/sesiones/%75suarios/7", "/sesiones/usuarios/%37"),
+        *("/sesiones/usuarios%2F7", "/sesiones/introspecci%6Fn", "/sesiones/logout%4Fthers"),
     ],
 )
 def test_path_is_compared_as_it_was_sent(redis: "Redis", service: Service, path: str) -> None:
@@ -327,46 +283,6 @@ async def test_route_of_the_owner_refuses_the_service_key(
     client: Client, method: str, path: str
 ) -> None:
     assert (await client.send(method, path, SERVICE)).status == 401
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "allowed"),
-    [
-        ("PATCH", "/sesiones", "GET, HEAD, POST, PUT"),
-        ("GET", "/sesiones/4096", "DELETE"),
-        ("POST", "/sesiones/logoutOthers", "DELETE"),
-        ("POST", "/sesiones/usuarios/0", "GET, HEAD, DELETE"),
-        ("GET", "/sesiones/usuarios/0/1", "DELETE"),
-        ("GET", INTROSPECTION, "POST"),
-        ("DELETE", INTROSPECTION, "POST"),
-        ("HEAD", REVOCATION, "POST"),
-    ],
-)
-async def test_405_comes_before_401(client: Client, method: str, path: str, allowed: str) -> None:
-    for headers in {}, SERVICE:
-        reply = await client.send(method, path, headers)
-        assert (reply.status, reply.headers["allow"]) == (405, allowed)
-
-
-@pytest.fixture
-def without_redis() -> Client:
-    return Client(open_app("unix:///nonexistent/redis.sock"), None)
-
-
-@pytest.mark.parametrize(
-    ("method", "path"), [*CALLER_ROUTES, *BACKEND_ROUTES], ids=lambda value: str(value)
-)
-async def test_route_without_redis_is_a_503(without_redis: Client, method: str, path: str) -> None:
-    if (method, path) in CALLER_ROUTES:
-        reply = await without_redis.send(method, path, {"x-auth-token": UNKNOWN})
-    elif method == "POST" and path == "/sesiones":
-        body = orjson.dumps({"ID_Usuario": 1, "Dispositivo": "d"})
-        reply = await without_redis.send(method, path, SERVICE | JSON, body)
-    elif method == "PUT":
-        return  # test_errors.py
-    else:
-        reply = await without_redis.send(method, path, SERVICE | FORM, f"token={UNKNOWN}".encode())
-    check_problem(reply, 503)
 
 
 async def test_answers_of_management_have_no_identity(app: Starlette) -> None:

@@ -24,7 +24,9 @@ from tests.harness.records import age, session_key
 pytestmark = pytest.mark.anyio
 
 
-async def test_introspection_of_a_live_token(client: Client, redis: "Redis") -> None:
+async def test_introspection_of_a_live_token_is_active_and_tells_whose_it_is(
+    client: Client, redis: "Redis"
+) -> None:
     sesion = await client.create()
     age(redis, Sesion(**sesion), 100)
     reply = await post(client, INTROSPECTION, sesion["Token_Sesion"])

@@ -3,7 +3,6 @@
 import re
 from typing import Any
 
-import orjson
 import pytest
 import requests
 from authlib.integrations.requests_client import OAuth2Session
@@ -71,15 +70,8 @@ def protected(client: Client, token: str) -> Any:
     return protector.validate_request(None, Request({"type": "http", "headers": [header]}))
 
 
-def create(service: Service) -> dict[str, Any]:
-    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
-    body = orjson.dumps({"ID_Usuario": USER, "Dispositivo": "d"})
-    sesion: dict[str, Any] = service.request("POST", "/sesiones", headers, body).json()
-    return sesion
-
-
 def test_authlib_admits_a_live_session(redis: "Redis", service: Service) -> None:
-    sesion = create(service)
+    sesion = service.new_session(USER)
     with Client(service.port) as client:
         claims = protected(client, sesion["Token_Sesion"])
     assert claims["sub"] == str(sesion["ID_Usuario"])
@@ -95,7 +87,7 @@ def test_authlib_refuses_any_other_token(redis: "Redis", service: Service, token
 
 
 def test_authlib_revokes_a_session(redis: "Redis", service: Service) -> None:
-    token = create(service)["Token_Sesion"]
+    token = service.new_session(USER)["Token_Sesion"]
     with Client(service.port) as client:
         for _ in range(2):  # the second answer is the same (RFC 7009, 2.2)
             assert client.revocation(token).status_code == 200

@@ -6,7 +6,6 @@ from contextlib import suppress
 
 import pytest
 
-from tests.harness.api import check_problem
 from tests.harness.service import Service
 from tests.harness.wire import (
     CHUNKED,
@@ -19,6 +18,7 @@ from tests.harness.wire import (
     LENGTH,
     UPGRADE,
     check,
+    check_refusal,
     chunks,
     parse,
     post,
@@ -85,9 +85,7 @@ def test_response_to_a_withheld_body_closes(
 
 
 def test_413_to_a_withheld_body_closes(service: Service) -> None:
-    (reply,) = parse(talk(service, post(b"Content-Length: 16385\r\n", EXPECT)))
-    check_problem(reply, 413)
-    assert reply.headers["connection"] == "close"
+    check_refusal(talk(service, post(b"Content-Length: 16385\r\n", EXPECT)), 413)
 
 
 @pytest.mark.parametrize("case", WITHHELD)
@@ -139,9 +137,8 @@ def test_connection_is_kept_when_100_was_sent(service: Service, token: bytes) ->
 
 def test_refusal_instead_of_100_closes(service: Service) -> None:
     for more, status in (HOST, 400), (b"x: y\r\n" * 100, 431):
-        (reply,) = parse(talk(service, post(LENGTH, EXPECT, more)))
-        check_problem(reply, status)
-        assert reply.headers["connection"] == "close"
+        check_refusal(talk(service, post(LENGTH, EXPECT, more)), status)
+    check_refusal(talk(service, post(CHUNKED, EXPECT, body=b"zz\r\n")), 400)
 
 
 def test_http_1_0_does_not_know_100_continue(service: Service) -> None:
@@ -265,7 +262,6 @@ def test_stopping_service_ends_a_connection_of_http_1_0(token: bytes, service: S
     with Service(**service.variables) as stopping, stopping.connect() as connection:
         connection.sendall(old(token, KEEP_ALIVE))
         assert receive(connection)[0].headers["connection"] == "keep-alive"
-        assert stopping.process is not None
         stopping.process.terminate()
         time.sleep(0.2)
         connection.sendall(old(token, KEEP_ALIVE))

@@ -270,23 +270,6 @@ def test_upgrade_field_without_connection_is_ignored(service: Service, token: by
     assert statuses(talk(service, request, check(token, b"Connection: close\r\n"))) == [200, 200]
 
 
-def test_expect_gets_100_only_where_the_body_is_needed(service: Service, token: bytes) -> None:
-    expect = b"Expect: 100-continue\r\n"
-    close = b"Connection: close\r\n"
-    assert statuses(talk(service, post(LENGTH, expect, close), CREATION)) == [100, 201]
-    # An answer that needs no body is given at once, without asking for it.
-    unauthorized = b"POST /sesiones HTTP/1.1\r\n" + HOST + LENGTH + expect + close + b"\r\n"
-    assert statuses(talk(service, unauthorized)) == [401]
-    large = post(b"Content-Length: 16385\r\n", expect, close)
-    assert statuses(talk(service, large)) == [413]
-    assert statuses(talk(service, check(token, LENGTH, expect, close))) == [200]
-
-
-def test_no_100_continue_behind_a_refusal(service: Service) -> None:
-    request = post(CHUNKED, b"Expect: 100-continue\r\n", body=b"zz\r\n")
-    check_refusal(talk(service, request), 400)
-
-
 def test_form_of_the_target_decides_its_path(service: Service, token: bytes) -> None:
     close = b"Connection: close\r\n"
     for line, status in [
@@ -307,7 +290,7 @@ def test_form_of_the_target_decides_its_path(service: Service, token: bytes) -> 
         assert statuses(talk(service, check(token, close, line=line))) == [status], line
 
 
-def test_credential_fields_count_by_name_and_number(service: Service, token: bytes) -> None:
+def test_credential_is_found_by_the_name_of_its_field(service: Service, token: bytes) -> None:
     def status(*fields: bytes) -> int:
         request = b"GET /sesiones/self HTTP/1.1\r\n%b%bConnection: close\r\n\r\n"
         (reply,) = parse(talk(service, request % (HOST, b"".join(fields))))
@@ -319,10 +302,7 @@ def test_credential_fields_count_by_name_and_number(service: Service, token: byt
     assert status(b"AUTHORIZATION:bearer   %b\r\n" % token) == 200
     assert status(b"x: \xff\xfe\x80\r\n", x_auth) == 200
     assert status(b"x_auth_token: %b\r\n" % token) == 401
-    assert status(x_auth, x_auth) == 401
     assert status(x_auth, bearer) == 401
-    assert status(bearer, bearer) == 401
-    assert status(b"Authorization: Basic x\r\n", x_auth) == 200
     assert status(b"x-auth-token: \xff%b\r\n" % token) == 401
     assert status(b"x-auth-token: %b\xa0\r\n" % token) == 401
     assert status(b"x-auth-token: %b, %b\r\n" % (token, token)) == 401

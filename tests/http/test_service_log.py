@@ -24,7 +24,7 @@ from tests.harness.pipes import lines_of, narrow_pipe
 from tests.harness.records import index_key, session_key, write_record
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service, children, comes_true, environment, serves
-from tests.harness.stores import KEY
+from tests.harness.stores import KEY, service_variables
 
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -103,10 +103,7 @@ def test_beginning_and_end_of_each_session_are_logged(redis_server: RedisServer)
         SESIONES_MAX_PER_USER="2",
         SESIONES_REDIS_TIMEOUT="5",
     ) as service:
-        made = [
-            service.request("POST", "/sesiones", FORM, "ID_Usuario=48213&Dispositivo=d").json()
-            for _ in range(4)
-        ]
+        made = [service.new_session(48213) for _ in range(4)]
         by_token = {sesion["Token_Sesion"]: sesion for sesion in made}
         live = [
             token
@@ -139,13 +136,12 @@ def test_beginning_and_end_of_each_session_are_logged(redis_server: RedisServer)
 
 def test_slow_operations_are_logged(redis_server: RedisServer, redis: "Redis") -> None:
     with Service(SESIONES_REDIS_URL=redis_server.url, SESIONES_REDIS_TIMEOUT="5") as service:
-        body = "ID_Usuario=7&Dispositivo=d"
-        token = service.request("POST", "/sesiones", FORM, body).json()["Token_Sesion"]
+        token = service.new_session()["Token_Sesion"]
         redis.client_pause(200)
         service.request("GET", "/sesiones/self", {"x-auth-token": token})
         time.sleep(1)  # one a second is logged
         redis.client_pause(200)
-        service.request("POST", "/sesiones", FORM, body)
+        service.new_session()
         slow = re.findall(
             r"WARNING sesiones\.store: slow: (\w+) took 0\.[1-9]\d\d s\n", service.log
         )
@@ -156,17 +152,9 @@ def test_slow_operations_are_logged(redis_server: RedisServer, redis: "Redis") -
 def logged(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator[Service]:
     with Service(
         *("--access-log", "1", "--workers", str(request.param)),
-        SESIONES_REDIS_URL=redis_server.url,
-        SESIONES_SERVICE_KEY=KEY,
-        SESIONES_REDIS_TIMEOUT="5",
+        **service_variables(redis_server.url),
     ) as service:
         yield service
-
-
-def create(service: Service) -> str:
-    body = '{"ID_Usuario": 7, "Dispositivo": "d"}'
-    token: str = service.request("POST", "/sesiones", SERVICE, body).json()["Token_Sesion"]
-    return token
 
 
 def send_everywhere(service: Service, token: str) -> None:
@@ -238,7 +226,8 @@ def send_everywhere(service: Service, token: str) -> None:
 
 
 def test_no_token_in_the_log(logged: Service, redis: "Redis") -> None:
-    live, ended, unknown = create(logged), create(logged), tokens.make(7)
+    live, ended = (logged.new_session()["Token_Sesion"] for _ in range(2))
+    unknown = tokens.make(7)
     before = len(logged.log)
     for token in live, ended, unknown:
         send_everywhere(logged, token)
@@ -271,7 +260,7 @@ def test_no_token_in_the_log(logged: Service, redis: "Redis") -> None:
 
 
 def test_bad_record_is_named_by_its_fingerprint(logged: Service, redis: "Redis") -> None:
-    token = create(logged)
+    token = logged.new_session()["Token_Sesion"]
     before = len(logged.log)
     redis.hset(session_key(token), "1", "x")
     reply = logged.request("GET", "/sesiones/self", {"x-auth-token": token})
@@ -288,7 +277,7 @@ def test_access_line_has_no_query(logged: Service) -> None:
 
 
 def test_without_an_access_log_no_request_is_logged(service: Service, redis: "Redis") -> None:
-    token = create(service)
+    token = service.new_session()["Token_Sesion"]
     before = service.log
     send_everywhere(service, token)
     assert service.log == before

@@ -17,8 +17,6 @@ from redis import Redis
 from starlette.applications import Starlette
 
 from sesiones import tokens
-from sesiones.http.app import create_app
-from sesiones.settings import Settings
 from tests.harness import asgi
 from tests.harness.api import (
     CALLER_ROUTES,
@@ -36,9 +34,7 @@ from tests.harness.api import (
 )
 from tests.harness.contract import FIELDS, IDENTITY
 from tests.harness.records import record, session_key, write_record
-from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service
-from tests.harness.stores import KEY
 
 pytestmark = pytest.mark.anyio
 
@@ -73,25 +69,7 @@ async def test_self_is_the_session_in_body_and_headers(client: Client) -> None:
     }
 
 
-@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-async def test_bearer_token_authenticates_in_any_case_of_the_scheme(
-    client: Client, scheme: str
-) -> None:
-    token = (await client.create())["Token_Sesion"]
-    reply = await client.send("GET", "/sesiones/self", {"Authorization": f"{scheme} {token}"})
-    assert (reply.status, reply.json()["Token_Sesion"]) == (200, token)
-
-
-async def test_head_is_get_without_its_body(client: Client) -> None:
-    caller = {"x-auth-token": (await client.create())["Token_Sesion"]}
-    head = await client.send("HEAD", "/sesiones/self", caller)
-    get = await client.send("GET", "/sesiones/self", caller)
-    assert (head.status, head.headers["content-type"]) == (200, "application/json")
-    assert head.headers["content-length"] == str(len(get.body))
-    assert set(IDENTITY) <= set(head.headers)
-
-
-async def test_head_has_no_body(redis: "Redis", service: Service) -> None:
+async def test_head_is_get_without_its_body(redis: "Redis", service: Service) -> None:
     # In process the body is the server's to leave out.
     client = Client(None, service)
     caller = {"x-auth-token": (await client.create())["Token_Sesion"]}
@@ -101,12 +79,16 @@ async def test_head_has_no_body(redis: "Redis", service: Service) -> None:
         ({}, "/sesiones/verificar", 401),
         (caller, "/sesiones", 200),
         ({}, "/sesiones", 401),
+        (SERVICE, f"/sesiones/usuarios/{USER}", 200),
         (caller, "/sesiones/logout", 405),
         (caller, "/", 404),
     ]:
-        reply = await client.send("HEAD", path, headers)
-        assert (reply.status, reply.body) == (status, b"")
-        assert int(reply.headers["content-length"]) > 0
+        get = await client.send("GET", path, headers)
+        head = await client.send("HEAD", path, headers)
+        assert (head.status, head.body) == (get.status, b"") == (status, b"")
+        changing = {"date": "", "x-fecha-expiracion": ""}
+        assert head.headers | changing == get.headers | changing
+        assert head.headers["content-length"] == str(len(get.body))
 
 
 async def test_check_slides_the_session(client: Client, redis: "Redis") -> None:
@@ -201,16 +183,6 @@ async def test_not_exactly_one_credential_is_a_401(app: Starlette, method: str, 
         assert (await asgi.request(app, method, path, headers)).status in (200, 422)
 
 
-async def test_another_scheme_does_not_count(client: Client) -> None:
-    token = (await client.create())["Token_Sesion"]
-    for value in "Basic dTpw", token, f"Token {token}", f"Bearer{token}", "":
-        reply = await client.send("GET", "/sesiones/self", {"Authorization": value})
-        check_problem(reply, 401)
-        assert reply.headers["www-authenticate"] == 'Bearer realm="sesiones"'
-    both = {"Authorization": "Basic dTpw", "x-auth-token": token}
-    assert (await client.send("GET", "/sesiones/self", both)).status == 200
-
-
 async def test_session_of_a_bad_record_is_a_401(client: Client, redis: "Redis") -> None:
     sesion, good = await client.create(), await client.create()
     redis.hset(session_key(sesion["Token_Sesion"]), "1", "x")
@@ -242,20 +214,8 @@ async def test_verificar_takes_any_method(client: Client, method: str) -> None:
 @pytest.mark.parametrize(
     "below",
     [
-        "",
-        "/",
-        "//",
-        "/sesiones",
-        "/..",
-        "/../self",
-        "/%",
-        "/a\n",
-        "/\n/",
-        "/a\r\nx: y",
-        "/\x00",
-        "/ñ/😀",
-        "/a;b?c#d",
-        "/" + "a" * 8000,
+        *("", "/", "//", "/sesiones", "/..", "/../self", "/%", "/a\n", "/\n/", "/a\r\nx: y"),
+        *("/\x00", "/ñ/😀", "/a;b?c#d", "/" + "a" * 8000),
     ],
 )
 async def test_verificar_takes_anything_below(client: Client, below: str) -> None:
@@ -279,30 +239,12 @@ async def test_verificar_takes_any_encoded_path_below(redis: "Redis", service: S
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
-        "/sesiones/",
-        "/sesiones/self/",
-        "/sesiones/logout/",
-        "/sesiones/logoutAll/",
-        "/sesiones/logoutall",
-        "/Sesiones/self",
-        "/sesiones/SELF",
-        "//sesiones",
-        "/sesiones//self",
-        "/./sesiones/self",
-        "/sesiones/../sesiones/self",
-        "/sesiones/self/x",
-        "/sesiones/self;x",
-        "/sesiones/self ",
-        "/sesiones/self\n",
-        "/sesiones/self\x00",
-        "/sesiones\n",
-        "/\n/sesiones/self",
-        "/sesiones/verificar\n",
-        "/sesiones/verificarx",
-        "/sesiones/verifica",
-        "//sesiones/verificar",
-        "/sesiones/\u017felf",
+        *("/", "/sesiones/", "/sesiones/self/", "/sesiones/logout/", "/sesiones/logoutAll/"),
+        *("/sesiones/logoutall", "/Sesiones/self", "/sesiones/SELF", "//sesiones"),
+        *("/sesiones//self", "/./sesiones/self", "/sesiones/../sesiones/self", "/sesiones/self/x"),
+        *("/sesiones/self;x", "/sesiones/self ", "/sesiones/self\n", "/sesiones/self\x00"),
+        *("/sesiones\n", "/\n/sesiones/self", "/sesiones/verificar\n", "/sesiones/verificarx"),
+        *("/sesiones/verifica", "//sesiones/verificar", "/sesiones/\u017felf"),
     ],
 )
 async def test_unknown_path_is_a_404(client: Client, path: str) -> None:
@@ -320,33 +262,6 @@ async def test_unknown_path_leads_to_the_documentation(client: Client) -> None:
         check_problem(reply, 404)
         assert "/docs" in reply.json()["detail"]
     assert (await client.send("GET", "/docs")).status == 200
-
-
-@pytest.mark.parametrize(
-    ("path", "allowed"),
-    [
-        ("/sesiones", ["GET", "HEAD", "POST", "PUT"]),
-        ("/sesiones/logoutOthers", ["DELETE"]),
-        ("/sesiones/9007199254740991", ["DELETE"]),
-        ("/sesiones/usuarios/0", ["DELETE", "GET", "HEAD"]),
-        ("/sesiones/usuarios/0/1", ["DELETE"]),
-        ("/sesiones/introspeccion", ["POST"]),
-        ("/sesiones/revocacion", ["POST"]),
-        ("/sesiones/self", ["GET", "HEAD"]),
-        ("/sesiones/logout", ["DELETE"]),
-        ("/sesiones/logoutAll", ["DELETE"]),
-    ],
-)
-async def test_unknown_method_is_a_405_with_allow(
-    client: Client, path: str, allowed: list[str]
-) -> None:
-    methods = {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"}
-    for method in methods.difference(allowed):
-        reply = await client.send(method, path)
-        check_problem(reply, 405)
-        assert sorted(reply.headers["allow"].split(", ")) == allowed
-    if "HEAD" not in allowed:
-        assert (await client.send("HEAD", path)).headers["allow"] == ", ".join(allowed)
 
 
 # POST /sesiones
@@ -392,57 +307,18 @@ async def test_create_reads_json_and_forms(
         assert reply.json()["Dispositivo"] == device
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT"])
-@pytest.mark.parametrize(
-    ("headers", "presented"),
-    [
-        ({}, False),
-        ({"x-auth-token": KEY}, False),
-        ({"Authorization": "Basic dTpw"}, False),
-        ({"Authorization": KEY}, False),
-        ({"Authorization": "Bearer"}, True),
-        ({"Authorization": f"Bearer {KEY}k"}, True),
-        ({"Authorization": f"Bearer {KEY[:-1]}"}, True),
-        ({"Authorization": f"Bearer {UNKNOWN}"}, True),
-        ({"Authorization": "Bearer " + "\xff" * 32}, True),
-    ],
-)
-async def test_post_and_put_without_the_service_key_are_a_401(
-    client: Client, method: str, headers: dict[str, str], presented: bool
-) -> None:
-    sesion = await client.create()
-    reply = await client.send(method, "/sesiones", headers | JSON, orjson.dumps(sesion))
-    check_problem(reply, 401)
-    assert ("invalid_token" in reply.headers["www-authenticate"]) == presented
-
-
 async def test_token_is_ignored_beside_a_service_key(client: Client) -> None:
     body = b'{"ID_Usuario": 7, "Dispositivo": "d"}'
     headers = SERVICE | JSON | {"x-auth-token": "x"}
     assert (await client.send("POST", "/sesiones", headers, body)).status == 201
 
 
-async def test_app_without_a_service_key_answers_post_with_401(redis_server: RedisServer) -> None:
-    app = create_app(Settings(redis_url=redis_server.url))
-    async with app.router.lifespan_context(app):
-        for headers in {}, SERVICE, {"Authorization": "Bearer"}:
-            reply = await Client(app, None).send("POST", "/sesiones", headers | JSON, b"{}")
-            check_problem(reply, 401)
-
-
 @pytest.mark.parametrize("method", ["POST", "PUT"])
 @pytest.mark.parametrize(
     "content_type",
     [
-        None,
-        "",
-        "text/plain",
-        "text/json",
-        "application/jsonx",
-        "application/problem+json",
-        "multipart/form-data; boundary=x",
-        "application/json, application/json",
-        "application",
+        *(None, "", "text/plain", "text/json", "application/jsonx", "application/problem+json"),
+        *("multipart/form-data; boundary=x", "application/json, application/json", "application"),
         ";application/json",
     ],
 )
@@ -539,25 +415,15 @@ async def test_body_over_16_kib_is_a_413(client: Client, kind: dict[str, str]) -
     ("kind", "body"),
     [
         (JSON, b""),
-        (JSON, b"{"),
         (JSON, b"[]"),
-        (JSON, b"null"),
-        (JSON, b'{"ID_Usuario": NaN, "Dispositivo": "d"}'),
         (JSON, b'{"ID_Usuario": 1, "ID_Usuario": 1, "Dispositivo": "d"}'),
-        (JSON, b'\xef\xbb\xbf{"ID_Usuario": 1, "Dispositivo": "d"}'),
-        (JSON, b"ID_Usuario=1&Dispositivo=d"),
-        (JSON, b"[" * 16_000),
-        (FORM, b"ID_Usuario=1&ID_Usuario=1&Dispositivo=d"),
         (FORM, b"ID_Usuario=1&Dispositivo=%FF"),
-        (FORM, b"ID_Usuario=1&Dispositivo=50%"),
-        (FORM, b"ID_Usuario=1&Dispositivo=%zz"),
-        (FORM, b"ID_Usuario=1&Dispositivo=%u1234"),
-        (FORM, b"ID_Usuario=1&Dispositivo=d&otro=%"),
     ],
 )
 async def test_malformed_body_is_a_400(
     client: Client, method: str, kind: dict[str, str], body: bytes
 ) -> None:
+    """What counts as malformed: test_requests.py."""
     check_problem(await client.send(method, "/sesiones", SERVICE | kind, body), 400)
 
 
@@ -565,19 +431,14 @@ async def test_malformed_body_is_a_400(
     ("kind", "body", "fields"),
     [
         (JSON, b"{}", ["ID_Usuario", "Dispositivo"]),
-        (FORM, b"", ["ID_Usuario", "Dispositivo"]),
-        (JSON, b'{"ID_Usuario": 1.0, "Dispositivo": ""}', ["ID_Usuario", "Dispositivo"]),
         (JSON, b'{"ID_Usuario": true, "Dispositivo": "d"}', ["ID_Usuario"]),
-        (JSON, b'{"ID_Usuario": 18446744073709551616, "Dispositivo": "d"}', ["ID_Usuario"]),
-        (JSON, b'{"ID_Usuario": %b, "Dispositivo": "d"}' % (b"9" * 9000), ["ID_Usuario"]),
-        (JSON, rb'{"ID_Usuario": 1, "Dispositivo": "\u0000"}', ["Dispositivo"]),
-        (JSON, rb'{"ID_Usuario": 1, "Dispositivo": "\ud800"}', ["Dispositivo"]),
         (FORM, b"ID_Usuario=01&Dispositivo=%00", ["ID_Usuario", "Dispositivo"]),
     ],
 )
 async def test_create_names_bad_fields(
     client: Client, kind: dict[str, str], body: bytes, fields: list[str]
 ) -> None:
+    """Which values are bad: test_requests.py."""
     reply = await client.send("POST", "/sesiones", SERVICE | kind, body)
     check_problem(reply, 422)
     assert bad_fields(reply) == fields
@@ -702,7 +563,8 @@ async def test_put_of_impossible_dates_is_a_422(client: Client, redis: "Redis") 
     assert reply.status == 200
 
 
-async def test_session_expires(client: Client) -> None:
+async def test_session_is_refused_once_it_has_expired(app: Starlette) -> None:
+    client = Client(app, None)
     sesion = await client.create()
     token, last_use = sesion["Token_Sesion"], sesion["Ultima_Actividad"]
     reply = await client.put(sesion, Fecha_Expiracion=last_use + 2)

@@ -22,14 +22,13 @@ from sesiones.http.server import _Server
 from sesiones.http.sockets import listen
 from sesiones.settings import Settings
 from tests.harness.faults import hung
-from tests.harness.processes import children, connects, is_running
+from tests.harness.processes import connects, is_running
 from tests.harness.redis_server import RedisServer
-from tests.harness.service import Service, comes_true
+from tests.harness.service import Service, children, comes_true
 from tests.harness.serving import (
     FORM,
     SESSION,
     kept_alive,
-    new_session,
     running,
 )
 
@@ -60,8 +59,7 @@ def test_stop_answers_what_is_in_flight(
         SESIONES_REDIS_TIMEOUT="8",
     )
     with service, closing(kept_alive(service)) as idle:
-        assert service.process is not None
-        token = new_session(service)
+        token = service.new_session()["Token_Sesion"]
         idle.request("GET", "/sesiones/self")
         assert idle.getresponse().read()
         pids = children(service.process.pid)
@@ -70,7 +68,7 @@ def test_stop_answers_what_is_in_flight(
             service.process.send_signal(number)
             assert idle.sock.recv(1) == b""  # nothing is owed
             assert service.process.poll() is None
-            slow_redis.process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
+            slow_redis.process.send_signal(signal.SIGCONT)
             statuses = [connection.getresponse().status for connection in pending]
             assert statuses == [200] * 8 + [201]
         begun = time.monotonic()
@@ -91,7 +89,7 @@ def test_stop_answers_a_request_that_comes_on_an_idle_connection(
         Service("--http", http, SESIONES_REDIS_URL=redis_server.url) as service,
         ExitStack() as stack,
     ):
-        header = {"x-auth-token": new_session(service)}
+        header = {"x-auth-token": service.new_session()["Token_Sesion"]}
         # Connections on which nothing was asked yet, a check, and something else.
         connections = [stack.enter_context(closing(kept_alive(service))) for _ in range(9)]
         for number, connection in enumerate(connections):
@@ -102,7 +100,6 @@ def test_stop_answers_a_request_that_comes_on_an_idle_connection(
                 connection.request("POST", "/sesiones", SESSION, FORM)
             if number % 3:
                 assert connection.getresponse().read()
-        assert service.process is not None
         service.process.terminate()
         assert comes_true(lambda: not connects(service.port), 3)
         requests = [("GET", "/sesiones/self", None, header), ("POST", "/sesiones", SESSION, FORM)]
@@ -203,9 +200,8 @@ def test_stop_accepts_no_connection_while_it_answers_the_last_ones(
     another node instead of waiting."""
     variables = {"SESIONES_REDIS_URL": slow_redis.url, "SESIONES_REDIS_TIMEOUT": "8"}
     with Service("--workers", workers, **variables) as service:
-        token = new_session(service)
+        token = service.new_session()["Token_Sesion"]
         with hung(slow_redis), in_flight(service, token):
-            assert service.process is not None
             service.process.terminate()
             assert comes_true(lambda: not connects(service.port), 3)
             assert service.process.poll() is None
@@ -234,13 +230,11 @@ def test_half_sent_request_does_not_delay_a_stop(redis_server: RedisServer) -> N
         time.sleep(0.3)
         begun = time.monotonic()
         for service in services:
-            assert service.process is not None
             service.process.terminate()
         for service, (head, body) in zip(services, connections, strict=True):
             for connection in head, body:
                 answer = received(connection)
                 assert answer == b"" or answer.startswith(b"HTTP/1.1 408")
-            assert service.process is not None
             assert service.process.wait(timeout=10) == 0
             assert "Traceback" not in service.log
         assert time.monotonic() - begun < 9
@@ -259,8 +253,7 @@ def received(connection: socket.socket) -> bytes:
 def test_second_ctrl_c_stops_at_once(slow_redis: RedisServer, workers: str) -> None:
     variables = {"SESIONES_REDIS_URL": slow_redis.url, "SESIONES_REDIS_TIMEOUT": "8"}
     with Service("--workers", workers, **variables) as service:
-        token = new_session(service)
-        assert service.process is not None
+        token = service.new_session()["Token_Sesion"]
         assert comes_true(lambda: service.log.count("startup complete") == int(workers), 5)
         # A terminal sends it to the whole group.
         group = [service.process.pid, *children(service.process.pid)]

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from redis import Redis
 
 import sesiones
 from sesiones.http import watch
@@ -32,48 +31,55 @@ def start_lines(service: Service) -> list[str]:
     return [line for line in service.log.splitlines() if f"sesiones {sesiones.__version__}" in line]
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_one_line_at_start_tells_version_redis_and_settings(
-    own_redis: RedisServer, workers: str
+def test_one_line_at_start_of_all_workers_tells_version_redis_and_settings(
+    own_redis: RedisServer,
 ) -> None:
     url = f"redis://127.0.0.1:{own_redis.port}/0"
-    flags = "--workers", workers, "--access-log", "1"
+    flags = "--workers", "2", "--access-log", "1"
     with Service(*flags, SESIONES_REDIS_URL=url, SESIONES_IDLE_SECONDS="60") as service:
         (line,) = start_lines(service)
     assert " INFO " in line
     assert re.search(rf"; {re.escape(url)} answers: (Redis|Valkey) \d+\.\d+\.\d+, master; ", line)
     settings = line.partition("; settings: ")[2].split()
-    expected = {"SESIONES_PORT=0", "SESIONES_IDLE_SECONDS=60", "SESIONES_ACCESS_LOG=1"}
-    assert set(settings) - {"SESIONES_WORKERS=2"} == expected
+    expected = {"SESIONES_PORT=0", "SESIONES_WORKERS=2", "SESIONES_IDLE_SECONDS=60"}
+    assert set(settings) == expected | {"SESIONES_ACCESS_LOG=1"}
 
 
-def test_no_secret_is_in_the_log_of_a_start(own_redis: RedisServer) -> None:
-    with Redis(unix_socket_path=str(own_redis.socket)) as admin:
+def test_no_secret_is_in_the_log_of_a_start(
+    own_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with own_redis.client() as admin:
         admin.acl_setuser("guest", enabled=True, passwords=[f"+{PASSWORD}"], commands=["+@all"])
-    where = f"127.0.0.1:{own_redis.port}/0"
+    server = f"127.0.0.1:{own_redis.port}"
     for url in (
-        f"redis://guest:{PASSWORD}@{where}",
-        f"redis://{where}?username=guest&password={PASSWORD}",
-        f"redis://nobody:{PASSWORD}@{where}",  # refused
-        f"redis+sentinel://guest:{PASSWORD}@{where.removesuffix('/0')}/mymaster",
-        f"redis+cluster://guest:{PASSWORD}@{where.removesuffix('/0')}",
+        f"redis://guest:{PASSWORD}@{server}/0",
+        f"redis://{server}/0?username=guest&password={PASSWORD}",
+        f"redis://unknown:{PASSWORD}@{server}/0",  # refused
+        f"redis+sentinel://guest:{PASSWORD}@{server}/mymaster",
+        f"redis+cluster://guest:{PASSWORD}@{server}",
     ):
-        flags = "--redis-url", url, "--service-key", KEY
-        with Service(*flags) as service:
-            (line,) = start_lines(service)
-            assert f"127.0.0.1:{own_redis.port}" in line
-            assert "SESIONES_SERVICE_KEY=(hidden)" in line
-            assert PASSWORD not in service.log
-            assert "guest" not in line
-            assert KEY not in service.log
+        caplog.clear()
+        settings = Settings(redis_url=url, service_key=(KEY,))
+        with caplog.at_level(logging.INFO), Watch(settings):
+            assert comes_true(lambda: "; settings: " in caplog.text, 5)
+        assert server in caplog.text
+        assert "SESIONES_SERVICE_KEY=(hidden)" in caplog.text
+        for secret in PASSWORD, "guest", KEY:
+            assert secret not in caplog.text
 
 
-def test_redis_that_is_away_at_the_start_is_a_warning_without_a_request() -> None:
-    with Service(SESIONES_REDIS_URL=f"redis://127.0.0.1:{free_port()}") as service:
-        (line,) = start_lines(service)
-    assert " WARNING " in line
-    assert " does not answer: " in line
-    assert "refused" in line
+def start_record(url: str, caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
+    """The first line of a watch of that Redis."""
+    with caplog.at_level(logging.INFO), Watch(Settings(redis_url=url)):
+        assert comes_true(lambda: "; settings: " in caplog.text, 5)
+    return caplog.records[0]
+
+
+def test_redis_that_is_away_at_the_start_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    record = start_record(f"redis://127.0.0.1:{free_port()}", caplog)
+    assert record.levelno == logging.WARNING
+    assert " does not answer: " in record.message
+    assert "refused" in record.message
 
 
 def test_redis_that_hangs_delays_no_start() -> None:
@@ -97,21 +103,18 @@ def test_redis_that_comes_up_later_is_a_line(monkeypatch: pytest.MonkeyPatch) ->
         assert len(start_lines(service)) == 1
 
 
-def test_replica_is_a_warning(own_redis: RedisServer) -> None:
-    with (
-        replica_of(own_redis) as replica,
-        Service(SESIONES_REDIS_URL=replica.url) as service,
-    ):
-        (line,) = start_lines(service)
-    assert " WARNING " in line
-    assert ", replica; " in line
+def test_replica_is_a_warning(own_redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    with replica_of(own_redis) as replica:
+        record = start_record(replica.url, caplog)
+    assert record.levelno == logging.WARNING
+    assert ", replica; " in record.message
 
 
 def test_command_that_the_acl_forbids_is_left_out_and_not_asked_again(
     own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(watch, "LOOK_SECONDS", 0.05)
-    with Redis(unix_socket_path=str(own_redis.socket)) as admin:
+    with own_redis.client() as admin:
         admin.acl_setuser(
             "least", enabled=True, passwords=[f"+{PASSWORD}"], commands=["-@all", "+role"]
         )
@@ -124,10 +127,9 @@ def test_command_that_the_acl_forbids_is_left_out_and_not_asked_again(
         assert [entry["count"] for entry in admin.acl_log()] == [1]
 
 
-@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
-def test_another_eviction_policy_is_a_warning_at_start(own_redis: RedisServer, policy: str) -> None:
-    with Redis(unix_socket_path=str(own_redis.socket)) as admin:
-        admin.config_set("maxmemory-policy", policy)
+def test_another_eviction_policy_is_one_warning_of_all_workers(own_redis: RedisServer) -> None:
+    with own_redis.client() as admin:
+        admin.config_set("maxmemory-policy", "volatile-ttl")
         try:
             with Service("--workers", "2", SESIONES_REDIS_URL=own_redis.url) as service:
                 assert comes_true(lambda: "maxmemory-policy is" in service.log, 5)
@@ -135,9 +137,9 @@ def test_another_eviction_policy_is_a_warning_at_start(own_redis: RedisServer, p
                 lines = [line for line in service.log.splitlines() if "maxmemory-policy" in line]
         finally:
             admin.config_set("maxmemory-policy", "noeviction")
-    (line,) = lines  # of both workers together
+    (line,) = lines
     assert " WARNING " in line
-    assert f"maxmemory-policy is {policy}" in line
+    assert "maxmemory-policy is volatile-ttl" in line
     assert "silent logout" in line
 
 
@@ -146,7 +148,7 @@ def test_evictions_are_a_warning_that_is_repeated_each_hour(
 ) -> None:
     monkeypatch.setattr(watch, "LOOK_SECONDS", 0.05)
     with (
-        Redis(unix_socket_path=str(own_redis.socket)) as admin,
+        own_redis.client() as admin,
         caplog.at_level(logging.INFO),
         Watch(Settings(redis_url=own_redis.url)),
     ):
@@ -216,18 +218,17 @@ def test_unknown_setting_is_a_warning_with_the_nearest_name(
     assert lines[2].isprintable()
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_secret_on_the_command_line_is_a_warning(own_redis: RedisServer, workers: str) -> None:
-    def warned(*flags: str, **variables: str) -> list[str]:
-        with Service("--workers", workers, *flags, **variables) as service:
-            assert KEY not in service.log
-            return re.findall(r"(--\S+) shows a secret", service.log)
-
-    plain, secret = own_redis.url, f"redis://:{PASSWORD}@127.0.0.1:{free_port()}"
-    assert warned("--redis-url", plain) == []
-    assert warned(SESIONES_REDIS_URL=secret, SESIONES_SERVICE_KEY=KEY) == []
+def test_secret_on_the_command_line_is_one_warning_of_all_workers() -> None:
+    """Which flags have a secret: tests/test_settings_report.py."""
+    secret = f"redis://:{PASSWORD}@127.0.0.1:{free_port()}"
     flags = "--redis-url", secret, f"--service-key={KEY}"
-    assert warned(*flags) == ["--redis-url", "--service-key"]
+    with Service("--workers", "2", *flags) as service:
+        assert re.findall(r"(--\S+) shows a secret", service.log) == [
+            "--redis-url",
+            "--service-key",
+        ]
+        assert KEY not in service.log
+        assert PASSWORD not in service.log
 
 
 def test_log_of_a_usual_start_has_no_warning(redis_server: RedisServer) -> None:

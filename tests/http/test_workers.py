@@ -53,7 +53,6 @@ def stop(service: Service) -> float:
 
 def test_workers_end_when_the_supervisor_is_killed(redis_server: RedisServer) -> None:
     with two_workers(redis_server) as service:
-        assert service.process is not None
         pids = workers(service.log)
         service.process.kill()
         service.process.wait()
@@ -67,7 +66,6 @@ def test_workers_answer_what_is_in_flight_when_the_supervisor_is_killed(
     redis_server: RedisServer,
 ) -> None:
     with two_workers(redis_server) as service, service.connect() as connection:
-        assert service.process is not None
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
         service.process.kill()
@@ -80,7 +78,6 @@ def test_workers_answer_what_is_in_flight_when_the_supervisor_is_killed(
 
 def test_worker_that_cannot_be_started_is_tried_again(redis_server: RedisServer) -> None:
     with two_workers(redis_server) as service:
-        assert service.process is not None
         parent = service.process.pid
         limits = resource.prlimit(parent, resource.RLIMIT_NOFILE)
         resource.prlimit(parent, resource.RLIMIT_NOFILE, (3, limits[1]))
@@ -98,7 +95,6 @@ def test_worker_that_cannot_be_started_is_tried_again(redis_server: RedisServer)
 
 def test_stop_while_no_worker_can_be_started_ends_the_service(redis_server: RedisServer) -> None:
     with two_workers(redis_server) as service:
-        assert service.process is not None
         resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (3, 3))
         os.kill(workers(service.log)[0], signal.SIGKILL)
         assert comes_true(lambda: "cannot be started" in service.log, 5), service.log
@@ -180,7 +176,6 @@ os.execv(sys.executable, [sys.executable, "-m", "sesiones", *sys.argv[1:]])
 
 def test_pause_of_the_supervisor_kills_no_worker(redis_server: RedisServer) -> None:
     with two_workers(redis_server) as service:
-        assert service.process is not None
         group = [*workers(service.log), service.process.pid]
         for pid in group:  # as when the machine is suspended
             os.kill(pid, signal.SIGSTOP)

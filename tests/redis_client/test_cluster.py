@@ -15,6 +15,7 @@ from redis import ResponseError
 from sesiones import tokens
 from sesiones.sesion import Refusal, Sesion, StoreUnavailable
 from sesiones.store import SessionStore
+from tests.harness.faults import hung
 from tests.harness.records import slot_of
 from tests.harness.redis_server import RedisCluster, RedisServer, free_port
 from tests.harness.stores import available, open_store
@@ -107,7 +108,13 @@ async def test_cancelled_callers_cost_no_other_its_session(cluster: RedisCluster
         await asyncio.gather(*(task for task in tasks if task not in leaving))
 
 
-@pytest.mark.parametrize("failing", ["killed", "hung", "another server", "an empty node"])
+@pytest.mark.parametrize(
+    "failing",
+    [
+        *("hung", "an empty node"),
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("killed", "another server")),
+    ],
+)
 async def test_node_that_fails_costs_its_users_alone(cluster: RedisCluster, failing: str) -> None:
     """The others are as fast as ever, under load. Nor has a session ended because another Redis,
     which has none, answers at the address of a node that is gone."""
@@ -136,7 +143,6 @@ async def test_node_that_fails_costs_its_users_alone(cluster: RedisCluster, fail
 
         back = asyncio.Event()
         server = cluster.servers[port]
-        assert server.process is not None
         if failing == "hung":
             server.process.send_signal(signal.SIGSTOP)
         else:
@@ -205,12 +211,12 @@ async def test_refused_writes_cost_no_check_while_the_masters_confirm_the_node(
 
             # Or they say nothing.
             for other in others:
-                cluster.servers[other].process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]
+                cluster.servers[other].process.send_signal(signal.SIGSTOP)
             with pytest.raises(StoreUnavailable):
                 await store.find(made[0].Token_Sesion)
         finally:
             for server in cluster.servers.values():
-                server.process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
+                server.process.send_signal(signal.SIGCONT)
             for client in cluster.clients.values():
                 client.config_set("min-replicas-to-write", 0)
 
@@ -218,9 +224,9 @@ async def test_refused_writes_cost_no_check_while_the_masters_confirm_the_node(
 async def test_aclose_fails_what_is_in_flight(cluster: RedisCluster) -> None:
     store = open_store(cluster.url)
     made = [await available(partial(store.create, user, "laptop")) for user in range(500, 510)]
-    for server in cluster.servers.values():
-        server.process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]
-    try:
+    with contextlib.ExitStack() as stack:
+        for server in cluster.servers.values():
+            stack.enter_context(hung(server))
         out = [asyncio.create_task(store.find(sesion.Token_Sesion)) for sesion in made]
         out.append(asyncio.create_task(store.end(made[0].Token_Sesion, made[0].Token_Sesion)))  # type: ignore[arg-type]
         await asyncio.sleep(0.05)
@@ -228,9 +234,6 @@ async def test_aclose_fails_what_is_in_flight(cluster: RedisCluster) -> None:
         async with asyncio.timeout(1):
             for answer in await asyncio.gather(*out, return_exceptions=True):
                 assert isinstance(answer, StoreUnavailable)
-    finally:
-        for server in cluster.servers.values():
-            server.process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
     with pytest.raises(StoreUnavailable):
         await store.find(made[0].Token_Sesion)
 
@@ -275,6 +278,7 @@ async def test_reset_nodes_are_refused_until_they_are_a_new_cluster(
 # With replicas.
 
 
+@pytest.mark.slow
 async def test_failovers_cost_only_the_slots_concerned(anyio_backend_name: str) -> None:
     """One that is asked for, and one because a master died: no wrong answer, no error beyond the
     slots concerned, and those are back as soon as the Cluster is."""

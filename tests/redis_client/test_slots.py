@@ -3,6 +3,7 @@ accepted, and a write is done as a whole or not at all."""
 
 import asyncio
 import contextlib
+import itertools
 import random
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -157,26 +158,62 @@ async def whole_or_not_at_all(
     return outcomes
 
 
-async def test_slot_of_which_some_keys_have_moved_answers_checks(cluster: RedisCluster) -> None:
-    """Every way in which a user's two sessions, index and counter may lie on the two sides. Checks
-    answer, without a slide where it cannot be; the others are done as a whole or not at all."""
-    splits = list(product([False, True], repeat=4))
-    outcomes: list[Any] = []
-    one_at_a_time = asyncio.Lock()
-    # Nodes that move slots to each other at once may lose some: all go to one.
+SPLITS = list(product([False, True], repeat=4))
+"""Every way in which a user's two sessions, index and counter may lie on the two sides of a move:
+whether each has moved."""
+
+
+class HalfMoved:
+    """A user with two sessions, whose slot is moving to the first node: nodes that move slots to
+    each other at once may lose some. ``lock``: for one command of a move at a time."""
+
+    def __init__(self, cluster: RedisCluster, user: int, lock: asyncio.Lock) -> None:
+        self.cluster, self.user, self.slot = cluster, user, slot_of(user)
+        self.source, self.target = cluster.owner(self.slot), cluster.master_ports[0]
+        self._lock = lock
+
+    async def begin(self, store: SessionStore, split: tuple[bool, ...]) -> tuple[Sesion, Sesion]:
+        one, two = [
+            await available(partial(store.create, self.user, device)) for device in ("one", "two")
+        ]
+        keys = [session_key(one.Token_Sesion), session_key(two.Token_Sesion)]
+        keys += [index_key(self.user), counter_key(self.user)]
+        await asyncio.to_thread(self.cluster.begin_move, self.slot, self.source, self.target)
+        await self._move(*itertools.compress(keys, split))
+        return one, two
+
+    async def finish(self) -> None:
+        rest = self.cluster.run(self.source, "CLUSTER", "GETKEYSINSLOT", self.slot, 100)
+        await self._move(*rest)
+        async with self._lock:
+            await asyncio.to_thread(self.cluster.end_move, self.slot, self.source, self.target)
+
+    async def _move(self, *keys: str) -> None:
+        if keys:
+            async with self._lock:
+                await asyncio.to_thread(self.cluster.move_keys, self.source, self.target, *keys)
+
+    async def session_keys(self) -> list[str]:
+        state = await asyncio.to_thread(state_of, self.cluster, self.user)
+        return [key for key in state if ":h:" in key]
+
+
+def users_elsewhere(cluster: RedisCluster, start: int, number: int) -> list[int]:
+    """Users whose slots are not on the first node."""
     target = cluster.master_ports[0]
+    users = users_with_own_slots(start, 2 * number + 50)
+    return [user for user in users if cluster.owner(slot_of(user)) != target][:number]
+
+
+async def test_slot_of_which_some_keys_have_moved_answers_checks(cluster: RedisCluster) -> None:
+    """Checks answer, without a slide where it cannot be; the others are done as a whole or not at
+    all."""
+    outcomes: list[Any] = []
+    lock = asyncio.Lock()
 
     async def half_moved(store: SessionStore, hasty: SessionStore, user: int, number: int) -> None:
-        call, slot = asyncio.to_thread, slot_of(user)
-        source = cluster.owner(slot)
-        one, two = [await store.create(user, device) for device in ("one", "two")]
-        keys = [session_key(sesion.Token_Sesion) for sesion in (one, two)]
-        keys += [index_key(user), counter_key(user)]
-        await call(cluster.begin_move, slot, source, target)
-        for key, moved in zip(keys, splits[number % len(splits)], strict=True):
-            if moved:
-                async with one_at_a_time:
-                    await call(cluster.move_keys, source, target, key)
+        moving = HalfMoved(cluster, user, lock)
+        one, two = await moving.begin(store, SPLITS[number % len(SPLITS)])
         for sesion in (one, two) * 2:
             found = await store.find(sesion.Token_Sesion)
             assert found is not None
@@ -184,35 +221,27 @@ async def test_slot_of_which_some_keys_have_moved_answers_checks(cluster: RedisC
         assert await store.find(tokens.make(user)) is None
 
         operations = writes(hasty, one, two)
-        if number >= len(splits):
+        if number >= len(SPLITS):
             operations = operations[-1:]
         done = await whole_or_not_at_all(cluster, user, operations)
         outcomes.extend(done)
-        left = [key for key in await call(state_of, cluster, user) if ":h:" in key]
+        left = await moving.session_keys()
         if isinstance(done[-1], int):
             assert not left
         for sesion in one, two:
             found = await store.find(sesion.Token_Sesion)
             assert (found is not None) == (session_key(sesion.Token_Sesion) in left)
 
-        rest = await call(cluster.run, source, "CLUSTER", "GETKEYSINSLOT", slot, 100)
-        async with one_at_a_time:
-            if rest:
-                await call(cluster.move_keys, source, target, *rest)
-            await call(cluster.end_move, slot, source, target)
+        await moving.finish()
         last = await store.create(user, "last")
         assert await store.end_all(last.Token_Sesion, last.Token_Sesion) == len(left) + 1
-        assert list(await call(state_of, cluster, user)) == [keys[-1]]
+        assert list(await asyncio.to_thread(state_of, cluster, user)) == [counter_key(user)]
 
     async with (
         open_store(cluster.url, touch_seconds=0) as store,
         open_store(cluster.url, timeout_seconds=0.2, touch_seconds=0) as hasty,
     ):
-        users = [
-            user
-            for user in users_with_own_slots(2000, 100)
-            if cluster.owner(slot_of(user)) != target
-        ][: 2 * len(splits)]
+        users = users_elsewhere(cluster, 2000, 2 * len(SPLITS))
         await asyncio.gather(
             *(half_moved(store, hasty, user, number) for number, user in enumerate(users))
         )
@@ -237,43 +266,29 @@ MANAGED: dict[str, Callable[[SessionStore, Sesion, Sesion], Awaitable[Any]]] = {
 async def test_slot_that_is_moving_ends_a_session_as_a_whole_or_not_at_all(
     cluster: RedisCluster, operation: str
 ) -> None:
-    """Every way in which a user's two sessions, index and counter may lie on the two sides. An
-    operation that is unavailable has written nothing."""
-    splits = list(product([False, True], repeat=4))
-    target = cluster.master_ports[0]
-    first = len(splits) * list(MANAGED).index(operation)
-    others = [
-        user for user in users_with_own_slots(3500, 250) if cluster.owner(slot_of(user)) != target
-    ]
-    users = others[first : first + len(splits)]
+    number = list(MANAGED).index(operation)
     ended = []
+    lock = asyncio.Lock()
+
+    async def end(store: SessionStore, user: int, split: tuple[bool, ...]) -> None:
+        moving = HalfMoved(cluster, user, lock)
+        one, two = await moving.begin(store, split)
+        write = partial(MANAGED[operation], store, one, two)
+        (outcome,) = await whole_or_not_at_all(cluster, user, [write])
+        if outcome is not StoreUnavailable:
+            left = await moving.session_keys()
+            assert session_key(one.Token_Sesion) in left
+            assert session_key(two.Token_Sesion) not in left
+            ended.append(split)
+        await moving.finish()
+        count = len(await moving.session_keys())
+        assert await available(partial(store.end_user, user)) == count
+        assert not await moving.session_keys()
+
     # No check slides: what end_others and end_one write is what their scripts write.
     async with open_store(cluster.url, timeout_seconds=0.3, touch_seconds=60) as store:
-        for user, split in zip(users, splits, strict=True):
-            slot, index = slot_of(user), index_key(user)
-            source = cluster.owner(slot)
-            one, two = [await available(partial(store.create, user, name)) for name in "ab"]
-            keys = [session_key(sesion.Token_Sesion) for sesion in (one, two)]
-            keys += [index, index.rpartition("u:")[0] + "n"]
-            cluster.begin_move(slot, source, target)
-            for key, moved in zip(keys, split, strict=True):
-                if moved:
-                    cluster.move_keys(source, target, key)
-            before = state_of(cluster, user)
-            try:
-                await MANAGED[operation](store, one, two)
-                left = state_of(cluster, user)
-                assert keys[0] in left
-                assert keys[1] not in left
-                ended.append(split)
-            except StoreUnavailable:
-                assert state_of(cluster, user) == before
-            if rest := cluster.run(source, "CLUSTER", "GETKEYSINSLOT", slot, 100):
-                cluster.move_keys(source, target, *rest)
-            cluster.end_move(slot, source, target)
-            sessions = [key for key in state_of(cluster, user) if ":h:" in key]
-            assert await available(partial(store.end_user, user)) == len(sessions)
-            assert not [key for key in state_of(cluster, user) if ":h:" in key]
+        users = users_elsewhere(cluster, 3500, len(SPLITS) * len(MANAGED))[number :: len(MANAGED)]
+        await asyncio.gather(*map(partial(end, store), users, SPLITS))
     # A create names the key that it makes, which may be on the other node.
     assert ended == [] if operation == "create" else (False,) * 4 in ended
 

@@ -126,13 +126,7 @@ class LeavesCallersWaiting(PipelinedConnection):
 
 
 VARIANTS = [
-    QueuesBeforeItPacks,
-    ForgetsCancelledCommands,
-    CallsBackUnguarded,
-    IgnoresAFailedWrite,
-    TakesBackAFailedWrite,
-    KeepsStrayReplies,
-    ForgetsLateCommands,
-    ForgetsRepeatableCommands,
+    *(QueuesBeforeItPacks, ForgetsCancelledCommands, CallsBackUnguarded, IgnoresAFailedWrite),
+    *(TakesBackAFailedWrite, KeepsStrayReplies, ForgetsLateCommands, ForgetsRepeatableCommands),
     LeavesCallersWaiting,
 ]

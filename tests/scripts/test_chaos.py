@@ -12,6 +12,7 @@ MARKS = {
     "cluster": [pytest.mark.cluster],
     "sentinel": [pytest.mark.sentinel],
     "order": [pytest.mark.cluster, pytest.mark.sentinel],
+    "cache": [pytest.mark.cluster, pytest.mark.sentinel],
     "silence": [pytest.mark.cluster, pytest.mark.sentinel],
 }
 

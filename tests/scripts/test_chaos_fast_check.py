@@ -9,6 +9,7 @@ import pytest
 from scripts.chaos.fast_check import NearCopies, compare
 from sesiones.http.fast_check import _ONLY_PLAIN_VALUE, FastCheckProtocol
 from sesiones.http.templates import TOKEN, Kind, RequestTemplates
+from sesiones.store.near_cache import Entry
 from tests.harness.in_process import FixedStore
 from tests.harness.stores import KEY
 
@@ -49,6 +50,21 @@ def test_template_that_ignores_what_stands_around_the_token_differs() -> None:
 
     with patch.object(FastCheckProtocol, "templates", Lenient()):
         assert compare("flaw", 12_000).violations
+
+
+@pytest.mark.parametrize("flaw", ["the kind of the request", "the end of the connection"])
+def test_answer_from_memory_that_ignores_the_request_differs(flaw: str) -> None:
+    really = FastCheckProtocol._answer_from
+
+    def answer_from(self: Any, entry: Entry, data: bytes | None) -> None:
+        if flaw == "the kind of the request" and entry.response[1]:
+            entry.response = self._in_flight.kind, entry.response[1]
+        elif flaw == "the end of the connection":
+            self._half_closed = False
+        really(self, entry, data)
+
+    with patch.object(FastCheckProtocol, "_answer_from", answer_from):
+        assert compare("flaw", 12_000, cached=True).violations
 
 
 def test_same_seed_makes_the_same_inputs() -> None:

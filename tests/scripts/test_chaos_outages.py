@@ -60,11 +60,12 @@ def test_judge_measures_the_longest_answer_and_the_recovery() -> None:
 
 TWIN_OFF = "from sesiones.store import checks\nchecks.PEEK = checks.CHECK"
 FALSE_SUCCESS = """
+from sesiones.sesion import StoreUnavailable
 really = store.SessionStore.end
 async def end(self, *tokens):
     try:
         return await really(self, *tokens)
-    except store.StoreUnavailable:
+    except StoreUnavailable:
         return 1
 store.SessionStore.end = end
 """

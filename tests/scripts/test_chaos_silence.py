@@ -11,14 +11,14 @@ BY_THE_CLOCK_ALONE = """
 import time
 from sesiones.redis_client import cluster, single
 really = tombstones.Tombstones.__init__
-tombstones.Tombstones.__init__ = lambda self, _: really(self, lambda tag: time.monotonic())
+tombstones.Tombstones.__init__ = lambda self, _: really(self, lambda bucket: time.monotonic())
 single.Server.idle_ping = None
 """
 FORGOTTEN_BEFORE_THE_REPLAY = """
 from sesiones.redis_client import single
 def lost(self, connection):
     self._open_connections.discard(connection)
-    self._listener(lambda _: True)
+    self._listener(single.BUCKETS)
 single.Server._lost = lost
 """
 

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 from sesiones import tokens
 from sesiones.sesion import LimitReached, Login, Refusal, Sesion, UserSession
 from sesiones.store import SessionStore
-from tests.harness.clocked_redis import Clock, ClockedRedis
+from sesiones.testing import Clock, ClockedRedis
 from tests.harness.records import keys
 
 T = TypeVar("T")

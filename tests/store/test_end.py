@@ -24,7 +24,7 @@ from tests.harness.stores import Opener
 pytestmark = pytest.mark.anyio
 
 
-async def test_end_itself(redis: Redis, store: SessionStore) -> None:
+async def test_end_of_the_callers_own_session_ends_it(redis: Redis, store: SessionStore) -> None:
     token = (await store.create(7, "d")).Token_Sesion
     assert await store.end(token, token) == 1
     assert await store.find(token) is None

@@ -352,6 +352,7 @@ async def test_stale_sentinel_does_not_name_the_master() -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 async def test_logout_survives_a_failover_of_a_cluster() -> None:
     """A session that ended in another shard stays ended, too."""
     with RedisCluster(3, 3) as cluster:

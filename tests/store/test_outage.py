@@ -103,7 +103,7 @@ def test_outage_is_503_in_time_and_over_within_a_second(direct: Deployment, outa
     assert_recovers(direct, session)
 
 
-def test_service_that_starts_before_redis(server: RedisServer) -> None:
+def test_service_that_starts_before_redis_serves_once_redis_is_there(server: RedisServer) -> None:
     with contextlib.ExitStack() as outage:
         outage.enter_context(stopped(server))
         with Service(

@@ -94,10 +94,9 @@ function badges(methods) {
   return shown.map((name) => element("span", { class: `method ${name}` }, name === "any" ? "cualquiera" : name.toUpperCase()));
 }
 
-/** The media type in which the page shows and sends a body: JSON where it is allowed. */
+/** The one media type that the document has for the body of an operation. */
 function bodyType(operation) {
-  const types = Object.keys(operation.requestBody?.content ?? {});
-  return types.includes(JSON_TYPE) ? JSON_TYPE : types[0];
+  return Object.keys(operation.requestBody?.content ?? {})[0];
 }
 
 /** An example of a body, as it is sent. */
@@ -118,7 +117,7 @@ function card(one) {
     parameters.length > 0 && section("Ruta", fieldList(parameters.map((one) => [one.name, one.required, one.schema, one.description]))),
     type && section("Cuerpo",
       element("p", {}, inline(operation.requestBody.description)),
-      element("p", { class: "types" }, Object.keys(content).map((type) => element("code", {}, type))),
+      element("p", { class: "types" }, element("code", {}, type)),
       fieldList(bodyFields(resolve(content[type].schema)))),
     trial(one),
     section("Respuestas", Object.entries(operation.responses).map(responseDetails)),
@@ -322,10 +321,11 @@ function show() {
   const found = operations();
   for (const tag of spec.tags) {
     const tagged = found.filter((one) => one.operation.tags.includes(tag.name));
+    const title = tag["x-displayName"];
     byId("operaciones").append(
-      element("section", { class: "tag", "aria-label": tag.name }, element("h2", {}, tag.name), prose(tag.description), tagged.map(card)));
+      element("section", { class: "tag", "aria-label": title }, element("h2", {}, title), prose(tag.description), tagged.map(card)));
     byId("indice").append(
-      element("p", {}, tag.name),
+      element("p", {}, title),
       element("ul", {}, tagged.map(({ path, operation, methods }) => element("li", {},
         element("a", { href: `#${operation.operationId}` }, badges(methods), element("span", {}, breakable(path.replace("/sesiones/", "…/"))))))));
   }

@@ -1,5 +1,6 @@
 -- Shared by every script: the store puts this text after the script's first line, and then user.lua
--- unless the script takes a batch of sessions. Before it, the store takes the tag of the call, the last argument, out of ARGV.
+-- unless the script takes a batch of sessions. Before it, the store takes the tag of the call, the
+-- last argument, out of ARGV.
 --
 -- An integer in ARGV is decimal text. An array in a reply ends before its first nil, so a script
 -- puts `false` in the place of a value that is absent; Redis replies it as nil.
@@ -26,9 +27,13 @@ local INT_MAX = 9007199254740991
 local time = redis.call('TIME')
 local now = tonumber(time[1])
 
--- The digests of the sessions that this call has ended or changed, with their keys' base. The store
--- publishes them after the operation, on the channel <prefix>:invalidated.
+-- The digests of the sessions that this call has ended or changed, with their keys' base. They are
+-- published after the operation, on the channel <prefix>:invalidated. A slide is not: it is due in
+-- every cache at the same time.
 local invalidated = {}
+local function invalidate(base, digest)
+  invalidated.base, invalidated[#invalidated + 1] = base, digest
+end
 
 -- Lua's own tostring() rounds integers above 10^14.
 local function int(number)
@@ -117,7 +122,7 @@ local function delete(base, digest)
   local key = base .. 'h:' .. digest
   local session = parse(redis.pcall('HGET', key, '1')) or {}
   if redis.call('DEL', key) == 1 then
-    invalidated.base, invalidated[#invalidated + 1] = base, digest
+    invalidate(base, digest)
     return {digest, session.id or '', session.usuario or ''}
   end
 end
@@ -130,8 +135,12 @@ local function prune(index)
   local base = string.match(index, '^[^}]*}:')
   local expired = redis.pcall('ZRANGEBYSCORE', index, '-inf', int(now))
   for _, digest in ipairs(expired) do -- nothing, when the reply is an error
-    if type(redis.pcall('DEL', base .. 'h:' .. digest)) == 'number' then
+    local deleted = redis.pcall('DEL', base .. 'h:' .. digest)
+    if type(deleted) == 'number' then
       redis.call('ZREM', index, digest)
+    end
+    if deleted == 1 then
+      invalidate(base, digest)
     end
   end
 end
@@ -169,7 +178,6 @@ local function write(key, session, expiracion)
     return delete(base, digest)
   elseif expiracion <= now then
     prune_and_expire(index)
-    invalidated.base, invalidated[#invalidated + 1] = base, digest
     session.text, session.expiracion = false, false
     return
   end
@@ -181,7 +189,6 @@ local function write(key, session, expiracion)
       prune_and_expire(index) -- no script of ours leaves an index without an expiry
     end
   else
-    invalidated.base, invalidated[#invalidated + 1] = base, digest
     prune_and_expire(index)
   end
   session.expiracion = expiracion

@@ -84,7 +84,7 @@ elseif outcome then
   return {'unindexed', {outcome}}
 end
 if #reply > 3 then
-  invalidated.base, invalidated[1] = split(KEYS[1])
+  invalidate(split(KEYS[1]))
 end
 reply[2], reply[3] = session.text, session.expiracion
 return reply

@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from sesiones.store import SessionStore
-from tests.harness.clocked_redis import Clock, ClockedRedis
+from sesiones.testing import Clock, ClockedRedis
 from tests.harness.stores import Opener, store_on
 
 

@@ -3,9 +3,10 @@
 import pytest
 
 from sesiones.sesion import BadDates
-from tests.harness.clocked_redis import START, Clock, with_dates
+from sesiones.testing import START, Clock
 from tests.harness.records import IDLE, MAX
 from tests.harness.stores import Opener
+from tests.store.clock.dates import with_dates
 
 pytestmark = pytest.mark.anyio
 

@@ -5,7 +5,7 @@ from redis import Redis
 
 from sesiones.sesion import INT_MAX, BadDates, Refusal
 from sesiones.store import SessionStore
-from tests.harness.clocked_redis import START, Clock, with_dates
+from sesiones.testing import START, Clock
 from tests.harness.records import (
     IDLE,
     MAX,
@@ -19,6 +19,7 @@ from tests.harness.records import (
     session_key,
 )
 from tests.harness.stores import Opener
+from tests.store.clock.dates import with_dates
 
 pytestmark = pytest.mark.anyio
 

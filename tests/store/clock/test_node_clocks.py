@@ -11,7 +11,7 @@ import pytest
 from sesiones.redis_client import Argument
 from sesiones.sesion import Sesion
 from sesiones.store import SessionStore, scripts
-from tests.harness.clocked_redis import START, Clock, ClockedRedis
+from sesiones.testing import START, Clock, ClockedRedis
 from tests.harness.records import IDLE, MAX
 from tests.harness.stores import store_on
 

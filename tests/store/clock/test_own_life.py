@@ -5,9 +5,10 @@ from redis import Redis
 
 from sesiones.sesion import BadDates, Login, Sesion
 from sesiones.store import SessionStore
-from tests.harness.clocked_redis import START, Clock, with_dates
+from sesiones.testing import START, Clock
 from tests.harness.records import IDLE, MAX, index, indexed, session_key
 from tests.harness.stores import Opener
+from tests.store.clock.dates import with_dates
 
 pytestmark = pytest.mark.anyio
 
