@@ -19,14 +19,15 @@
 # make bench          what a check costs, beside other servers (needs wrk; five minutes)
 #
 # make wheel          build the wheel; try it as a library and as a server in empty environments
+# make deploy-check   run docs/deploy: image, Compose, systemd unit (as root, with buildah and podman)
 # make lock           write requirements.lock again, with the newest versions in the ranges
 
 PYTHON ?= python3
 BIN := .venv/bin
-ENVIRONMENTS := $(addprefix .venv/,run example load test gateways openapi browser wheel)
+ENVIRONMENTS := $(addprefix .venv/,run example load test gateways openapi browser wheel deploy)
 
 .PHONY: $(ENVIRONMENTS) run example test test-slow test-next check coverage gateways gateways-table gateways-cost \
-    openapi browser chaos load bench wheel lock clean
+    openapi browser chaos load bench wheel deploy-check lock clean
 
 run: .venv/run
 	@$(BIN)/python -m scripts.run
@@ -96,6 +97,9 @@ bench: .venv/test
 
 wheel: .venv/wheel
 	$(BIN)/python -m scripts.wheel
+
+deploy-check: .venv/deploy
+	$(BIN)/python -m scripts.deploy_check
 
 # What `sesiones[server]` needs, for every Python that pyproject.toml names.
 lock: .venv/wheel

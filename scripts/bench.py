@@ -40,8 +40,8 @@ from scripts import seed, wrk
 from scripts.bench_report import Round, draw, table
 from scripts.bench_servers import SERVERS, Server
 from scripts.command_line import positive, run, show
+from scripts.machine import machine
 from scripts.seed import Session
-from scripts.throughput import machine
 from sesiones.settings import Settings
 from tests.harness.redis_server import RedisCluster, RedisServer, free_port
 
@@ -313,8 +313,9 @@ def rounds(
 
 def write(everything: dict[int, dict[str, list[Round]]], sessions: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    facts = machine()
     report = {
-        "machine": machine(),
+        "machine": facts,
         "sessions": sessions,
         "rounds": {
             connections: {
@@ -326,7 +327,7 @@ def write(everything: dict[int, dict[str, list[Round]]], sessions: int, folder: 
     }
     (folder / "bench.json").write_text(json.dumps(report, indent=1))
     try:
-        draw(everything, folder / "bench.png")
+        draw(everything, ", ".join(filter(None, facts.values())), folder / "bench.png")
     except ImportError:
         print("no chart without matplotlib: pip install matplotlib", file=sys.stderr)
 

@@ -53,8 +53,9 @@ def ratio(rounds: list[Round], reference: list[Round] | None) -> str:
     return f"{statistics.median(a.server_us / b.server_us for a, b in pairs):.2f}"
 
 
-def draw(everything: dict[int, dict[str, list[Round]]], path: Path) -> None:
-    """Bars of CPU time a request, one panel for each number of connections."""
+def draw(everything: dict[int, dict[str, list[Round]]], origin: str, path: Path) -> None:
+    """Bars of CPU time a request, one panel for each number of connections. ``origin``: of which
+    run they are, below the chart."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -63,13 +64,14 @@ def draw(everything: dict[int, dict[str, list[Round]]], path: Path) -> None:
     figure, panels = pyplot.subplots(
         len(everything),
         1,
-        figsize=(8, 0.6 + 0.42 * sum(map(len, everything.values()))),
+        figsize=(8, 1.0 + 0.42 * sum(map(len, everything.values()))),
         squeeze=False,
+        sharex=True,
     )
     for (connections, results), panel in zip(everything.items(), panels[:, 0], strict=True):
         shown = [server for server in SERVERS if server.name in results][::-1]
-        names = [f"{server.name}: {server.what}" for server in shown]
-        ours = ["#1b6ca8" if server.is_ours else "#9aa5b1" for server in shown]
+        names = [f"{server.product}: {server.what}" for server in shown]
+        ours = ["#1b6ca8" if server.product == "sesiones" else "#9aa5b1" for server in shown]
         server_us = [median(results[server.name], "server_us") for server in shown]
         redis_us = [median(results[server.name], "redis_us") for server in shown]
         panel.barh(names, server_us, color=ours)
@@ -78,9 +80,11 @@ def draw(everything: dict[int, dict[str, list[Round]]], path: Path) -> None:
             figures = f"{one:.1f} + {two:.1f}" if two else f"{one:.1f}"
             panel.text(one + two + 0.3, row, figures, va="center", fontsize=8)
         panel.set_title(f"{connections} keep-alive connections", fontsize=10, loc="left")
-        panel.set_xlim(right=1.15 * max(a + b for a, b in zip(server_us, redis_us, strict=True)))
         panel.spines[["top", "right"]].set_visible(False)
-        panel.tick_params(labelsize=8)
-    panels[-1, 0].set_xlabel("CPU time a request, microseconds: the server + Redis (hatched)")
-    figure.tight_layout()
+        panel.tick_params(labelsize=8, labelbottom=True)
+    # The figures at the ends of the bars need room.
+    panel.set_xlim(right=1.15 * max(each.dataLim.x1 for each in panels[:, 0]))
+    panel.set_xlabel("CPU time a request, microseconds: the server + Redis (hatched)", fontsize=9)
+    figure.text(0.01, 0.005, origin, fontsize=7, color="#555555")
+    figure.tight_layout(rect=(0, 0.02, 1, 1))
     figure.savefig(path, dpi=150)

@@ -10,7 +10,8 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """One way to answer a check. ``request`` has the fields {token} and {key}."""
+    """One way to answer a check. ``request`` has the fields {token} and {key}. ``product``: how
+    the chart calls it."""
 
     name: str
     what: str
@@ -19,6 +20,7 @@ class Server:
     program: str | None = None
     install: str = ""
     shows: str | None = '"{usuario}"'
+    product: str = "sesiones"
     cluster: bool = False
     """On a Cluster of three masters."""
 
@@ -146,7 +148,7 @@ SERVERS = [
     ours("fast", "self, TOUCH=60", *TOUCH_60),
     ours("varied", "self, TOUCH=60, heads that differ", *TOUCH_60, request=VARIED_REQUEST),
     ours("cached", "self from memory, CACHE=60", *CACHED),
-    ours("cached-varied", "the same, heads that differ", *CACHED, request=VARIED_REQUEST),
+    ours("cached-varied", "from memory, heads that differ", *CACHED, request=VARIED_REQUEST),
     ours(
         "cached-touch-1", "self, TOUCH=1, CACHE=60", "--touch-seconds", "1", "--cache-seconds", "60"
     ),
@@ -160,27 +162,30 @@ SERVERS = [
     ),
     ours("starlette", "self through Starlette, TOUCH=60", *TOUCH_60, "--http", "httptools"),
     ours("cluster", "self, TOUCH=60, 3 masters", *TOUCH_60, scheme="redis+cluster"),
-    Server("uvicorn", "a bare ASGI app, no Redis", bare_uvicorn, shows=None),
+    Server("uvicorn", "a bare ASGI app, no Redis", bare_uvicorn, shows=None, product="uvicorn"),
     Server(
         "webdis",
         "C, a plain HGETALL",
         webdis,
         request="GET /HGETALL/{key} HTTP/1.1\r\nHost: localhost\r\n\r\n",
         program="webdis",
+        product="webdis",
         install="apt-get install webdis",
     ),
     Server(
         "nginx-lua",
-        "nginx + Lua, a plain HGETALL",
+        "a plain HGETALL",
         nginx(LUA),
+        product="nginx + Lua",
         request=KEY_REQUEST,
         program="nginx",
         install="apt-get install nginx-light libnginx-mod-http-lua lua-nginx-redis lua-cjson",
     ),
     Server(
         "nginx",
-        "nginx `return 200`, no Redis",
+        "`return 200`, no Redis",
         nginx("default_type application/json; return 200 '" + '{"ID_Sesion":1}' * 15 + "';"),
+        product="nginx",
         request=KEY_REQUEST,
         program="nginx",
         install="apt-get install nginx-light",

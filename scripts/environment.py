@@ -30,6 +30,7 @@ EXTRAS = {
     "openapi": "test,openapi",
     "browser": "test,browser",
     "wheel": "test,wheel",
+    "deploy": "test,deploy",
 }
 """The extras of pyproject.toml that a target needs."""
 INCLUDED = {"load": ("run",), "test": ("run", "load"), "example": ("run",)}

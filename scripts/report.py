@@ -287,15 +287,17 @@ def _svg(figure: Any, panel: Any, legend_columns: int = 4) -> bytes:
 # HTML.
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #111; background: #fff; max-width: 60em;
-       margin: 2em auto; padding: 0 1em; }
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2em; }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
-th, td { padding: .25em .6em; border-bottom: 1px solid #ddd; text-align: right; }
-th { border-bottom: 2px solid #111; } .facts td, .facts th { text-align: left; }
-.facts th { border-bottom: 1px solid #ddd; font-weight: 600; }
+th, td { padding: .25em .6em; border-bottom: 1px solid #8886; text-align: right; }
+th { border-bottom: 2px solid; } .facts td, .facts th { text-align: left; }
+.facts th { border-bottom: 1px solid #8886; font-weight: 600; }
 .wide { overflow-x: auto; } figure { margin: 1em 0; break-inside: avoid; }
 img { width: 100%; height: auto; }
+/* The charts are drawn on white: this turns their light and dark round and keeps their colours. */
+@media (prefers-color-scheme: dark) { img { filter: invert(0.9) hue-rotate(180deg); } }
 """
 
 
@@ -307,7 +309,7 @@ def page(reports: list[Report]) -> str:
     for report, name in zip(reports, "AB", strict=False):
         if len(reports) > 1:
             parts.append(f"<h2>Run {name}</h2>")
-        parts.append(_list(conclusions(report)))
+        parts.append(f"<p>{html.escape(_origin(report))}</p>{_list(conclusions(report))}")
     for caption, draw in CHARTS:
         image = base64.b64encode(draw(reports)).decode()
         parts.append(
@@ -329,8 +331,16 @@ def page(reports: list[Report]) -> str:
     body = "\n".join(parts)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
+
+
+def _origin(report: Report) -> str:
+    """Of which run the report is. An older report has no date and no commit."""
+    facts = {"version": report["version"]} | report["machine"]
+    named = ("date", "version", "commit", "processor", "memory", "system")
+    return ", ".join(f"{name} {facts[name]}" for name in named if facts.get(name))
 
 
 def _list(sentences: list[str]) -> str:

@@ -12,8 +12,6 @@ when a reply was wrong.
 import argparse
 import json
 import os
-import platform
-import re
 import sys
 from array import array
 from collections import Counter
@@ -24,6 +22,7 @@ from urllib.parse import urlsplit
 import sesiones
 from scripts import report
 from scripts.command_line import positive, run, show
+from scripts.machine import machine
 from scripts.report import Report
 from scripts.seed import FILE, SeedError, Session, read_tokens
 from tests.harness.generator import Generators, Step
@@ -128,8 +127,6 @@ def measure(
 
     Raises OSError, ValueError.
     """
-    if not sessions:
-        raise ValueError("there are no tokens in the file")
     steps: list[Report] = []
     search_failures: Counter[str] = Counter()
     with Generators(url, sessions, connections, processes) as generators:
@@ -155,23 +152,6 @@ def measure(
     }
 
 
-def machine() -> dict[str, str]:
-    processor, memory = platform.machine(), ""
-    try:
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-        processor = found[1] if found else processor
-        found = re.search(r"MemTotal: *(\d+) kB", Path("/proc/meminfo").read_text())
-        memory = f"{int(found[1]) / 2**20:.0f} GiB" if found else ""
-    except OSError:
-        pass  # not Linux
-    return {
-        "processor": f"{processor}, {os.cpu_count()} cores",
-        "memory": memory,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
 def write(measured: Report, folder: Path) -> None:
     (folder / "report.json").write_text(json.dumps(measured, indent=1))
     (folder / "report.html").write_text(report.page([measured]))
@@ -191,11 +171,13 @@ def read(path: Path) -> Report:
 def http_url(text: str) -> str:
     try:
         parts = urlsplit(text)
-        good = parts.scheme == "http" and parts.hostname and parts.path and parts.port != 0
+        good = (
+            parts.scheme in ("http", "https") and parts.hostname and parts.path and parts.port != 0
+        )
     except ValueError:
         good = False
     if not good:
-        raise argparse.ArgumentTypeError("must be http://host:port/path")
+        raise argparse.ArgumentTypeError("must be http://host:port/path, or https://")
     return text
 
 
@@ -223,14 +205,20 @@ def main() -> int:
             reports = [read(path) for path in options.compare]
             (options.output / "compare.html").write_text(report.page(reports))
         else:
-            measured = measure(
-                options.url,
-                read_tokens(options.tokens),
-                rates=options.rates,
-                seconds=options.seconds,
-                connections=options.connections,
-                processes=options.processes,
-            )
+            sessions = read_tokens(options.tokens)
+            if not sessions:
+                raise ValueError("there are no tokens in the file")
+            try:
+                measured = measure(
+                    options.url,
+                    sessions,
+                    rates=options.rates,
+                    seconds=options.seconds,
+                    connections=options.connections,
+                    processes=options.processes,
+                )
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{options.url}: {error}") from error
             write(measured, options.output)
             reports = [measured]
     except (OSError, ValueError, SeedError) as error:

@@ -26,6 +26,8 @@ from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service, children, comes_true
 from tests.harness.stores import KEY, open_store, service_variables
 
+pytestmark = pytest.mark.anyio
+
 DOCS = Path(__file__).parents[1] / "docs"
 SERVICE = {"Authorization": f"Bearer {KEY}"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -52,7 +54,6 @@ def scrape(service: Service) -> Samples:
 # What is counted
 
 
-@pytest.mark.anyio
 async def test_each_operation_is_counted_once(redis_server: RedisServer, redis: "Redis") -> None:
     opened = open_store(redis_server.url, max_per_user=3, touch_seconds=0)
     async with aclosing(opened) as store:
@@ -99,7 +100,6 @@ async def test_each_operation_is_counted_once(redis_server: RedisServer, redis: 
                     assert sample.value == 23  # of what it has ended, a store knows itself
 
 
-@pytest.mark.anyio
 async def test_inactive_session_is_an_invalid_check(store: SessionStore) -> None:
     sesion = await store.create(7, "d")
     await store.update(sesion._replace(Estado_Sesion=0))
@@ -107,7 +107,6 @@ async def test_inactive_session_is_an_invalid_check(store: SessionStore) -> None
     assert counted(store.metrics)["sesiones_checks_total['invalid']"] == 1
 
 
-@pytest.mark.anyio
 async def test_timeout_and_lost_connection_are_counted_as_errors() -> None:
     with RedisServer() as server:
         async with aclosing(open_store(server.url, timeout_seconds=0.2)) as store:

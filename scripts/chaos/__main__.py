@@ -16,6 +16,7 @@ from pathlib import Path
 
 from scripts.chaos import Bar
 from scripts.command_line import run
+from scripts.machine import commit
 from tests.harness.redis_binary import find_binaries
 
 NAMES = (
@@ -87,7 +88,8 @@ def main() -> int:
 
 def _run(short: bool) -> str:
     (binary, *_), _rejected = find_binaries()
-    run = f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {binary.kind} {binary.version}"
+    place = f"{os.cpu_count()} cores, {binary.kind} {binary.version}"
+    run = ", ".join(filter(None, (f"{datetime.now(UTC):%Y-%m-%d}", commit(), place)))
     return f"{run}, short form" if short else run
 
 

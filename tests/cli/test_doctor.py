@@ -23,6 +23,8 @@ from tests.harness.records import counter_key, digest, evict, index_key, session
 from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
 from tests.harness.stores import replica_of
 
+pytestmark = pytest.mark.anyio
+
 ACL = (Path(__file__).parents[2] / "docs" / "acl.conf").read_text("utf-8")
 
 
@@ -117,7 +119,6 @@ def test_redis_that_is_away_is_the_only_finding(sesiones: CommandLine, url: str)
     assert re.fullmatch(r"sesiones: .+\n", errors)
 
 
-@pytest.mark.anyio
 async def test_error_without_a_text_is_named_by_its_type() -> None:
     async def execute(*_: object) -> None:
         raise TimeoutError
@@ -126,7 +127,6 @@ async def test_error_without_a_text_is_named_by_its_type() -> None:
     assert finding.text == "Redis cannot be asked: TimeoutError"
 
 
-@pytest.mark.anyio
 async def test_server_without_the_setting_is_well() -> None:
     async def execute(*_: object) -> list[object]:
         return []
@@ -234,7 +234,6 @@ def test_doctor_names_the_command_that_ends_a_session_outside_of_its_index(
     assert (code, findings["keys"]["level"]) == (Exit.OK, "ok")
 
 
-@pytest.mark.anyio
 async def test_policy_that_the_server_does_not_tell_is_a_warning() -> None:
     async def execute(*_: object) -> bytes:
         return b"role:master\r\n"
@@ -305,7 +304,6 @@ async def examined(**replies: object) -> list[Finding]:
     return await examine_sentinels(cast(Commands, Sentinels(**replies)), settings)
 
 
-@pytest.mark.anyio
 async def test_sentinels_that_agree_are_well() -> None:
     findings = await examined(a=[master()], b=[master("x", 1), master()], c=[master()])
     assert [(each.level, each.subject) for each in findings] == [
@@ -317,7 +315,6 @@ async def test_sentinels_that_agree_are_well() -> None:
     assert await examined() == []
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("reply", "text"),
     [
@@ -343,7 +340,6 @@ async def test_sentinel_that_differs_or_fails_is_an_error(reply: object, text: s
     assert bad.advice
 
 
-@pytest.mark.anyio
 async def test_sentinel_that_the_url_does_not_name_is_a_warning() -> None:
     for finding in await examined(a=[master()], b=[master()]):
         assert finding.level == "warning"

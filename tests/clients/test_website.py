@@ -16,7 +16,10 @@ from tests.harness.browser import INSTALLED, chromium
 from tests.harness.service import comes_true, environment
 from tests.harness.website import Visitor
 
-pytestmark = pytest.mark.skipif(not INSTALLED, reason="needs chromium and chromium-driver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not INSTALLED, reason="needs chromium and chromium-driver"),
+]
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,7 +17,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.retry import Retry
 
+import sesiones
 from sesiones import tokens
+from sesiones.cli.exits import Exit
 from sesiones.http.server import STOP_SECONDS
 from sesiones.settings import Settings
 from tests.harness.redis_binary import find_binary
@@ -54,7 +56,8 @@ def test_image_has_port_user_health_check_and_locked_packages() -> None:
     # The image and the unit install the same: what the lock has, and no package besides.
     for installation in text, TEXTS["README.md"]:
         assert "--require-hashes" in installation
-        assert re.search(r"--no-index\s[^&]*sesiones-\*\.whl\)\[server\]", installation)
+        # By name: with the wheels of two versions in dist/, it is the newer one.
+        assert re.search(r"--no-index\s[^&]*--find-links \S+ 'sesiones\[server\]'", installation)
     ignored = TEXTS["Dockerfile.dockerignore"].split()
     copied = re.findall(r"^COPY (?!--from)(.*) \./$", text, re.MULTILINE)
     assert {f"!{name}" for line in copied for name in line.split()} == set(ignored) - {"*"}
@@ -132,6 +135,10 @@ def test_unit_stops_in_time_and_reads_its_credentials() -> None:
         assert f">{path}" in TEXTS["README.md"]
 
 
+def test_unit_gives_up_on_a_bad_setting() -> None:
+    assert f"\nRestartPreventExitStatus={Exit.USAGE}\n" in TEXTS["sesiones.service"]
+
+
 def test_manifests_agree_with_each_other_and_with_the_service() -> None:
     labels = MANIFESTS["Deployment"]["spec"]["template"]["metadata"]["labels"]
     for kind in "Deployment", "PodDisruptionBudget":
@@ -157,6 +164,45 @@ def test_manifests_agree_with_each_other_and_with_the_service() -> None:
         assert CONTAINER[f"{probe}Probe"]["httpGet"] == {"path": path, "port": "http"}
     (_, pause) = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
     assert POD["terminationGracePeriodSeconds"] > int(pause) + STOP_SECONDS
+
+
+def test_network_policy_admits_gateways_of_labelled_namespaces() -> None:
+    label = {"matchLabels": {"sesiones-client": "true"}}
+    sources = MANIFESTS["NetworkPolicy"]["spec"]["ingress"][0]["from"]
+    assert sources[:2] == [
+        {"podSelector": label},
+        {"podSelector": label, "namespaceSelector": label},
+    ]
+
+
+def test_monitor_scrapes_each_pod_once_as_the_job_of_the_rules() -> None:
+    monitor = yaml.safe_load(TEXTS["servicemonitor.yaml"])["spec"]
+    services = [
+        one for one in yaml.safe_load_all(TEXTS["kubernetes.yaml"]) if one["kind"] == "Service"
+    ]
+    labels = monitor["selector"]["matchLabels"]
+    (scraped,) = (one for one in services if one["metadata"].get("labels") == labels)
+    assert scraped["metadata"]["name"] == "sesiones"  # it becomes the job
+    assert [port["name"] for port in scraped["spec"]["ports"]] == [monitor["endpoints"][0]["port"]]
+    (headless,) = (one for one in services if one is not scraped)
+    assert headless["spec"] == {"clusterIP": "None"} | scraped["spec"]
+
+
+def test_command_of_the_readme_makes_a_rule_of_the_alerts() -> None:
+    command = re.search(r"^\{ printf .*?^\}", TEXTS["README.md"], re.DOTALL | re.MULTILINE)
+    assert command is not None
+    made = subprocess.check_output(["sh", "-ec", command[0]], cwd=DEPLOY.parents[1])
+    rule = yaml.safe_load(made)
+    assert rule["kind"] == "PrometheusRule"
+    alerts = yaml.safe_load((DEPLOY.parent / "alerts.yml").read_text("utf-8"))
+    assert rule["spec"] == alerts
+
+
+def test_image_names_its_version() -> None:
+    label = re.search(r'image\.version="(.*?)"', TEXTS["Dockerfile"])
+    assert label is not None
+    assert label[1] == sesiones.__version__
+    assert CONTAINER["image"] == f"sesiones:{sesiones.__version__}"
 
 
 @contextmanager

@@ -41,28 +41,27 @@ CANNOT = {
     ("HAProxy", "test_chunked_body"): HAPROXY_CHUNKS,
     ("HAProxy", "test_chunked_body_refused"): HAPROXY_CHUNKS,
 }
-"""(gateway, test) to the reason. Such a test has to fail: the day it passes, so much for the
-reason. That nothing passes without a session is not for declaring here."""
+"""(gateway, test) to the reason. Such a test has to fail: once it passes, the entry must go. That
+nothing passes without a session must never be declared here."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--table",
         choices=["check", "write"],
-        help="what to do with that of docs/gateways/README.md",
+        help="what to do with the tables of docs/gateways/README.md",
     )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     left_out = [item for item in items if not _applies(item)]
     config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    items[:] = filter(_applies, items)
     for item in items:
-        gateway = _gateway_of(item)
-        if gateway:
+        if gateway := _gateway_of(item):
             item.add_marker(pytest.mark.xdist_group(gateway.id))
-        if gateway and (reason := CANNOT.get((gateway.name, item.originalname))):  # type: ignore[attr-defined]
-            item.add_marker(pytest.mark.xfail(reason=reason))
+            if reason := CANNOT.get((gateway.name, item.originalname)):  # type: ignore[attr-defined]
+                item.add_marker(pytest.mark.xfail(reason=reason))
     items.sort(key=_place)
 
 
@@ -70,16 +69,17 @@ def _applies(item: pytest.Item) -> bool:
     gateway = _gateway_of(item)
     if gateway is None:
         return True
-    of_websites, of_two_nodes = (item.path.stem in each for each in (OF_WEBSITES, OF_TWO_NODES))
-    return {"": not of_websites, "web": True, "direct": not of_websites | of_two_nodes}[
-        gateway.variant
-    ]
+    module = item.path.stem
+    if module in OF_WEBSITES:
+        return gateway.variant == "web"
+    return module not in OF_TWO_NODES or gateway.variant != "direct"
 
 
 def _place(item: pytest.Item) -> tuple[int, int]:
     """Gateway by gateway, so that each one starts once."""
     gateway = _gateway_of(item)
-    assert gateway is not None
+    if gateway is None:  # of another folder
+        return -1, 0
     return GATEWAYS.index(gateway), (MODULES + OF_WEBSITES).index(item.path.stem)
 
 
@@ -92,20 +92,25 @@ def _gateway_of(item: pytest.Item) -> Gateway | None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     report = yield
     gateway = _gateway_of(item)
-    if gateway and report.when == "call":
-        row = item.obj.__doc__.strip()  # type: ignore[attr-defined]
-        reason = "It failed." if report.failed else getattr(report, "wasxfail", None)
+    assert gateway is not None
+    row = item.obj.__doc__.strip()  # type: ignore[attr-defined]
+    if report.when == "setup":  # also of what is skipped
         module, line = item.path.stem, item.obj.__code__.co_firstlineno  # type: ignore[attr-defined]
         place = module in OF_WEBSITES, _place(item)[1], line
-        report.user_properties.append(("cell", (row, gateway.name, reason, place)))
+        report.user_properties.append(("row", (row, place)))
+    elif report.when == "call":
+        reason = "It failed." if report.failed else getattr(report, "wasxfail", None)
+        report.user_properties.append(("cell", (row, gateway.name, reason)))
     return report
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Also in the process that collects the reports of others."""
-    for name, cell in report.user_properties:
-        if name == "cell" and report.when == "call":
-            table.record(*cell)  # type: ignore[misc]
+    for name, values in report.user_properties:
+        if name == "row":
+            table.place(*values)  # type: ignore[misc]
+        elif name == "cell":
+            table.record(*values)  # type: ignore[misc]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -158,6 +163,7 @@ def stand(
     gateway: Gateway, running: RunningGateway, backend: Backend, long_stream: EventStream
 ) -> Iterator[Stand]:
     backend.application.arrived.clear()
+    backend.application.wrong_identity.clear()
     yield Stand(gateway, running, backend)
     assert not backend.application.wrong_identity
 

@@ -17,9 +17,12 @@ ran: Cells = {}
 places: dict[str, Place] = {}
 
 
-def record(row: str, gateway: str, reason: str | None, place: Place) -> None:
+def place(row: str, where: Place) -> None:
+    places[row] = where
+
+
+def record(row: str, gateway: str, reason: str | None) -> None:
     ran[row, gateway] = reason or ran.get((row, gateway), "")
-    places[row] = tuple(place)  # type: ignore[assignment]
 
 
 def committed() -> str:
@@ -32,9 +35,9 @@ def write(table: str) -> None:
 
 
 def render() -> str:
-    """What ran; a gateway that is not installed here stays as committed."""
+    """What ran. What was skipped, as a gateway that is not installed, stays as committed."""
     cells = _parse(committed()) | ran
-    rows = sorted(places, key=lambda row: places[row])
+    rows = sorted(places, key=lambda row: tuple(places[row]))
     shown = {(row, name): cells.get((row, name), "not run yet") for row in rows for name in NAMES}
     reasons = list(dict.fromkeys(reason for reason in shown.values() if reason))
     lines = []

@@ -30,14 +30,16 @@ def test_websocket_refused(stand: Stand, session: dict[str, Any]) -> None:
     assert not stand.arrived
 
 
-def test_other_upgrades(stand: Stand, session: dict[str, Any]) -> None:
-    """no other protocol can be upgraded to: `Upgrade: h2c` does not arrive"""
-    headers = [("Upgrade", "h2c"), ("HTTP2-Settings", "AAMAAABkAAQCAAAAAAIAAAAA")]
-    connection = [("Connection", "Upgrade, HTTP2-Settings")]
-    reply = stand.ask([*token(session), *headers, *connection])
-    assert reply.status in (200, 403)
-    for arrived in stand.arrived:
-        assert not arrived.values("upgrade")
+def test_upgrade_to_http2(stand: Stand, session: dict[str, Any]) -> None:
+    """`Upgrade: h2c` never arrives, nor beside `websocket`"""
+    for values in ["h2c"], ["websocket, h2c"], ["h2c,websocket"], ["websocket", "h2c"]:
+        upgrade = [("Upgrade", value) for value in values]
+        settings = ("HTTP2-Settings", "AAMAAABkAAQCAAAAAAIAAAAA")
+        connection = ("Connection", "Upgrade, HTTP2-Settings")
+        reply = stand.ask([*token(session), *upgrade, settings, connection])
+        assert reply.status in (200, 400, 403, 426)
+        for arrived in stand.arrived:
+            assert arrived.values("upgrade") in ([], ["websocket"])
 
 
 def test_server_sent_events(stand: Stand, session: dict[str, Any]) -> None:

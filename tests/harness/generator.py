@@ -7,7 +7,8 @@ for a second delays everything that arrived in that second, and all of it is in 
 ``Step.service_times`` are what a closed loop would have reported.
 
 A reply is right when it is a 200 for the token's user. Only HTTP/1.1 with a Content-Length is
-understood: what the service answers.
+understood: what the service answers. With https the certificate must be one that the system trusts;
+SSL_CERT_FILE names another authority.
 """
 
 import ctypes
@@ -17,6 +18,7 @@ import re
 import select
 import signal
 import socket
+import ssl
 import time
 from array import array
 from collections import Counter, deque
@@ -76,9 +78,11 @@ class _Connection:
 
     __slots__ = ("arrival", "received", "sent", "sock", "user")
 
-    def __init__(self, address: tuple[str, int]) -> None:
+    def __init__(self, address: tuple[str, int], tls: ssl.SSLContext | None) -> None:
         self.sock = socket.create_connection(address, timeout=5)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls is not None:
+            self.sock = tls.wrap_socket(self.sock, server_hostname=address[0])
         self.sock.setblocking(False)
         self.received = b""
         self.user: str | None = None
@@ -92,7 +96,8 @@ class Generator:
         self, url: str, sessions: Sequence[tuple[int, str]], connections: int, seed: int
     ) -> None:
         parts = urlsplit(url)
-        self._address = parts.hostname or "", parts.port or 80
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._address = parts.hostname or "", parts.port or (443 if self._tls else 80)
         self._head = f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nX-Auth-Token: "
         self._sessions = sessions
         self._random = random.Random(seed)
@@ -154,7 +159,7 @@ class Generator:
         self._epoll.close()
 
     def _open(self) -> None:
-        connection = _Connection(self._address)
+        connection = _Connection(self._address, self._tls)
         self._connections[connection.sock.fileno()] = connection
         self._epoll.register(connection.sock.fileno(), select.EPOLLIN)
         self._idle.append(connection)
@@ -191,6 +196,8 @@ class Generator:
     def _receive(self, step: Step, connection: _Connection, end: float) -> None:
         try:
             data = connection.sock.recv(65536)
+        except ssl.SSLWantReadError:  # a part of a TLS record, or one without data
+            return
         except OSError:
             data = b""
         if not data:

@@ -1,6 +1,7 @@
 """A Redis or Valkey server of our own: for `make run`, the tests and the load scripts."""
 
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -8,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -393,6 +394,9 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20) ->
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """A port below the ephemeral ones (32768 and up on Linux). An outgoing connection could take an
+    ephemeral port before the server that it is meant for listens there."""
+    while True:
+        port = 10_000 + secrets.randbelow(22_768)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port

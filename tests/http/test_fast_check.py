@@ -21,6 +21,8 @@ from tests.harness.service import Service
 from tests.harness.stores import EXAMPLES, service_variables
 from tests.harness.stub_server import HOST, SESION, TOKEN, plain, stub_server, until
 
+pytestmark = pytest.mark.anyio
+
 Services = tuple[Service, Service, Service]
 
 
@@ -210,7 +212,6 @@ fields = st.lists(
 
 
 @settings(
-    deadline=None,
     max_examples=10 * EXAMPLES,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -247,7 +248,6 @@ LEARNED: set[bytes] = set()
 
 
 @settings(
-    deadline=None,
     max_examples=10 * EXAMPLES,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -308,7 +308,6 @@ def test_check_behind_the_end_of_a_body_makes_no_template(
     assert exchange(both[0], b"abc" + check)[0].startswith(b"HTTP/1.1 400")
 
 
-@pytest.mark.anyio
 async def test_plain_checks_are_fast_checks() -> None:
     async with stub_server() as served:
         for data in [
@@ -329,7 +328,6 @@ async def test_plain_checks_are_fast_checks() -> None:
         assert set(served.asked) == {TOKEN.decode()}
 
 
-@pytest.mark.anyio
 async def test_requests_that_are_not_plain_go_to_starlette() -> None:
     self_ = plain(b"/sesiones/self", TOKEN)
     async with stub_server() as served:
@@ -348,13 +346,11 @@ async def test_requests_that_are_not_plain_go_to_starlette() -> None:
         assert served.asked == []
 
 
-@pytest.mark.anyio
 async def test_no_check_is_fast_where_uvicorn_would_do_more_than_answer() -> None:
     async with stub_server(limit_concurrency=100) as served:
         assert b" 418 " in await served.send(plain(b"/sesiones/self", TOKEN))
 
 
-@pytest.mark.anyio
 async def test_pipelined_request_waits_for_the_check_before_it() -> None:
     async with stub_server() as served:
         served.hold = True
@@ -369,7 +365,6 @@ async def test_pipelined_request_waits_for_the_check_before_it() -> None:
         assert served.server.server_state.total_requests == 2
 
 
-@pytest.mark.anyio
 async def test_answer_to_a_client_that_has_left_is_dropped() -> None:
     async with stub_server() as served:
         served.hold = True
@@ -386,7 +381,6 @@ async def test_answer_to_a_client_that_has_left_is_dropped() -> None:
         assert not served.server.server_state.connections
 
 
-@pytest.mark.anyio
 async def test_shutdown_answers_the_check_in_flight_and_closes() -> None:
     async with stub_server() as served:
         served.hold = True
@@ -402,7 +396,6 @@ async def test_shutdown_answers_the_check_in_flight_and_closes() -> None:
         writer.close()
 
 
-@pytest.mark.anyio
 async def test_keep_alive_ends_an_idle_connection_and_no_other() -> None:
     async with stub_server(timeout_keep_alive=1) as served:
         served.answer = SESION
@@ -415,7 +408,6 @@ async def test_keep_alive_ends_an_idle_connection_and_no_other() -> None:
         writer.close()
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("target", [b"/sesiones/self", b"/other"])
 async def test_client_that_does_not_read_is_cut(
     monkeypatch: pytest.MonkeyPatch, target: bytes
@@ -435,7 +427,6 @@ async def test_client_that_does_not_read_is_cut(
                     await asyncio.sleep(0.01)
 
 
-@pytest.mark.anyio
 async def test_client_that_reads_while_the_event_loop_is_held_up_is_not_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -460,7 +451,6 @@ async def test_client_that_reads_while_the_event_loop_is_held_up_is_not_cut(
             assert connection in served.server.server_state.connections
 
 
-@pytest.mark.anyio
 async def test_deadline_does_not_count_while_the_service_does_not_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -480,7 +470,6 @@ async def test_deadline_does_not_count_while_the_service_does_not_read(
         writer.close()
 
 
-@pytest.mark.anyio
 async def test_upgrade_behind_a_check_keeps_its_deadline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -500,7 +489,6 @@ async def test_upgrade_behind_a_check_keeps_its_deadline(
         writer.close()
 
 
-@pytest.mark.anyio
 async def test_client_that_asks_and_does_not_read_is_held_back() -> None:
     async with stub_server() as served:
         served.answer = SESION
@@ -517,7 +505,6 @@ async def test_client_that_asks_and_does_not_read_is_held_back() -> None:
             writer.transport.abort()
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("request_line", [b"GET /sesiones/self", b"GET / ", b"POST / "])
 async def test_pipeline_waits_as_bytes(
     monkeypatch: pytest.MonkeyPatch, request_line: bytes

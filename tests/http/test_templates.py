@@ -14,6 +14,8 @@ from sesiones.http.protocol import HttpProtocol
 from sesiones.http.templates import MAX_BYTES, RequestTemplates
 from tests.harness.stub_server import HOST, SESION, TOKEN, StubServer, plain, stub_server, until
 
+pytestmark = pytest.mark.anyio
+
 SELF = (False, False, False, True)
 CHECK = plain(b"/sesiones/self", TOKEN)
 POST = b"POST / HTTP/1.1\r\n%bContent-Length: 3\r\n\r\n" % HOST
@@ -63,7 +65,6 @@ def test_two_requests_in_a_row_make_a_template() -> None:
     assert found.match(CHECK.replace(TOKEN, other)) == (other, SELF)
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     "data",
     [
@@ -90,7 +91,6 @@ async def test_anything_but_one_plain_check_makes_no_template(
     assert len(known) == 0
 
 
-@pytest.mark.anyio
 async def test_check_that_came_in_two_pieces_makes_no_template(known: RequestTemplates) -> None:
     async with stub_server() as served:
         served.answer = SESION
@@ -174,7 +174,6 @@ async def begin_with_an_error(served: StubServer, writer: asyncio.StreamWriter) 
     writer.write(b"\x00")
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     "begin",
     [begin_with_a_part, begin_with_a_body, begin_with_a_check_in_flight, begin_with_an_error],
@@ -230,7 +229,6 @@ def test_number_of_templates_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 # On and off
 
 
-@pytest.mark.anyio
 async def test_request_that_matches_needs_no_parser(
     known: RequestTemplates, parsed: list[bytes]
 ) -> None:
@@ -246,7 +244,6 @@ async def test_request_that_matches_needs_no_parser(
         assert len(parsed) == 5
 
 
-@pytest.mark.anyio
 async def test_without_templates_every_request_goes_to_the_parser(
     monkeypatch: pytest.MonkeyPatch, parsed: list[bytes]
 ) -> None:

@@ -68,12 +68,18 @@ def test_no_secret_is_in_the_log_of_a_start(
             assert secret not in caplog.text
 
 
-def test_redis_that_is_away_at_the_start_is_a_warning_without_a_request() -> None:
-    with Service(SESIONES_REDIS_URL=f"redis://127.0.0.1:{free_port()}") as service:
-        (line,) = start_lines(service)
-    assert " WARNING " in line
-    assert " does not answer: " in line
-    assert "refused" in line
+def start_record(url: str, caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
+    """The first line of a watch of that Redis."""
+    with caplog.at_level(logging.INFO), Watch(Settings(redis_url=url)):
+        assert comes_true(lambda: "; settings: " in caplog.text, 5)
+    return caplog.records[0]
+
+
+def test_redis_that_is_away_at_the_start_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    record = start_record(f"redis://127.0.0.1:{free_port()}", caplog)
+    assert record.levelno == logging.WARNING
+    assert " does not answer: " in record.message
+    assert "refused" in record.message
 
 
 def test_redis_that_hangs_delays_no_start() -> None:
@@ -97,14 +103,11 @@ def test_redis_that_comes_up_later_is_a_line(monkeypatch: pytest.MonkeyPatch) ->
         assert len(start_lines(service)) == 1
 
 
-def test_replica_is_a_warning(own_redis: RedisServer) -> None:
-    with (
-        replica_of(own_redis) as replica,
-        Service(SESIONES_REDIS_URL=replica.url) as service,
-    ):
-        (line,) = start_lines(service)
-    assert " WARNING " in line
-    assert ", replica; " in line
+def test_replica_is_a_warning(own_redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    with replica_of(own_redis) as replica:
+        record = start_record(replica.url, caplog)
+    assert record.levelno == logging.WARNING
+    assert ", replica; " in record.message
 
 
 def test_command_that_the_acl_forbids_is_left_out_and_not_asked_again(

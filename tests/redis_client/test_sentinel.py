@@ -22,14 +22,13 @@ from tests.harness.redis_server import RedisSentinels, free_port
 from tests.harness.service import comes_true
 from tests.harness.stores import available, open_store
 
-pytestmark = [pytest.mark.redis, pytest.mark.sentinel]
+pytestmark = [pytest.mark.anyio, pytest.mark.redis, pytest.mark.sentinel]
 
 
 def run(client: Any, *arguments: str | int) -> Any:
     return client.execute_command(*arguments)
 
 
-@pytest.mark.anyio
 async def test_url_has_the_credentials_of_the_sentinels() -> None:
     with RedisSentinels(replicas=0, sentinels=2) as redis:
         for client in redis.sentinels.values():
@@ -59,7 +58,6 @@ async def test_url_has_the_credentials_of_the_sentinels() -> None:
             run(client, "ACL", "SETUSER", "default", "on", "nopass")
 
 
-@pytest.mark.anyio
 async def test_error_names_the_reason_of_each_sentinel() -> None:
     with RedisSentinels(replicas=0, sentinels=1) as redis:
         (port,) = redis.sentinels
@@ -73,7 +71,6 @@ async def test_error_names_the_reason_of_each_sentinel() -> None:
         assert "nowhere.invalid:2: nowhere.invalid cannot be resolved" in text
 
 
-@pytest.mark.anyio
 async def test_blanks_between_the_hosts_are_ignored() -> None:
     with RedisSentinels(replicas=0, sentinels=3) as redis:
         hosts = ", ".join(f"127.0.0.1:{port}" for port in redis.sentinels)
@@ -87,7 +84,6 @@ async def test_blanks_between_the_hosts_are_ignored() -> None:
             await commands.aclose()
 
 
-@pytest.mark.anyio
 async def test_sentinel_that_hangs_leaves_time_for_the_request() -> None:
     with (
         RedisSentinels(replicas=0, sentinels=1) as redis,
@@ -149,7 +145,6 @@ def test_unresolvable_name_is_one_line_of_log(
 # The master is replaced.
 
 
-@pytest.mark.anyio
 async def test_sessions_survive_two_failovers() -> None:
     with (
         RedisSentinels(replicas=1, sentinels=1) as redis,
@@ -186,7 +181,6 @@ async def test_sessions_survive_two_failovers() -> None:
         assert comes_true(lambda: len(watch.client_list()) == 1, 1)
 
 
-@pytest.mark.anyio
 async def test_replaced_master_that_still_answers_is_left() -> None:
     """Sentinel would tell the old master after 8 s only, and leaves its connections open."""
     with RedisSentinels(replicas=2, sentinels=3) as redis:
@@ -208,7 +202,6 @@ async def test_replaced_master_that_still_answers_is_left() -> None:
             assert redis.clients[old].exists(session_key(token))
 
 
-@pytest.mark.anyio
 async def test_checks_are_answered_while_most_sentinels_confirm_a_master_that_refuses_writes() -> (
     None
 ):

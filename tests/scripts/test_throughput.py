@@ -5,6 +5,8 @@ import contextlib
 import json
 import multiprocessing
 import re
+import shutil
+import ssl
 import sys
 import threading
 import time
@@ -15,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from scripts import report, seed, throughput
+from scripts.machine import machine
 from sesiones import tokens
 from tests.harness import generator
+from tests.harness.certificates import make_certificate
 from tests.harness.generator import Generator, Generators, Step, clock, parse
 from tests.harness.service import Service
 
@@ -59,14 +63,14 @@ class FakeServer:
 
 
 @contextlib.contextmanager
-def serving(answer: Answer) -> Iterator[tuple[FakeServer, str]]:
+def serving(answer: Answer, tls: ssl.SSLContext | None = None) -> Iterator[tuple[FakeServer, str]]:
     fake, loop = FakeServer(answer), asyncio.new_event_loop()
-    server = loop.run_until_complete(asyncio.start_server(fake.serve, "127.0.0.1", 0))
+    server = loop.run_until_complete(asyncio.start_server(fake.serve, "127.0.0.1", 0, ssl=tls))
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
         port = server.sockets[0].getsockname()[1]
-        yield fake, f"http://127.0.0.1:{port}/sesiones/self"
+        yield fake, f"http{'s' if tls else ''}://127.0.0.1:{port}/sesiones/self"
     finally:
 
         async def end() -> None:
@@ -113,6 +117,27 @@ def test_percentiles_are_those_of_the_servers_delays() -> None:
     assert all(a[1] <= b[1] for a, b in zip(figures["curve"], figures["curve"][1:], strict=False))
     slow = sum(latency > 0.09 for latency in step.latencies) / len(step.latencies)
     assert 0.08 < slow < 0.3
+
+
+def answered_at_once(_: int, token: str) -> tuple[float, bytes]:
+    return 0, right(token)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_https_is_measured_where_the_certificate_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = make_certificate(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    with serving(answered_at_once, tls) as (_, url):
+        with pytest.raises(ssl.SSLCertVerificationError):
+            Generator(url, SESSIONS, 1, seed=1)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        with contextlib.closing(Generator(url, SESSIONS, 8, seed=1)) as load:
+            step = load.run(200, clock(), 0.5)
+    assert not step.failures
+    assert step.arrivals == len(step.latencies) > 50
 
 
 def test_a_stall_delays_every_request_that_arrived_in_it() -> None:
@@ -304,6 +329,29 @@ def test_report_says_when_the_generator_is_the_limit() -> None:
     assert "At 1,234 a second the load generator, or its machine, was the limit" in said
 
 
+def test_page_names_its_run_and_fits_a_phone_and_a_dark_screen() -> None:
+    step = Step(1000, 1000)
+    step.latencies.extend([0.001] * 1000)
+    step.service_times.extend([0.001] * 1000)
+    steps = [throughput.summary(1000, 1, step)]
+    facts = machine()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", facts["date"])
+    assert re.fullmatch(r"([0-9a-f]{10,}(-dirty)?)?", facts["commit"])
+    page = report.page([{"version": "9.9", "machine": facts, "steps": steps}])
+    for fact in "9.9", facts["date"], facts["commit"], facts["processor"]:
+        assert fact in page.partition("<figure>")[0]
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+    assert "color-scheme: light dark" in page
+    # A report of an earlier version, which has no date, can still be compared.
+    del facts["date"], facts["commit"]
+    assert "date" not in report.page([{"version": "0", "machine": facts, "steps": steps}])
+
+
+@pytest.mark.parametrize("url", ["http://h:1/p", "https://h/p", "https://h:443/p?a=b"])
+def test_url_may_be_http_or_https(url: str) -> None:
+    assert throughput.http_url(url) == url
+
+
 # The whole, against the service.
 
 
@@ -333,7 +381,7 @@ def test_only_wrong_answers_end_in_one_line(
     options = "--tokens", str(seeded), "--seconds", "1", "--output", str(tmp_path)
     code, _, errors = run("--url", url, *options, *rates)
     assert code == 2
-    assert re.fullmatch(r"throughput: no right answer: status 404: [0-9,]+\n", errors)
+    assert re.fullmatch(rf"throughput: {url}: no right answer: status 404: [0-9,]+\n", errors)
 
 
 def test_unknown_sessions_are_failures_in_the_report(

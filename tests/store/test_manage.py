@@ -32,6 +32,13 @@ from tests.store.ended import exists
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def store(open_more: Opener) -> SessionStore:
+    """Checks slide no session that was used within the last minute, so that a session stays what
+    create() has returned, on a slow machine too."""
+    return open_more(touch_seconds=60)
+
+
 def reasons(caplog: pytest.LogCaptureFixture) -> list[str]:
     ended = [record for record in caplog.records if getattr(record, "event", "") == "ended"]
     return sorted(record.reason for record in ended)  # type: ignore[attr-defined]
@@ -52,10 +59,9 @@ def listed(sesion: Sesion, Actual: bool | None = None) -> UserSession:
 
 
 async def test_list_has_every_live_session_the_most_recently_used_first(
-    redis: Redis, open_more: Opener
+    redis: Redis, store: SessionStore
 ) -> None:
     """Then the newest. Active or not; and no other user's."""
-    store = open_more(touch_seconds=60)
     made = [await store.create(7, name) for name in "abcd"]
     await store.create(NEIGHBOUR, "e")
     await store.create(8, "f")
@@ -309,10 +315,9 @@ async def test_revoke_leaves_a_bad_counter_alone(redis: Redis, store: SessionSto
 
 @pytest.mark.parametrize("call", ["end_one", "end_others", "end_user", "revoke"])
 async def test_session_ends_beside_an_index_of_another_type(
-    redis: Redis, open_more: Opener, call: str
+    redis: Redis, store: SessionStore, call: str
 ) -> None:
     """Only by its token: no index names it. Nothing is raised but that Redis refuses."""
-    store = open_more(touch_seconds=60)
     mine = await store.create(7, "a")
     redis.set(index_key(7), "x", ex=100)
     match call:

@@ -1,0 +1,1 @@
+"""`make deploy-check`: the files of docs/deploy, run as their page says."""
