@@ -52,18 +52,18 @@ def test_template_that_ignores_what_stands_around_the_token_differs() -> None:
         assert compare("flaw", 12_000).violations
 
 
-@pytest.mark.parametrize("flaw", ["the kind of the request", "the end of the connection"])
-def test_answer_from_memory_that_ignores_the_request_differs(flaw: str) -> None:
+def test_answer_from_memory_of_another_kind_of_request_differs() -> None:
     really = FastCheckProtocol._answer_from
 
     def answer_from(self: Any, entry: Entry, data: bytes | None) -> None:
-        if flaw == "the kind of the request" and entry.response[1]:
+        if entry.response[1]:
             entry.response = self._in_flight.kind, entry.response[1]
-        elif flaw == "the end of the connection":
-            self._half_closed = False
         really(self, entry, data)
 
-    with patch.object(FastCheckProtocol, "_answer_from", answer_from):
+    with (
+        patch.object(FastCheckProtocol, "_answer_from", answer_from),
+        patch("tests.harness.fuzzer.VIOLATIONS_MAX", 1),
+    ):
         assert compare("flaw", 12_000, cached=True).violations
 
 

@@ -15,8 +15,8 @@ from sesiones.redis_client.cluster import Cluster
 from sesiones.redis_client.subscription import LEASE_SECONDS, NO_LEASE, Lease, Subscription
 from sesiones.store.events import SessionEvents
 from sesiones.store.near_cache import Entry, NearCache, Read
-from tests.store import cache_world
-from tests.store.cache_world import Violation
+from tests.store import cache_play
+from tests.store.cache_world import Violation, World
 
 ROUNDS = int(os.environ.get("SESIONES_TEST_ROUNDS", "1"))
 SEEDS_MAX = 40
@@ -32,7 +32,7 @@ def quiet() -> Iterator[None]:
 
 
 def test_answer_from_memory_is_never_older_than_a_second() -> None:
-    assert cache_world.run(0) > 500
+    assert cache_play.run(0) > 500
 
 
 @pytest.mark.slow
@@ -158,30 +158,30 @@ def test_simulation_finds_a_cache_that_breaks_the_promise(
 
 
 FAULTS = {
-    cache_world.answer_late_and_then_nothing: count_from_the_answer,
-    cache_world.silence_one_master: share_a_lease,
-    cache_world.demote_one_master: ignore_the_role,
-    cache_world.lose_subscriptions: keep_across_reconnects,
+    cache_play.answer_late_and_then_nothing: count_from_the_answer,
+    cache_play.silence_one_master: share_a_lease,
+    cache_play.demote_one_master: ignore_the_role,
+    cache_play.lose_subscriptions: keep_across_reconnects,
 }
 """Each fault of a simulation, and what would break the promise in it."""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_answer_from_memory_is_never_older_than_a_second_when_one_fault_comes(
-    fault: Callable[[cache_world.World], float],
+    fault: Callable[[World], float],
 ) -> None:
-    assert cache_world.run(1, partial(cache_world.play_fault, fault=fault)) > 0
+    assert cache_play.run(1, partial(cache_play.play_fault, fault=fault)) > 0
 
 
 @pytest.mark.parametrize(("fault", "mutate"), FAULTS.items())
 def test_one_fault_finds_the_cache_that_it_breaks(
-    fault: Callable[[cache_world.World], float], mutate: Patch, monkeypatch: pytest.MonkeyPatch
+    fault: Callable[[World], float], mutate: Patch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mutate(monkeypatch)
     with pytest.raises(Violation):
-        cache_world.run(1, partial(cache_world.play_fault, fault=fault))
+        cache_play.run(1, partial(cache_play.play_fault, fault=fault))
 
 
 def _play(runs: int) -> None:
     for seed in range(runs):
-        cache_world.run(seed)
+        cache_play.run(seed)
