@@ -95,9 +95,10 @@ class Entry:
 
 
 class Read(NamedTuple):
-    """What has to be unchanged when a read is answered."""
+    """What is read, and what has to be unchanged when it is answered."""
 
     sent_at: float
+    batch: Sequence[str]
     leases: list[Lease]
     indexes: list[int]
     stamps: list[int]
@@ -169,6 +170,7 @@ class NearCache:
         indexes = [self._table.index(key[-_DIGEST_LENGTH:].encode()) for key in keys]
         return Read(
             time.monotonic(),
+            batch,
             [lease_of(tokens.bucket(token)) for token in batch],
             indexes,
             [stamps[index] for index in indexes],
@@ -184,21 +186,25 @@ class NearCache:
         """Keep what was read. ``windows``: the sessions' windows in seconds; ``redis_time``:
         Redis's time as of the read."""
         entries = self._entries
-        for sesion, window, lease, index, stamp in zip(sesiones, windows, *read[1:], strict=True):
+        for sesion, window, token, lease, index, stamp in zip(
+            sesiones, windows, *read[1:], strict=True
+        ):
+            if sesion is None or sesion.Estado_Sesion != 1:
+                if entries.pop(token, None) is not None:  # the message is still to come
+                    self._stamps[index] = secrets.randbits(64)
+                continue
             if (
-                sesion is None
-                or sesion.Estado_Sesion != 1
-                or read.sent_at >= lease.until
+                read.sent_at >= lease.until
                 or self._stamps[index] != stamp
-                or self._lease_of(tokens.bucket(sesion.Token_Sesion)) is not lease
+                or self._lease_of(tokens.bucket(token)) is not lease
             ):
                 continue
             slide = sesion.Ultima_Actividad + min(self._touch_seconds, max(1, window // 2))
             redis_seconds = min(slide, sesion.Fecha_Expiracion) - redis_time
             until = read.sent_at + min(self._cache_seconds, CLOCK_RATE * redis_seconds)
             if until > read.sent_at:
-                entries.pop(sesion.Token_Sesion, None)
-                entries[sesion.Token_Sesion] = Entry(sesion, until, lease, index, stamp)
+                entries.pop(token, None)
+                entries[token] = Entry(sesion, until, lease, index, stamp)
         while len(entries) > ENTRIES_MAX:
             entries.popitem(last=False)
         self._metrics.filled(len(sesiones), len(entries) - self._counted)

@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 
 import orjson
 import pytest
+from redis import Redis
 
 from sesiones.redis_client.subscription import LEASE_SECONDS
 from tests.harness.api import FORM, JSON, SERVICE
+from tests.harness.records import session_key
 from tests.harness.redis_server import RedisServer
 from tests.harness.relay import Filter, Relay
 from tests.harness.service import Reply, Service, children, comes_true, environment, read_reply
@@ -335,6 +337,19 @@ def test_request_that_asks_for_fresh_is_not_answered_from_memory(
     for _ in range(4):
         assert node.check(token, **{"Cache-Control": "no-store, no-cachex"}, **other).status == 200
     assert hits(services.node) == before + 4
+
+
+def test_session_that_redis_no_longer_has_is_not_answered_from_memory_again(
+    services: Services, connect: Connect, redis: Redis
+) -> None:
+    """A request that asked for fresh has told the node, though no message has."""
+    node = connect(services.node)
+    token = create(node, 800_001)["Token_Sesion"]
+    becomes_hit(services.node, node, token)
+    redis.delete(session_key(token))
+    assert node.check(token).status == 200
+    assert node.check(token, **{"Cache-Control": "no-cache"}).status == 401
+    assert node.check(token).status == 401
 
 
 @pytest.mark.slow
