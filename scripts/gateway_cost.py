@@ -54,12 +54,13 @@ async def make_token(redis: RedisServer) -> str:
         return (await store.create(7, "wrk")).Token_Sesion
 
 
-def measure(port: int, token: str, seconds: int, connections: int) -> wrk.Result:
+def measure(running: RunningGateway, token: str, seconds: int, connections: int) -> wrk.Result:
     header = f"x-auth-token: {token}"
-    url = f"http://127.0.0.1:{port}/"
+    url = f"http://127.0.0.1:{running.port}/"
     result = wrk.run(url, seconds=seconds, connections=connections, headers=(header,))
     if result.failed:
-        raise RuntimeError(f"wrk: {result.failed} of {result.requests} requests failed")
+        failed = f"{result.failed} of {result.requests} requests failed"
+        raise RuntimeError(f"{running.gateway.id}: {failed}")
     return result
 
 
@@ -93,10 +94,8 @@ def main() -> int:
             for gateway in installed:
                 for checked in (False, True):
                     with RunningGateway(gateway, nodes, application, checked=checked) as running:
-                        measure(running.port, token, 1, arguments.connections)  # to warm up
-                        done = measure(
-                            running.port, token, arguments.seconds, arguments.connections
-                        )
+                        measure(running, token, 1, arguments.connections)  # to warm up
+                        done = measure(running, token, arguments.seconds, arguments.connections)
                     rounds.setdefault((gateway.id, checked), []).append(done)
 
     print("| gateway | requests/s | with the check | p50 ms | with it | p99 ms | with it |")

@@ -168,6 +168,7 @@ class RunningGateway:
         binary = gateway.binary()
         if binary is None:
             raise FileNotFoundError(f"{gateway.name} is not installed: {gateway.install}")
+        self.gateway = gateway
         self.port = port or free_port()
         self.front = free_port()
         ports = {PUBLIC: self.port, APPLICATION: application, NODES[0]: nodes[0]}

@@ -4,12 +4,17 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from hypothesis import settings
 from redis import Redis
 
 from sesiones.store import SessionStore
 from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
 from tests.harness.service import TOKEN, Service
 from tests.harness.stores import open_store, service_variables
+
+# A busy machine makes any example slow: the time of one says nothing about the code.
+settings.register_profile("sesiones", deadline=None)
+settings.load_profile("sesiones")
 
 
 class _TokensLogged(logging.Handler):

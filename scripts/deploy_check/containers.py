@@ -7,6 +7,7 @@ versions.
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,8 @@ PACKAGES = "python-is-python3,python3-venv,python3-pip,redis-server,prometheus,s
 PROGRAMS = "buildah", "debootstrap", "podman", "runc"
 """What the check needs, beside two that podman has in a folder of its own."""
 PODMANS = [Path("/usr/lib/podman") / name for name in ("netavark", "aardvark-dns")]
+PORTS = 6379, 8000, 9090
+"""Of Redis, the service and Prometheus, as the files of docs/deploy have them."""
 # Some sandboxes allow no higher limits than these, and have no systemd that runs containers.
 CONFIGURATION = """\
 [containers]
@@ -41,7 +44,23 @@ def obstacle() -> str:
     missing += [path.name for path in PODMANS if not path.exists()]
     if missing:
         return f"{', '.join(missing)} not installed"
-    return "" if os.geteuid() == 0 else "only root can make file systems and networks"
+    if os.geteuid() != 0:
+        return "only root can make file systems and networks"
+    if not may_unshare():
+        return "this machine allows no namespaces"
+    taken = [str(port) for port in PORTS if is_taken(port)]
+    return f"port {', '.join(taken)} of loopback is in use" if taken else ""
+
+
+def may_unshare() -> bool:
+    """Whether a process may have mounts and networks of its own, as each container has."""
+    command = "unshare", "--mount", "--net", "true"
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def is_taken(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 class Containers:

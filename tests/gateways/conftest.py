@@ -163,6 +163,7 @@ def stand(
     gateway: Gateway, running: RunningGateway, backend: Backend, long_stream: EventStream
 ) -> Iterator[Stand]:
     backend.application.arrived.clear()
+    backend.application.wrong_identity.clear()
     yield Stand(gateway, running, backend)
     assert not backend.application.wrong_identity
 

@@ -34,6 +34,8 @@ def site(gateway: Gateway) -> Iterator[Website]:
 
 @pytest.fixture
 def visitor(site: Website, browser: WebDriver) -> Visitor:
+    """Of user 7, who has no session yet."""
+    end(site)
     return Visitor(browser, site.gateway.origin)
 
 
@@ -44,9 +46,11 @@ def sessions(site: Website) -> list[int]:
     return [each["ID_Sesion"] for each in reply.json()["Sesiones"]]
 
 
-def end(site: Website, session: int) -> None:
+def end(site: Website, session: int | None = None) -> None:
+    """End one session of user 7, or all."""
     backend = {"Authorization": f"Bearer {site.service_key}"}
-    assert site.node.request("DELETE", f"/sesiones/usuarios/7/{session}", backend).status == 200
+    path = "/sesiones/usuarios/7" + (f"/{session}" if session else "")
+    assert site.node.request("DELETE", path, backend).status == 200
 
 
 def test_login_and_logout(site: Website, visitor: Visitor) -> None:
@@ -120,4 +124,3 @@ def test_forged_requests(site: Website, visitor: Visitor, host: str) -> None:
     assert sessions(site) == [int(session)]
     visitor.browser.get(f"{visitor.origin}/")
     assert visitor.devices(1) == [session]
-    end(site, int(session))

@@ -2,13 +2,13 @@
 
 import http.server
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
-from selenium.webdriver.support.expected_conditions import staleness_of
 from selenium.webdriver.support.ui import WebDriverWait
 
 WAIT_SECONDS = 10
@@ -22,23 +22,27 @@ class Visitor:
         self.origin = origin
         browser.execute_cdp_cmd("Network.clearBrowserCookies", {})
 
+    def wait(self, condition: Callable[[], bool], expected: str) -> None:
+        # Chromium's driver has an error of its own for a page that is just being left.
+        wait = WebDriverWait(self.browser, WAIT_SECONDS, ignored_exceptions=[WebDriverException])
+        wait.until(lambda _: condition(), expected)
+
     def text(self, selector: str = "body") -> str:
         return str(self.browser.find_element(By.CSS_SELECTOR, selector).text)
 
     def shows(self, text: str, selector: str = "body") -> None:
         """Waits until it does."""
-        WebDriverWait(self.browser, WAIT_SECONDS).until(
-            lambda _: text in self.text(selector), f"{text!r} in {selector}"
-        )
+        self.wait(lambda: text in self.text(selector), f"{text!r} in {selector}")
 
     def click(self, selector: str) -> None:
         self.browser.find_element(By.CSS_SELECTOR, selector).click()
 
     def leave(self, selector: str) -> None:
         """Click, and wait for the next page."""
-        element = self.browser.find_element(By.CSS_SELECTOR, selector)
-        element.click()
-        WebDriverWait(self.browser, WAIT_SECONDS).until(staleness_of(element), "the next page")
+        self.browser.execute_script("window.isLeft = true")
+        self.click(selector)
+        has_left = "return !window.isLeft && document.readyState === 'complete'"
+        self.wait(lambda: self.browser.execute_script(has_left), "the next page")
 
     def login(self, user: str = "7", password: str = "secreto") -> None:
         self.browser.get(f"{self.origin}/auth/login")
@@ -50,11 +54,11 @@ class Visitor:
         """The devices that the page shows, once there are as many."""
         rows: list[Any] = []
 
-        def are_shown(_: WebDriver) -> bool:
+        def are_shown() -> bool:
             rows[:] = self.browser.find_elements(By.CSS_SELECTOR, "#devices li")
             return len(rows) == count
 
-        WebDriverWait(self.browser, WAIT_SECONDS).until(are_shown, f"{count} devices")
+        self.wait(are_shown, f"{count} devices")
         return [row.get_attribute("data-sesion") for row in rows]
 
     def is_refused(self) -> None:

@@ -212,7 +212,6 @@ fields = st.lists(
 
 
 @settings(
-    deadline=None,
     max_examples=10 * EXAMPLES,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -249,7 +248,6 @@ LEARNED: set[bytes] = set()
 
 
 @settings(
-    deadline=None,
     max_examples=10 * EXAMPLES,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

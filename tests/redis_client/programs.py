@@ -12,7 +12,6 @@ from tests.harness.stores import EXAMPLES
 
 QUICK = settings(
     max_examples=20 * EXAMPLES,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 """Of a property whose examples take about a millisecond."""
@@ -42,7 +41,6 @@ def found_out(programs: st.SearchStrategy[Any], played: Callable[[Any], None]) -
 
     @settings(
         max_examples=5000,
-        deadline=None,
         derandomize=True,
         database=None,
         phases=[Phase.generate],

@@ -13,7 +13,7 @@ import asyncio
 import base64
 import random
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -83,14 +83,19 @@ class Link:
         self._arriving: deque[list[bytes]] = deque()
         self._leaving: deque[bytes] = deque()
         self._arrives_at = self._leaves_at = 0.0
-        self.gap_seconds = 0.0
-        """Between two replies that arrive, at the least."""
+        self._held_until = self._held_again_seconds = 0.0
         self.subscribed = False
         self.wire = Wire(self._received)
 
     def stall(self, seconds: float) -> None:
         """What is sent from now on, in either direction, takes that long or longer."""
         self._arrives_at = self._leaves_at = self._world.now + seconds
+
+    def hold(self, seconds: float, again_seconds: float) -> None:
+        """What is under way from the server comes that much later; behind its first piece, the rest
+        is held again."""
+        self._held_until = self._world.now + seconds
+        self._held_again_seconds = again_seconds
 
     def _received(self, command: list[bytes]) -> None:
         self._arriving.append(command)
@@ -107,12 +112,16 @@ class Link:
 
     def say(self, data: bytes) -> None:
         self._leaving.append(data)
-        earliest = self._world.now + self._world.delay()
-        self._leaves_at = max(self._leaves_at + self.gap_seconds, earliest)
+        self._leaves_at = max(self._leaves_at, self._world.now + self._world.delay())
         self._world.loop.call_at(self._leaves_at, self._leave)
 
     def _leave(self) -> None:
+        if self._held_until > self._world.now:
+            self._world.loop.call_at(self._held_until + 1e-6, self._leave)
+            return
         data = self._leaving.popleft()
+        self._held_until = self._world.now + self._held_again_seconds
+        self._held_again_seconds = 0.0
         if not self.wire.is_closing() and not self.wire.swallows:
             assert self.wire.protocol is not None
             self.wire.protocol.data_received(data)
@@ -171,6 +180,8 @@ class World:
         self.random = random.Random(seed)
         self.masters = [Master(self, address) for address in HOSTS]
         self.boundary = 8192
+        self.bus_works = True
+        """Whether what one master publishes is published at the other, too."""
         self._keys = Keys("sesiones")
         self.records: dict[str, Record] = {}
         """The live sessions, by key."""
@@ -247,7 +258,7 @@ class World:
                 link.subscribed = True
                 return [b"subscribe", channel, 1]
             case [b"PUBLISH", _, message]:
-                self._publish(message)
+                self._publish(master, message)
                 return 1
             case [b"ROLE"]:
                 return [b"slave" if master.demoted else b"master", 0, []]
@@ -261,8 +272,8 @@ class World:
                 ]
         return RuntimeError(f"ERR not here: {command[0]!r}")
 
-    def _publish(self, message: bytes) -> None:
-        for master in self.masters:
+    def _publish(self, publisher: Master, message: bytes) -> None:
+        for master in self.masters if self.bus_works else [publisher]:
             for link in master.links:
                 if link.subscribed and not master.demoted and not link.wire.is_closing():
                     link.say(packed([b"message", b"sesiones:invalidated", message]))
@@ -300,7 +311,7 @@ class World:
 
     def _publish_changed(self, key: str, digest: bytes) -> None:
         if not self.owner(key).demoted:  # else it ends at the new master
-            self._publish(digest)
+            self._publish(self.owner(key), digest)
 
     # What the test does.
 
@@ -349,8 +360,8 @@ class World:
             raise Violation(f"a slide is due: {entry.sesion} at {self.redis_time}")
 
 
-async def play(world: World, steps: int) -> None:
-    """So many random steps. Raises Violation."""
+async def play(world: World) -> None:
+    """Random steps. Raises Violation."""
     choose, tasks = world.random, set[asyncio.Task[Any]]()
 
     def start(work: Any) -> None:
@@ -365,11 +376,15 @@ async def play(world: World, steps: int) -> None:
             choose.choice((world.end_elsewhere, world.change_elsewhere))(token)
         world.loop.pause(choose.choice((0.5, 1.1, 3.0)))
 
+    def change_all() -> None:
+        for token in [*world.tokens]:
+            world.change_elsewhere(token)
+
     faults: list[Callable[[], None]] = [
         pause,
         lambda: link().wire.lose(),
         lambda: link().stall(choose.uniform(0.1, 3)),
-        lambda: setattr(link(), "gap_seconds", choose.uniform(0.1, 0.9)),
+        lambda: link().hold(choose.uniform(0.1, 0.9), choose.uniform(0.5, 2)),
         lambda: setattr(link().wire, "swallows", True),
         lambda: choose.choice(world.masters).hang(2 * choose.random()),
         lambda: setattr(world, "boundary", choose.choice((1, 8192, 16383))),
@@ -380,7 +395,7 @@ async def play(world: World, steps: int) -> None:
         subscribed = [link for link in world.links() if link.subscribed]
         return choose.choice(subscribed or world.links())
 
-    for _ in range(steps):
+    for _ in range(STEPS):
         node, store = choose.choice(world.stores)
         token = choose.choice(world.tokens)
         event = choose.random()
@@ -394,6 +409,8 @@ async def play(world: World, steps: int) -> None:
             start(world.end_here(node, store, token))
         elif world.links():
             choose.choice(faults)()
+            # What changes during a fault is what may be missed.
+            world.loop.call_later(choose.uniform(0, 0.6), change_all)
         world.judge_all()
         if choose.random() < 0.7:
             await asyncio.sleep(choose.choice((0, 0.001, 0.01, 0.1)))
@@ -405,14 +422,66 @@ async def play(world: World, steps: int) -> None:
         task.cancel()
 
 
-def run(seed: int, steps: int = STEPS) -> int:
+async def play_fault(world: World, fault: Callable[[World], float]) -> None:
+    """Every session is in every memory when one fault begins; the sessions change so many seconds
+    after that as the fault returns. Raises Violation."""
+    caches = [cache for _, store in world.stores if (cache := store.near_cache()) is not None]
+
+    def warm() -> bool:
+        entries = [cache.get(token) for cache in caches for token in world.tokens]
+        return all(entry is not None and entry.until > world.now + 2.5 for entry in entries)
+
+    while not warm():
+        finds = (store.find(token) for _, store in world.stores for token in world.tokens)
+        await asyncio.gather(*finds, return_exceptions=True)
+        await asyncio.sleep(0.05)
+    world.judge_all()
+    await asyncio.sleep(fault(world))
+    for token in [*world.tokens]:
+        world.change_elsewhere(token)
+    for _ in range(200):
+        world.judge_all()
+        await asyncio.sleep(0.01)
+
+
+def subscriptions(world: World, *masters: Master) -> list[Link]:
+    every = (link for master in masters or world.masters for link in master.links)
+    return [link for link in every if link.subscribed and not link.wire.is_closing()]
+
+
+def answer_late_and_then_nothing(world: World) -> float:
+    """The next ping is answered late, and nothing comes after that."""
+    for link in subscriptions(world):
+        link.hold(0.8, 5)
+    return 0.3
+
+
+def silence_one_master(world: World) -> float:
+    world.bus_works = False
+    for link in subscriptions(world, world.masters[0]):
+        link.wire.swallows = True
+    return 0
+
+
+def demote_one_master(world: World) -> float:
+    world.masters[0].demoted = True
+    return 0
+
+
+def lose_subscriptions(world: World) -> float:
+    for link in subscriptions(world):
+        link.wire.lose()
+    return 0
+
+
+def run(seed: int, playing: Callable[[World], Coroutine[Any, Any, None]] = play) -> int:
     """Play on a loop of its own. Return how many answers came from memory. Raises Violation."""
     loop = VirtualLoop()
     world = World(loop, seed)
 
     async def main() -> int:
         try:
-            await play(world, steps)
+            await playing(world)
         finally:
             for _, store in world.stores:
                 await store.aclose()

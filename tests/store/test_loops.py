@@ -4,6 +4,8 @@ TestClient, a loop in each thread. Connections belong to a loop; sessions and to
 import asyncio
 import gc
 import logging
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -31,7 +33,8 @@ from sesiones.http.app import create_app
 from sesiones.redis_client.single import Server
 from sesiones.sesion import StoreUnavailable
 from sesiones.settings import Settings
-from sesiones.store import tombstones
+from sesiones.store import SessionStore, tombstones
+from sesiones.store.near_cache import InvalidationTable, NearCache
 from tests.harness.faults import hung
 from tests.harness.service import Service, comes_true
 from tests.harness.stores import KEY, available, open_store
@@ -395,3 +398,102 @@ def test_last_answered_sent_at_may_be_asked_in_another_thread() -> None:
         over.set()
         thread.join()
         sys.setswitchinterval(interval)
+
+
+# The near-cache: entries and leases belong to a loop, and invalidations to the store.
+
+
+async def becomes_hit(store: SessionStore, token: str) -> NearCache:
+    """The cache of the running loop, once it has the session of the token."""
+    cache = store.near_cache()
+    assert cache is not None
+    async with asyncio.timeout(20):
+        while cache.get(token) is None:
+            assert await store.find(token) is not None
+            await asyncio.sleep(0.01)
+    return cache
+
+
+@pytest.mark.parametrize("run", [asyncio_run, uvloop_run])
+def test_loop_that_ends_leaves_no_subscription_and_no_answer(
+    redis_server: RedisServer, redis: Redis, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(redis_server.url, cache_seconds=60, touch_seconds=60)
+    caches, before = [], client_ids(redis)
+
+    async def use() -> str:
+        token = (await store.create(7, "laptop")).Token_Sesion
+        caches.append(await becomes_hit(store, token))
+        return token
+
+    tokens_ = [run(use()) for _ in range(3)]
+    assert len({id(cache) for cache in caches}) == 3
+    assert all(cache.get(token) is None for cache, token in zip(caches, tokens_, strict=True))
+    assert comes_true(lambda: client_ids(redis) <= before, 5)
+    assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
+
+
+def test_ending_in_one_loop_is_seen_at_once_in_another(
+    redis_server: RedisServer, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the message: the loops of a store tell each other."""
+    monkeypatch.setattr(NearCache, "message", lambda *_: None)
+    store = open_store(redis_server.url, cache_seconds=60, touch_seconds=60)
+    asked, ended = threading.Event(), threading.Event()
+    tokens_: list[str] = []
+
+    async def check() -> None:
+        for each in range(5):
+            token = (await store.create(each, "laptop")).Token_Sesion
+            cache = await becomes_hit(store, token)
+            ended.clear()
+            tokens_.append(token)
+            asked.set()
+            await asyncio.to_thread(ended.wait, 20)
+            assert cache.get(token) is None
+            assert await store.find(token) is None
+        await store.aclose()
+
+    async def end() -> None:
+        for _ in range(5):
+            await asyncio.to_thread(asked.wait, 20)
+            asked.clear()
+            assert await store.end(tokens_[-1], tokens_[-1]) == 1
+            ended.set()
+        await store.aclose()
+
+    ending = threading.Thread(target=asyncio.run, args=(end(),))
+    ending.start()
+    asyncio.run(check())
+    ending.join()
+
+
+def test_process_that_was_forked_invalidates_answers_of_its_sibling() -> None:
+    """A table that both have from before the fork: the values that they write must differ."""
+    # In a process of its own, because this one has threads.
+    program = """
+import os
+from sesiones.store.near_cache import InvalidationTable
+table = InvalidationTable()
+for _ in range(3):
+    pid = os.fork()
+    if not pid:
+        table.invalidate([b"digest"])
+        os._exit(0)
+    os.waitpid(pid, 0)
+    print(table.stamps[table.index(b"digest")])
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert len({*ran.stdout.split()}) == 3
+
+
+def test_table_that_is_collected_leaves_no_file_descriptor() -> None:
+    def descriptors() -> int:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    InvalidationTable()
+    before = descriptors()
+    for _ in range(20):
+        InvalidationTable()
+    assert descriptors() == before

@@ -262,7 +262,6 @@ TestModel = Model.TestCase
 TestModel.settings = settings(
     max_examples=EXAMPLES,
     stateful_step_count=STEPS,
-    deadline=None,
     phases=set(Phase) - {Phase.explain},  # it takes minutes
     report_multiple_bugs=False,
 )

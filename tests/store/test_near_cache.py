@@ -5,6 +5,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -31,11 +32,11 @@ def quiet() -> Iterator[None]:
 
 
 def test_answer_from_memory_is_never_older_than_a_second() -> None:
-    hits = [cache_world.run(seed) for seed in range(3)]
-    assert min(hits) > 500
+    assert cache_world.run(0) > 500
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_answer_from_memory_is_never_older_than_a_second_in_many_runs() -> None:
     _play(100 * ROUNDS)
 
@@ -141,13 +142,9 @@ def tell_no_worker(patch: pytest.MonkeyPatch) -> None:
     "mutate",
     [
         fill_from_any_read,
-        count_from_the_answer,
-        keep_across_reconnects,
-        share_a_lease,
         trust_a_lease_that_no_timer_ended,
         answer_when_a_slide_is_due,
         expire_a_second_late,
-        ignore_the_role,
         ignore_messages,
         tell_no_worker,
     ],
@@ -158,6 +155,31 @@ def test_simulation_finds_a_cache_that_breaks_the_promise(
     mutate(monkeypatch)
     with pytest.raises(Violation):
         _play(SEEDS_MAX)
+
+
+FAULTS = {
+    cache_world.answer_late_and_then_nothing: count_from_the_answer,
+    cache_world.silence_one_master: share_a_lease,
+    cache_world.demote_one_master: ignore_the_role,
+    cache_world.lose_subscriptions: keep_across_reconnects,
+}
+"""Each fault of a simulation, and what would break the promise in it."""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_answer_from_memory_is_never_older_than_a_second_when_one_fault_comes(
+    fault: Callable[[cache_world.World], float],
+) -> None:
+    assert cache_world.run(1, partial(cache_world.play_fault, fault=fault)) > 0
+
+
+@pytest.mark.parametrize(("fault", "mutate"), FAULTS.items())
+def test_one_fault_finds_the_cache_that_it_breaks(
+    fault: Callable[[cache_world.World], float], mutate: Patch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutate(monkeypatch)
+    with pytest.raises(Violation):
+        cache_world.run(1, partial(cache_world.play_fault, fault=fault))
 
 
 def _play(runs: int) -> None:

@@ -1,0 +1,3 @@
+module example/sesiones
+
+go 1.19

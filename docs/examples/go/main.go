@@ -1,0 +1,82 @@
+// An API node in Go, on the standard library: SESIONES_URL=http://127.0.0.1:8000 go run .
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"time"
+)
+
+type contextKey struct{}
+
+// Usuario is the ID_Usuario of a request that Sesiones has let through.
+func Usuario(r *http.Request) string {
+	usuario, _ := r.Context().Value(contextKey{}).(string)
+	return usuario
+}
+
+// Sesiones asks the service at the URL about each request, over HTTP.
+func Sesiones(url string, next http.Handler) http.Handler {
+	client := &http.Client{
+		Timeout: time.Second,
+		// The service closes a connection that was idle for 75 s.
+		Transport: &http.Transport{MaxIdleConnsPerHost: 32, IdleConnTimeout: 60 * time.Second},
+		CheckRedirect: func(*http.Request, []*http.Request) error {
+			return http.ErrUseLastResponse
+		},
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ask, err := http.NewRequestWithContext(r.Context(), "GET", url+"/sesiones/verificar", nil)
+		if err != nil {
+			panic(err) // the URL
+		}
+		// All values that the client sent, because two credentials are none.
+		for _, name := range []string{"X-Auth-Token", "Authorization"} {
+			ask.Header[name] = r.Header.Values(name)
+		}
+		reply, err := client.Do(ask)
+		if err != nil {
+			w.Header().Set("Retry-After", "1")
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		defer reply.Body.Close()
+		w.Header().Set("Cache-Control", "no-store")
+		if reply.StatusCode == http.StatusOK {
+			usuario := reply.Header.Get("X-ID-Usuario")
+			ctx := context.WithValue(r.Context(), contextKey{}, usuario)
+			next.ServeHTTP(w, r.WithContext(ctx))
+			return
+		}
+		for _, name := range []string{"WWW-Authenticate", "Content-Type", "Retry-After"} {
+			if value := reply.Header.Get(name); value != "" {
+				w.Header().Set(name, value)
+			}
+		}
+		status := http.StatusServiceUnavailable
+		if reply.StatusCode == http.StatusUnauthorized {
+			status = http.StatusUnauthorized
+		}
+		w.WriteHeader(status)
+		io.Copy(w, reply.Body)
+	})
+}
+
+func main() {
+	me := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprintf(w, `{"usuario":%s}`, Usuario(r))
+	})
+	mux := http.NewServeMux()
+	mux.Handle("/yo", Sesiones(os.Getenv("SESIONES_URL"), me))
+	listener, err := net.Listen("tcp", "127.0.0.1:"+os.Getenv("PORT"))
+	if err != nil {
+		panic(err)
+	}
+	fmt.Printf("listening on http://%s\n", listener.Addr())
+	panic(http.Serve(listener, mux))
+}
