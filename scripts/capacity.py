@@ -36,21 +36,23 @@ ON_CLUSTER = Coefficient(
     "the same check on a Cluster",
     "python -m scripts.bench --only fast cluster",
 )
-NODE_ENTRY = Coefficient(2.55, "us", "CPU of a node: an entry, beside the check", COSTS)
-NODE_LOGIN = Coefficient(212, "us", "CPU of a node: a login", COSTS)
-NODE_LOGOUT = Coefficient(197, "us", "CPU of a node: a logout", COSTS)
-NODE_MESSAGE = Coefficient(10.5, "us", "CPU of a node: a message of one subscription", COSTS)
+NODE_ENTRY = Coefficient(
+    10, "us", "CPU of a node: an entry and its first hit, beside the check", BENCH
+)
+NODE_LOGIN = Coefficient(209, "us", "CPU of a node: a login", COSTS)
+NODE_LOGOUT = Coefficient(179, "us", "CPU of a node: a logout", COSTS)
+NODE_MESSAGE = Coefficient(8.5, "us", "CPU of a node: a message of one subscription", COSTS)
 REDIS_CHECK = Coefficient(4.3, "us", "CPU of Redis: a check", BENCH)
-REDIS_SLIDE = Coefficient(12, "us", "CPU of Redis: a slide, beside its check", COSTS)
-REDIS_LOGIN = Coefficient(40.3, "us", "CPU of Redis: a login", COSTS)
-REDIS_LOGOUT = Coefficient(35.3, "us", "CPU of Redis: a logout", COSTS)
-REDIS_DELIVERY = Coefficient(2.27, "us", "CPU of Redis: a message, for each subscriber", COSTS)
-REDIS_BUS = Coefficient(3.5, "us", "CPU of Redis: a message of another node of the Cluster", COSTS)
+REDIS_SLIDE = Coefficient(11.5, "us", "CPU of Redis: a slide, beside its check", COSTS)
+REDIS_LOGIN = Coefficient(52.9, "us", "CPU of Redis: a login", COSTS)
+REDIS_LOGOUT = Coefficient(37.8, "us", "CPU of Redis: a logout", COSTS)
+REDIS_DELIVERY = Coefficient(4.38, "us", "CPU of Redis: a message, for each subscriber", COSTS)
+REDIS_BUS = Coefficient(3, "us", "CPU of Redis: a message of another node of the Cluster", COSTS)
 SESSION_BYTES = Coefficient(345, "bytes", "memory of Redis: a session", MILLION)
 ENTRY_BYTES = Coefficient(1900, "bytes", "memory of a worker: an entry of the near-cache", COSTS)
 WORKER_BYTES = Coefficient(4.8e07, "bytes", "memory of a worker without entries", COSTS)
 CALLER_BYTES = Coefficient(591, "bytes", "between caller and node: a check", COSTS)
-REDIS_BYTES = Coefficient(142, "bytes", "between node and Redis: a check", COSTS)
+REDIS_BYTES = Coefficient(143, "bytes", "between node and Redis: a check", COSTS)
 COEFFICIENTS = [value for value in globals().values() if isinstance(value, Coefficient)]
 
 UTILISATION = 0.6

@@ -14,7 +14,8 @@ MESSAGES_ARE_IGNORED = """
 from sesiones.store.near_cache import NearCache
 NearCache.message = lambda self, digests: None
 """
-WORKERS_SHARE_NO_TABLE = """
+# With leases that last, because the other worker stops to answer when its lease runs out.
+WORKERS_SHARE_NO_TABLE = f"""{A_LEASE_THAT_OUTLASTS_ITS_SUBSCRIPTION}
 from sesiones.store.near_cache import InvalidationTable
 really = InvalidationTable.__init__
 InvalidationTable.__init__ = lambda self, descriptor=None: really(self)
