@@ -154,8 +154,7 @@ async def test_subscription_that_leads_to_another_server_is_an_error() -> None:
         targets = chain([int(one.port)], repeat(int(other.port)))
 
         def spread(client: socket) -> None:
-            relay.target = next(targets)
-            relay.pass_on(client)
+            relay.pass_on(client, next(targets))
 
         relay.become(spread)
         async with aclosing(connect(f"redis://127.0.0.1:{relay.port}", 2)) as commands:

@@ -51,14 +51,11 @@ class Relay:
         self._behave = behave
         self._cut()
 
-    def pass_on(self, client: socket.socket) -> None:
-        """The normal behaviour of a connection."""
-        with socket.socket(
-            socket.AF_INET if isinstance(self.target, int) else socket.AF_UNIX
-        ) as server:
-            server.connect(
-                ("127.0.0.1", self.target) if isinstance(self.target, int) else str(self.target)
-            )
+    def pass_on(self, client: socket.socket, target: int | Path | None = None) -> None:
+        """The normal behaviour of a connection; with ``target``, to there."""
+        to = self.target if target is None else target
+        with socket.socket(socket.AF_INET if isinstance(to, int) else socket.AF_UNIX) as server:
+            server.connect(("127.0.0.1", to) if isinstance(to, int) else str(to))
             arguments = server, client, client, self._new_filter()
             back = threading.Thread(target=self._pump, args=arguments, daemon=True)
             back.start()

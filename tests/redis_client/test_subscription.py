@@ -165,11 +165,10 @@ async def test_master_that_becomes_a_replica_ends_its_lease(server: RedisServer)
 
 def switching(relay: Relay, later: int) -> None:
     """The first connection leads to the relay's target, every later one to the other port."""
-    first, number = relay.target, itertools.count()
+    number = itertools.count()
 
     def behave(client: socket.socket) -> None:
-        relay.target = later if next(number) else first
-        relay.pass_on(client)
+        relay.pass_on(client, later if next(number) else None)
 
     relay.become(behave)
 
