@@ -30,6 +30,8 @@ NearCache.fill = fill
 """
 LATE, OWN = range(2)
 """The bars of the scenario."""
+ROUNDS_MAX = 6
+"""A flaw shows only where a check meets the moment that it is about, so one round may miss it."""
 
 
 def play(flaw: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> list[Bar]:
@@ -48,8 +50,10 @@ def play(flaw: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> list[Bar]:
         (WORKERS_SHARE_NO_TABLE, OWN),
         (EXPIRIES_ARE_FORGOTTEN, OWN),
     ],
+    ids=["lease", "messages", "table", "expiry"],
 )
 def test_cache_that_breaks_its_promise_misses_a_bar(
     flaw: str, bar: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not play(flaw, "single server", monkeypatch)[bar].met
+    rounds = (play(flaw, "single server", monkeypatch)[bar] for _ in range(ROUNDS_MAX))
+    assert not all(each.met for each in rounds)
