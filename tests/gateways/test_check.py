@@ -104,6 +104,8 @@ def test_no_slide_of_the_gateway(recorded: Recorded, gateway: Gateway) -> None:
             for spell in SPELLINGS.values():
                 sent = [(spell(NO_SLIDE), value)] if value else []
                 assert recorded.asked(sent, target).get(NO_SLIDE) == expected
+        listed = [("Connection", f"keep-alive, {NO_SLIDE}")]
+        assert recorded.asked(listed, target).get(NO_SLIDE) == expected
 
 
 def last_use(stand: Stand, session: dict[str, Any]) -> int:

@@ -1,12 +1,18 @@
 """What a client cannot reach. A test's docstring is its row in the table."""
 
+import http.server
 import re
-from typing import Any
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, ClassVar
 
 import pytest
 
+from scripts.gateways import Gateway, RunningGateway
 from tests.gateways.client import raw
-from tests.gateways.stand import Stand
+from tests.gateways.stand import SPOOFED, Backend, Stand
 from tests.gateways.targets import DOTS, ODD_TARGETS, TARGETS
 from tests.harness.service import Service, comes_true
 
@@ -18,6 +24,57 @@ def test_targets_refused(stand: Stand, target: str, method: str) -> None:
     status = raw(stand.port, f"{method} {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
     assert status >= 400 or target == "*"  # Go answers OPTIONS * itself
     assert not stand.arrived
+
+
+class Obliging(http.server.BaseHTTPRequestHandler):
+    """An application that answers 200 to everything, CONNECT too."""
+
+    protocol_version = "HTTP/1.1"
+    users: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:
+        self.users.append(self.headers["X-ID-Usuario"])
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_CONNECT = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def obliging(gateway: Gateway, backend: Backend) -> Iterator[RunningGateway]:
+    """The gateway in front of such an application."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Obliging)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        with RunningGateway(gateway, backend.ports, server.server_port) as running:
+            yield running
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_tunnels(obliging: RunningGateway, session: dict[str, Any]) -> None:
+    """`CONNECT` opens no tunnel to the application, in which nothing is checked"""
+    with socket.create_connection(("127.0.0.1", obliging.port), timeout=5) as connection:
+
+        def ask(request: str) -> bytes:
+            with suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
+                connection.sendall(request.encode())
+                return connection.recv(65536)
+            return b""
+
+        asked = f"GET / HTTP/1.1\r\nHost: a\r\nx-auth-token: {session['Token_Sesion']}\r\n"
+        assert b" 200 " in ask(f"{asked}\r\n")
+        Obliging.users.clear()
+        ask(asked.replace("GET /", "CONNECT a:80") + "\r\n")
+        ask(f"{asked}X-ID-Usuario: {SPOOFED}\r\n\r\n")
+    assert set(Obliging.users) <= {str(session["ID_Usuario"])}
 
 
 HIDDEN = [

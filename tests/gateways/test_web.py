@@ -44,6 +44,9 @@ def test_cookie(stand: Stand, session: dict[str, Any]) -> None:
         f"x__Host-sesion=3; __Host-sesion={live}; __Host-sesion2=4",
     ):
         served(stand, stand.ask([("Cookie", value)]), session)
+    lines = [("Cookie", "a=1"), *cookie(session), ("Cookie", "b=2")]
+    assert not credentials(served(stand, stand.ask(lines), session))
+    assert not credentials(passed(stand, stand.ask(lines, target="/public/a")))
 
 
 def test_cookie_of_a_websocket(stand: Stand, session: dict[str, Any]) -> None:

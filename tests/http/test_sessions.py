@@ -108,11 +108,12 @@ async def test_check_slides_the_session(client: Client, redis: "Redis") -> None:
 async def test_check_is_no_use_with_the_header_that_says_so(
     client: Client, redis: "Redis", value: str
 ) -> None:
-    """And with no other value of it. On the two paths of a check: the plain one, and Starlette."""
+    """And with no other value of it. On the three paths of a check: the parser, from the third
+    request on a template, and Starlette."""
     sesion = await client.create()
     key = session_key(sesion["Token_Sesion"])
     for path in "/sesiones/self", "/sesiones/verificar", "/sesiones/verificar/x":
-        for further in {}, {"Expect": "100-continue"}:
+        for further in {}, {}, {}, {"Expect": "100-continue"}:
             age(redis, sesion, 100)
             before = record(redis, key), redis.expiretime(key)
             headers = {"x-auth-token": sesion["Token_Sesion"], "X-Sin-Deslizar": value}

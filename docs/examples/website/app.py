@@ -28,7 +28,7 @@ PASSWORDS = {"7": "secreto", "8": "oculto"}  # yours: a password hash in a datab
 PAGE = {"Cache-Control": "no-store", "Content-Security-Policy": "default-src 'self'"}
 COOKIE = "__Host-sesion"
 RECHECK_SECONDS = float(os.environ.get("EXAMPLE_RECHECK_SECONDS", "5"))
-"""A WebSocket lives at most this much longer than its session."""
+"""A WebSocket lives at most this much longer than its session, and the time of two answers."""
 
 client = SessionClient(
     os.environ.get("SESIONES_URL", "http://127.0.0.1:8000"),
