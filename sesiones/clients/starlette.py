@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
+from sesiones.http import problems
 from sesiones.http.credentials import caller_token
 from sesiones.http.problems import Problem, unauthorized, unavailable
 from sesiones.sesion import Sesion, StoreUnavailable
@@ -113,11 +114,10 @@ async def _unauthorized(connection: HTTPConnection, error: Exception) -> Respons
     return Problem(problem.status, problem.detail, headers=headers).response()
 
 
-async def _unavailable(_: HTTPConnection, __: Exception) -> Response:
-    return unavailable().response()
-
-
-EXCEPTION_HANDLERS: dict[Any, Any] = {401: _unauthorized, StoreUnavailable: _unavailable}
+EXCEPTION_HANDLERS: dict[Any, Any] = {
+    401: _unauthorized,
+    StoreUnavailable: problems.EXCEPTION_HANDLERS[StoreUnavailable],
+}
 """Answers as the service does: an HTTPException of status 401, such as that of ``requires(...,
 status_code=401)``, with its 401; and StoreUnavailable with its 503. Both refuse the handshake of a
 WebSocket likewise. For ``exception_handlers`` of an application."""

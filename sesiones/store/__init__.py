@@ -307,11 +307,7 @@ class SessionStore:
         cache = None
         if self._table is not None and self._cache_seconds:
             cache = NearCache(
-                self._cache_seconds,
-                policy.touch_seconds,
-                self._table,
-                commands.lease,
-                self.metrics,
+                self._cache_seconds, policy.touch_seconds, self._table, commands.lease, self.metrics
             )
             commands.subscribe(keys.channel, cache.message, cache.lease_changed)
         events = SessionEvents(tombstones, self.metrics, cache)

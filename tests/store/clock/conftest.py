@@ -1,23 +1,22 @@
 """Fixtures of the tests on fakeredis, with a clock that only the test moves. They take the place of
 those of the real server."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from functools import partial
 
 import pytest
 from redis import Redis
 
 from sesiones.store import SessionStore
-from sesiones.testing import Clock, ClockedRedis
+from sesiones.testing import Clock, ClockedRedis, session_clock
 from tests.harness.stores import Opener, store_on
+
+__all__ = ["session_clock"]  # a fixture: the tests of this folder get it from here
 
 
 @pytest.fixture
-def clock() -> Iterator[Clock]:
-    with pytest.MonkeyPatch.context() as patch:
-        clock = Clock()
-        clock.install(patch)
-        yield clock
+def clock(session_clock: Clock) -> Clock:
+    return session_clock
 
 
 @pytest.fixture
