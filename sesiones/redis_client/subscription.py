@@ -100,7 +100,7 @@ class Subscription(PipelinedConnection):
         self._channel = channel
         self._on_message = on_message
         self._proof = _PROOF + secrets.token_hex(16).encode()
-        self._proven: asyncio.Future[None] = self._loop.create_future()
+        self._proven_or_lost: asyncio.Future[None] = self._loop.create_future()
         self.lease = NO_LEASE
 
     async def begin(self) -> None:
@@ -113,7 +113,7 @@ class Subscription(PipelinedConnection):
         await self._publisher.send(("PUBLISH", self._channel, self._proof))
         try:
             async with asyncio.timeout(LEASE_SECONDS):
-                await self._proven
+                await self._proven_or_lost
         except TimeoutError:
             raise RedisConnectionError("the subscription leads to another server") from None
         self.lease = Lease()
@@ -139,12 +139,17 @@ class Subscription(PipelinedConnection):
             super()._deliver(reply)
         elif not reply[2].startswith(_PROOF):
             self._on_message(reply[2])
-        elif reply[2] == self._proof and not self._proven.done():
-            self._proven.set_result(None)
+        elif reply[2] == self._proof:
+            self._stop_waiting()
 
     def fail(self, reason: str, kind: type[RedisConnectionError] = RedisConnectionError) -> None:
         self.lease.revoke()
+        self._stop_waiting()  # what begin() sends next fails
         super().fail(reason, kind)
+
+    def _stop_waiting(self) -> None:
+        if not self._proven_or_lost.done():
+            self._proven_or_lost.set_result(None)
 
 
 def _check_master(role: Any) -> None:

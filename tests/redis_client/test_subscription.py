@@ -20,6 +20,7 @@ from sesiones.metrics import (
     Family,
     cell,
 )
+from sesiones.redis_client import subscription
 from sesiones.redis_client.subscription import LEASE_SECONDS, RETRY_SECONDS
 from sesiones.store import SessionStore
 from tests.harness.faults import cut_off, hung
@@ -111,6 +112,28 @@ async def test_killed_subscription_ends_its_lease(server: RedisServer) -> None:
         assert value(store, CACHE_LEASE_MISSING) == 0
         assert value(store, CACHE_ENTRIES) >= 1
     assert value(store, CACHE_ENTRIES) == 0
+
+
+async def test_subscription_lost_before_its_proof_begins_again_at_once(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscription, "LEASE_SECONDS", 60)
+    lost = 0
+
+    def new_filter() -> Callable[[bytes], bytes | None]:
+        def passed(piece: bytes) -> bytes | None:
+            nonlocal lost
+            if lost < 2 and b"\r\nproof " in piece:
+                lost += 1
+                return None
+            return piece
+
+        return passed
+
+    with Relay(server.port, new_filter) as relay:
+        async with cached_store(f"redis://127.0.0.1:{relay.port}") as store:
+            await new_hit(store)
+    assert lost == 2
 
 
 class Muted:
