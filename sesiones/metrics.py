@@ -217,9 +217,11 @@ class Metrics:
         """Count the end of a batch, answered or not."""
         self._cells[_CHECKS_IN_FLIGHT] -= size
 
-    def hit(self) -> None:
-        """Count a check that was answered from memory. sums() counts it as valid too."""
-        self._cells[_HITS] += 1
+    @property
+    def hits(self) -> "memoryview[float]":
+        """The one cell of the checks that were answered from memory, to add to. sums() counts them
+        as valid too."""
+        return self._cells[_HITS : _HITS + 1]
 
     def filled(self, misses: int, entries: int) -> None:
         """Count checks that asked Redis despite the cache, and by how many its entries changed."""

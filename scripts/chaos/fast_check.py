@@ -99,6 +99,11 @@ class CountedFastCheck(FastCheckProtocol):
 
     taken: ClassVar[Counter[str]] = Counter()
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        if self._answer_repeat is not None:
+            self._answer_repeat = self._counted_repeat
+
     def _ask(self, check: Any, token: bytes, kind: Kind, data: bytes | None = None) -> None:
         self.taken["parsed" if data is None else "unparsed"] += 1
         super()._ask(check, token, kind, data)
@@ -107,10 +112,11 @@ class CountedFastCheck(FastCheckProtocol):
         self.taken["from memory"] += 1
         super()._answer_from(entry, data)
 
-    def _answer_again(self, entry: Entry, response: bytes) -> bool:
-        answered = super()._answer_again(entry, response)
-        self.taken["again"] += answered
-        return answered
+    def _counted_repeat(self, request: bytes) -> bytes | None:
+        assert self._repeats is not None
+        response = self._repeats.answerer()(request)
+        self.taken["again"] += response is not None
+        return response
 
 
 class Pair(Wire):

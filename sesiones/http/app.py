@@ -14,6 +14,7 @@ from sesiones.http.credentials import ServiceKeys
 from sesiones.http.management import Management
 from sesiones.http.operations import Exposition, Health
 from sesiones.http.problems import EXCEPTION_HANDLERS
+from sesiones.http.repeats import Repeats
 from sesiones.http.routes import Routes, Service
 from sesiones.http.sessions import Endpoints
 from sesiones.metrics import Metrics, ProcessSlots
@@ -78,10 +79,11 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
+        cache = store.near_cache()
         yield {  # for fast_check.py
             "check": store.checker(),
             "check_without_slide": store.checker(slide=False),
-            "cache": store.near_cache(),
+            "repeats": None if cache is None else Repeats(cache),
         }
         await store.aclose()
 

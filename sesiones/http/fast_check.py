@@ -14,8 +14,7 @@ Relies, beyond protocol.py, on what HttpToolsProtocol does with ``self.cycle``: 
 """
 
 import re
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -25,9 +24,10 @@ from sesiones.http import responses
 from sesiones.http.heads import HEAD_MAX_BYTES, HEAD_MAX_FIELDS, HOST, asks_for_fresh
 from sesiones.http.problems import unauthorized, unavailable
 from sesiones.http.protocol import HEAD, IDLE, HttpProtocol
+from sesiones.http.repeats import Repeats
 from sesiones.http.templates import TOKEN, Kind, RequestTemplates
 from sesiones.sesion import Sesion
-from sesiones.store.near_cache import Entry, NearCache
+from sesiones.store.near_cache import Entry
 
 _BEARER_TOKEN = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] (%b)" % TOKEN.pattern)
 _SELF_TARGET = paths.SELF.encode()
@@ -74,6 +74,8 @@ class _InFlightCheck:
 class FastCheckProtocol(HttpProtocol):
     """One connection."""
 
+    __slots__ = ("_answer_repeat", "_check", "_in_flight", "_repeats")
+
     templates: ClassVar[RequestTemplates | None] = RequestTemplates()
     """Those of the process. None turns them off: every request goes to the parser."""
 
@@ -84,27 +86,31 @@ class FastCheckProtocol(HttpProtocol):
         plain = not (self.access_log or self.root_path or self.limit_concurrency is not None)
         self._check: Check | None = app_state.get("check") if plain else None
         self._check_without_slide: Check | None = app_state.get("check_without_slide")
-        self._cache: NearCache | None = app_state.get("cache") if plain else None
-        self._answers: Mapping[bytes, tuple[Entry, bytes]] = (
-            {} if self._cache is None else self._cache.answers
-        )
+        self._repeats: Repeats | None = app_state.get("repeats") if plain else None
+        self._answer_repeat = None if self._repeats is None else self._repeats.answerer()
         self._plain: tuple[bytes, Kind] | None = None  # the check whose head is complete
         self._fields: list[tuple[bytes, bytes]] = []
         self._in_flight: Any = _InFlightCheck()  # or the one that was in flight last
 
     def data_received(self, data: bytes) -> None:
-        check, templates, cycle = self._check, self.templates, self.cycle
+        cycle = self.cycle
         if (
-            check is None
-            or templates is None
-            or self._input is not IDLE
+            self._input is not IDLE
             or (cycle is not None and not cycle.response_complete)
             or self.flow.write_paused
         ):
             super().data_received(data)
             return
-        answer = self._answers.get(data)
-        if answer is not None and self._answer_again(*answer):
+        if self._answer_repeat is not None:
+            response = self._answer_repeat(data)
+            if response is not None:
+                start = responses.success_lines(self.server_state.default_headers)
+                self.transport.write(start + response)
+                self._last_active = self.loop.time()
+                return
+        check, templates = self._check, self.templates
+        if check is None or templates is None:
+            super().data_received(data)
             return
         match = templates.match(data)
         if match is not None:
@@ -121,6 +127,7 @@ class FastCheckProtocol(HttpProtocol):
 
     def shutdown(self) -> None:
         self._in_flight.keep_alive = False  # it is not the cycle when Starlette has answered last
+        self._answer_repeat = None
         super().shutdown()
 
     def on_message_begin(self) -> None:
@@ -156,16 +163,6 @@ class FastCheckProtocol(HttpProtocol):
         assert self._check is not None
         self._ask(self._check, *plain)
 
-    def _answer_again(self, entry: Entry, response: bytes) -> bool:
-        """Answer a request whose bytes have had this answer before, if its entry still counts."""
-        assert self._cache is not None
-        now = time.monotonic()
-        if not (self._in_flight.keep_alive and self._cache.counts(entry, now)):
-            return False
-        self.transport.write(responses.success_lines(self.server_state.default_headers) + response)
-        self._last_active = now
-        return True
-
     def _ask(self, check: Check, token: bytes, kind: Kind, data: bytes | None = None) -> None:
         """``data``: the bytes that matched a template."""
         in_flight = self._in_flight
@@ -173,8 +170,8 @@ class FastCheckProtocol(HttpProtocol):
         in_flight.kind = kind
         in_flight.response_complete = False
         self.cycle = in_flight
-        if (cache := self._cache) is not None and not kind[2]:
-            entry = cache.get(token.decode())
+        if (repeats := self._repeats) is not None and not kind[2]:
+            entry = repeats.cache.get(token.decode())
             if entry is not None:
                 self._answer_from(entry, data)
                 return
@@ -197,8 +194,8 @@ class FastCheckProtocol(HttpProtocol):
             )
             entry.response = in_flight.kind, response
         if data is not None:
-            assert self._cache is not None
-            self._cache.remember(data, entry, response)
+            assert self._repeats is not None
+            self._repeats.keep(data, entry, response)
         in_flight.response_complete = True
         self.transport.write(responses.success_lines(self.server_state.default_headers) + response)
         self._last_active = self.loop.time()

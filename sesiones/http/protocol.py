@@ -103,6 +103,9 @@ class _Flow(FlowControl):
 class HttpProtocol(HttpToolsProtocol):
     """One connection."""
 
+    # Each check reads these: the dictionary of uvicorn's many attributes is slower.
+    __slots__ = ("_input", "_last_active", "cycle", "flow", "loop", "server_state", "transport")
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._input = IDLE
@@ -193,8 +196,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self.parser.feed_data(piece)
             except httptools.HttpParserUpgrade:  # behind the head, where the piece ends
                 if self._input is not DISCARD:
-                    head = self._without_upgrade()
-                    self.parser.feed_data(head)  # another parser
+                    self._without_upgrade()
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if isinstance(error, httptools.HttpParserInvalidURLError):
                 self.url = b"?"  # so that _send_error() knows that the method was read
@@ -212,16 +214,15 @@ class HttpProtocol(HttpToolsProtocol):
             if self._deadline is None:
                 self._deadline = self._timer(RECEIVE_SECONDS, self._too_slow)
 
-    def _without_upgrade(self) -> bytes:
-        """The head without its Upgrade field, which a server may ignore (RFC 9110, 7.8), for a new
-        parser: the old one takes what follows an upgrade, even the request's own body, for another
-        protocol. Java's HttpClient asks for h2c with every request."""
+    def _without_upgrade(self) -> None:
+        """Parse the head without its Upgrade field, which a server may ignore (RFC 9110, 7.8): the
+        parser takes what follows an upgrade for another protocol. Java's client asks for h2c."""
         version = self.parser.get_http_version().encode()
-        lines = [b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)]
-        lines += [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % field for field in self.headers if field[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-        return b"".join([*lines, b"\r\n"])
+        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -395,6 +396,5 @@ class HttpProtocol(HttpToolsProtocol):
         return bool(sockets.poll(0))
 
     def _watch_keep_alive(self, seconds: float) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(
-            seconds, self.timeout_keep_alive_handler
-        )
+        handler = self.timeout_keep_alive_handler
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, handler)

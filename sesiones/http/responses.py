@@ -83,7 +83,8 @@ def default_lines(headers: Headers) -> bytes:
 
 def success_lines(headers: Headers) -> bytes:
     """The status line of a 200, and uvicorn's default headers."""
-    default_lines(headers)
+    if _DefaultLines.headers is not headers:
+        default_lines(headers)
     return _DefaultLines.success
 
 

@@ -49,7 +49,7 @@ def fill_from_any_read(patch: pytest.MonkeyPatch) -> None:
     really = NearCache.fill
 
     def fill(self: NearCache, read: Read, *rest: Any) -> None:
-        stamps = [self._stamps[index] for index in read.indexes]
+        stamps = [self.stamps[index] for index in read.indexes]
         really(self, read._replace(stamps=stamps), *rest)
 
     patch.setattr(NearCache, "fill", fill)
