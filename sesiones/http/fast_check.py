@@ -1,5 +1,5 @@
 """The fast check: the auth check, answered straight from the parser's callbacks, or without the
-parser where the bytes match a request template (templates.py).
+parser where the bytes match a request template (templates.py) or a request pattern (patterns.py).
 
 No scope, no task, no ASGI events: a plain `/sesiones/self` or `/sesiones/verificar` goes to the
 store's batch, and its answer from the batch to the socket. Only the plainest request
@@ -22,16 +22,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from sesiones import paths
 from sesiones.http import responses
 from sesiones.http.heads import HEAD_MAX_BYTES, HEAD_MAX_FIELDS, HOST, asks_for_fresh
+from sesiones.http.patterns import VERIFY_TARGET, RequestPatterns
 from sesiones.http.problems import unauthorized, unavailable
 from sesiones.http.protocol import HEAD, IDLE, HttpProtocol
-from sesiones.http.repeats import Repeats
+from sesiones.http.repeats import Repeat, Repeats
 from sesiones.http.templates import TOKEN, Kind, RequestTemplates
 from sesiones.sesion import Sesion
 from sesiones.store.near_cache import Entry
 
 _BEARER_TOKEN = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] (%b)" % TOKEN.pattern)
 _SELF_TARGET = paths.SELF.encode()
-_VERIFY_TARGET = re.compile(paths.VERIFY.encode() + rb"(?:[/?][!\"$-~]*)?")  # no "#", no space
 
 _ONLY_PLAIN_VALUE = {
     b"connection": b"keep-alive",
@@ -77,7 +77,8 @@ class FastCheckProtocol(HttpProtocol):
     __slots__ = ("_answer_repeat", "_check", "_in_flight", "_repeats")
 
     templates: ClassVar[RequestTemplates | None] = RequestTemplates()
-    """Those of the process. None turns them off: every request goes to the parser."""
+    """Those of the process. None turns them and the patterns off: every request is parsed."""
+    patterns: ClassVar[RequestPatterns] = RequestPatterns()
 
     def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
         super().__init__(config, server_state, app_state, _loop)
@@ -101,21 +102,30 @@ class FastCheckProtocol(HttpProtocol):
         ):
             super().data_received(data)
             return
-        if self._answer_repeat is not None:
-            response = self._answer_repeat(data)
-            if response is not None:
-                start = responses.success_lines(self.server_state.default_headers)
-                self.transport.write(start + response)
-                self._last_active = self.loop.time()
+        answer = self._answer_repeat
+        response = None if answer is None else answer(data)
+        if response is None:
+            check, templates = self._check, self.templates
+            if check is None or templates is None:
+                super().data_received(data)
                 return
-        check, templates = self._check, self.templates
-        if check is None or templates is None:
-            super().data_received(data)
-            return
-        match = templates.match(data)
-        if match is not None:
-            self._ask(check, *match, data)
-            return
+            match = templates.match(data)
+            if match is not None:
+                self._ask(check, *match, data)
+                return
+            match = self.patterns.match(data)
+            if match is None:
+                self._parse_and_learn(data, templates)
+                return
+            response = None if answer is None else answer(match)
+            if response is None:
+                templates.learn(data, *match)
+                self._ask(check, *match, match)
+                return
+        self.transport.write(responses.success_lines(self.server_state.default_headers) + response)
+        self._last_active = self.loop.time()
+
+    def _parse_and_learn(self, data: bytes, templates: RequestTemplates) -> None:
         newest = self._in_flight
         newest.token = b""
         super().data_received(data)
@@ -124,6 +134,7 @@ class FastCheckProtocol(HttpProtocol):
         # request would leave the input not idle.
         if newest.token and self._in_flight is self.cycle and self._input is IDLE:
             templates.learn(data, newest.token, newest.kind)
+            self.patterns.learn(data, newest.token, newest.kind)
 
     def shutdown(self) -> None:
         self._in_flight.keep_alive = False  # it is not the cycle when Starlette has answered last
@@ -163,8 +174,8 @@ class FastCheckProtocol(HttpProtocol):
         assert self._check is not None
         self._ask(self._check, *plain)
 
-    def _ask(self, check: Check, token: bytes, kind: Kind, data: bytes | None = None) -> None:
-        """``data``: the bytes that matched a template."""
+    def _ask(self, check: Check, token: bytes, kind: Kind, repeat: Repeat | None = None) -> None:
+        """``repeat``: what the next such request will be recognized by, if by its bytes."""
         in_flight = self._in_flight
         in_flight.token = token
         in_flight.kind = kind
@@ -173,13 +184,13 @@ class FastCheckProtocol(HttpProtocol):
         if (repeats := self._repeats) is not None and not kind[2]:
             entry = repeats.cache.get(token.decode())
             if entry is not None:
-                self._answer_from(entry, data)
+                self._answer_from(entry, repeat)
                 return
         if not kind[3] and self._check_without_slide is not None:
             check = self._check_without_slide
         check(token.decode(), self._answer)
 
-    def _answer_from(self, entry: Entry, data: bytes | None) -> None:
+    def _answer_from(self, entry: Entry, repeat: Repeat | None) -> None:
         """Answer with what the near-cache has, at once: the bytes that _answer() would send."""
         in_flight = self._in_flight
         if not in_flight.keep_alive or self._half_closed or self.flow.read_paused:
@@ -193,9 +204,9 @@ class FastCheckProtocol(HttpProtocol):
                 responses.check_succeeded(entry.sesion, verify, is_head_method=is_head_method)
             )
             entry.response = in_flight.kind, response
-        if data is not None:
+        if repeat is not None:
             assert self._repeats is not None
-            self._repeats.keep(data, entry, response)
+            self._repeats.keep(repeat, entry, response)
         in_flight.response_complete = True
         self.transport.write(responses.success_lines(self.server_state.default_headers) + response)
         self._last_active = self.loop.time()
@@ -207,7 +218,7 @@ class FastCheckProtocol(HttpProtocol):
         verify = False
         if self.url != _SELF_TARGET:
             verify = True
-            if not _VERIFY_TARGET.fullmatch(self.url):
+            if not VERIFY_TARGET.fullmatch(self.url):
                 return None
         method = self.parser.get_method()
         if method == b"CONNECT" or not (verify or method == b"GET" or method == b"HEAD"):

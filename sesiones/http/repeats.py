@@ -1,19 +1,24 @@
 """Requests that have been answered from the near-cache before. As long as the entry that answered
-one counts, the same bytes have the same answer, which is found in one look-up: no parser, no
-template, no response to make.
+one counts, the same request has the same answer, which is found in one look-up, without a response
+to make.
 
-Only whole requests are kept, each one plain check that matched a request template, and only between
-two messages are bytes looked up here (templates.py says why both are needed).
+A request is known again by its bytes, if it matched a request template: then it is not even
+matched again. If it matched a request pattern, its bytes are hardly ever the same, and it is known
+by its token and its kind. Bytes are looked up only between two messages, as templates.py demands.
 """
 
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from sesiones.http.templates import Kind
 from sesiones.redis_client import Lease
 from sesiones.store.near_cache import ENTRIES_MAX, Entry, NearCache
 
-Answer = Callable[[bytes], bytes | None]
+Repeat = bytes | tuple[bytes, Kind]
+"""What a request is known by."""
+
+Answer = Callable[[Repeat], bytes | None]
 
 
 class Repeats:
@@ -22,12 +27,12 @@ class Repeats:
     def __init__(self, cache: NearCache) -> None:
         self.cache = cache
         # Not the entries themselves: a tuple is read faster, mostly because it is nearer in memory.
-        self._kept: OrderedDict[bytes, tuple[float, Lease, int, int, bytes]] = OrderedDict()
+        self._kept: OrderedDict[Repeat, tuple[float, Lease, int, int, bytes]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def keep(self, request: bytes, entry: Entry, response: bytes) -> None:
+    def keep(self, request: Repeat, entry: Entry, response: bytes) -> None:
         """The entry has answered the request with this response."""
         if len(self._kept) >= ENTRIES_MAX:
             self._kept.popitem(last=False)
@@ -43,7 +48,7 @@ class Repeats:
         find, stamps, hits = self._kept.get, self.cache.stamps, self.cache.hits
         monotonic = time.monotonic
 
-        def answer(request: bytes) -> bytes | None:
+        def answer(request: Repeat) -> bytes | None:
             kept = find(request)
             if kept is None:
                 return None
