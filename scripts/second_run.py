@@ -57,7 +57,7 @@ def _run(command: list[str]) -> tuple[int, Run | None]:
 def _why_final(run: Run | None) -> str | None:
     """Return why a second run would prove nothing, or None."""
     if run is None:
-        return "pytest did not come to its end"
+        return "pytest did not come to its end, or has no cache"
     if len(run.failures) > MOST_FAILURES:
         return f"{len(run.failures)} failures are more than {MOST_FAILURES}"
     for failure in run.failures:

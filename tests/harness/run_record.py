@@ -46,9 +46,10 @@ class RunRecord:
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         # The processes of pytest-xdist have nothing to say: their reports come here too.
-        if not hasattr(session.config, "workerinput") and session.config.cache is not None:
+        cache = getattr(session.config, "cache", None)  # None with `-p no:cacheprovider`
+        if cache is not None and not hasattr(session.config, "workerinput"):
             self._run.exit_code = int(exitstatus)
-            session.config.cache.set("sesiones/run", asdict(self._run))
+            cache.set("sesiones/run", asdict(self._run))
 
 
 def read(folder: Path) -> Run | None:

@@ -201,6 +201,14 @@ def test_run_that_was_not_begun_is_final_though_an_earlier_one_has_left_its_reco
     assert "pytest did not come to its end" in ended.stdout
 
 
+def test_run_without_a_cache_has_no_record(suite: Suite) -> None:
+    suite.write(ONCE)
+    ended = suite.play("-p", "no:cacheprovider")
+    assert ended.returncode == 1
+    assert "INTERNALERROR" not in ended.stdout + ended.stderr
+    assert "pytest did not come to its end" in ended.stdout
+
+
 def test_run_that_was_interrupted_is_final(suite: Suite) -> None:
     suite.write(ONCE + "def test_then(): raise KeyboardInterrupt\n")
     ended = suite.play()
