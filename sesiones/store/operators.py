@@ -113,6 +113,7 @@ class OperatorTools:
         sessions = []
         pattern = self._keys.sessions_of(tokens.digest_start(fingerprint))
         with unavailable():
+            await self._require_masters()
             async for execute, keys in self._scan(pattern):
                 named = [key for key in keys if _fingerprint_of(key) == fingerprint]
                 if named:
@@ -162,6 +163,7 @@ class OperatorTools:
         """
         counts = Survey()
         with unavailable():
+            await self._require_masters()
             async for execute, keys in self._scan(self._keys.pattern):
                 if keys:
                     reply = await self._runner.run(
@@ -246,6 +248,12 @@ class OperatorTools:
                             return True
         return False
 
+    async def _require_masters(self) -> None:
+        """Raise ReadOnlyError when the server of a URL is a replica, which may lack sessions."""
+        for execute in (await self._runner.main.masters()).values():
+            if (await execute("ROLE"))[0] != b"master":
+                raise ReadOnlyError("the server is a replica")
+
     async def _scan(
         self, pattern: str, *, pauses: bool = True
     ) -> AsyncGenerator[tuple[Execute, list[bytes]], None]:
@@ -256,8 +264,6 @@ class OperatorTools:
         """
         loop = asyncio.get_running_loop()
         for execute in (await self._runner.main.masters()).values():
-            if (await execute("ROLE"))[0] != b"master":
-                raise ReadOnlyError("the server is a replica")
             cursor = b"0"
             while True:
                 begun = loop.time()
