@@ -96,7 +96,7 @@ def _parser() -> ArgumentParser:
         )
         for name, text in COMMANDS.items()
     )
-    redis = "redis_url", "redis_timeout", "wait_replicas", "key_prefix"
+    redis = "redis_url", "redis_ca_file", "redis_timeout", "wait_replicas", "key_prefix"
     Settings.add_flags(serve)
     doctor.add_argument("--deep", action="store_true", help="look through every key of ours too")
     doctor.add_argument("--json", action="store_true", help="print a JSON array of findings")

@@ -95,6 +95,7 @@ class SessionStore:
         max_per_user: int = SessionPolicy.max_per_user,
         at_limit: Literal["end", "refuse"] = SessionPolicy.at_limit,
         timeout_seconds: float = 0.25,
+        redis_ca_file: str | None = None,
         wait_replicas: int = 0,
         cache_seconds: int = 0,
         metrics: Metrics | None = None,
@@ -111,11 +112,12 @@ class SessionStore:
             max_per_user=max_per_user,
             at_limit=at_limit,
             redis_timeout=timeout_seconds,
+            redis_ca_file=redis_ca_file,
             wait_replicas=wait_replicas,
             cache_seconds=cache_seconds,
         )
         return cls(
-            partial(connect, url, timeout_seconds),
+            partial(connect, url, timeout_seconds, redis_ca_file),
             SessionPolicy(idle_seconds, max_seconds, touch_seconds, max_per_user, at_limit),
             key_prefix=key_prefix,
             timeout_seconds=timeout_seconds,
