@@ -99,9 +99,9 @@ class Watch:
         task = asyncio.current_task()
         assert task is not None
         self._running = asyncio.get_running_loop(), task
-        commands = connect(
-            self._settings.redis_url, max(ANSWER_SECONDS, self._settings.redis_timeout)
-        )
+        settings = self._settings
+        patience_seconds = max(ANSWER_SECONDS, settings.redis_timeout)
+        commands = connect(settings.redis_url, patience_seconds, settings.redis_ca_file)
         try:
             await self._log_start(commands)
             while True:

@@ -388,7 +388,7 @@ def test_was_used_finds_the_counter_of_any_bucket(
 
     async def was_used(store: SessionStore) -> bool:
         async with aclosing(store):
-            return await store.was_used()
+            return await store.operators().was_used()
 
     assert asyncio.run(was_used(open_store(sesiones.url)))
     assert not asyncio.run(was_used(open_store(sesiones.url, key_prefix="otros")))
