@@ -251,7 +251,7 @@ def is_worker(pid: int) -> bool:
 
 
 def metric_names(text: str) -> set[str]:
-    return set(re.findall(r"\bsesiones_\w+", text))
+    return set(re.findall(r"\b(?:sesiones|process)_\w+", text))
 
 
 def shown_names(service: Service) -> set[str]:

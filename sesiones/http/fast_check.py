@@ -74,7 +74,7 @@ class _InFlightCheck:
 class FastCheckProtocol(HttpProtocol):
     """One connection."""
 
-    __slots__ = ("_answer_repeat", "_check", "_in_flight", "_metrics", "_repeats")
+    __slots__ = ("_answer_repeat", "_check", "_in_flight", "_repeats", "_successes")
 
     templates: ClassVar[RequestTemplates | None] = RequestTemplates()
     """Those of the process. None turns them off: every request goes to the parser."""
@@ -84,6 +84,7 @@ class FastCheckProtocol(HttpProtocol):
         # There is no fast check where uvicorn does more than answer.
         plain = not (self.access_log or self.root_path or self.limit_concurrency is not None)
         self._metrics = self._traffic.metrics
+        self._successes = self._metrics.successes
         self._check: Check | None = app_state.get("check") if plain else None
         self._check_without_slide: Check | None = app_state.get("check_without_slide")
         self._repeats: Repeats | None = app_state.get("repeats") if plain else None
@@ -258,7 +259,7 @@ class FastCheckProtocol(HttpProtocol):
         verify, is_head_method, _, _ = in_flight.kind
         close = b"" if in_flight.keep_alive else responses.CLOSE
         if isinstance(answer, Sesion):
-            self._metrics.succeeded()
+            self._successes[0] += 1
             defaults = responses.default_lines(self.server_state.default_headers)
             self.transport.write(
                 responses.check_succeeded(
