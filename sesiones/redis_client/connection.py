@@ -40,7 +40,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import hiredis
@@ -64,9 +64,10 @@ CONFIRMED_SECONDS = 0.1
 logger = logging.getLogger("sesiones.redis")
 
 
-def name_of(options: Mapping[str, Any]) -> str:
-    """The server of redis-py's options: a host and a port, or the path of a socket."""
-    return options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+def server_name(connection: AbstractConnection) -> str:
+    """The server of a connection of redis-py's: host and port, or the path of a socket."""
+    path: str | None = getattr(connection, "path", None)
+    return path or f"{getattr(connection, 'host', None)}:{getattr(connection, 'port', None)}"
 
 
 def set_server(error: BaseException, server: str) -> None:
@@ -120,7 +121,7 @@ class PipelinedConnection(asyncio.Protocol):
         connection._reader = connection._writer = None
         self.transport: asyncio.WriteTransport = self._writer.transport
         self.address = getattr(connection, "host", None), getattr(connection, "port", None)
-        self.name = name_of(vars(connection))
+        self.name = server_name(connection)
         self.on_lost: Callable[[], None] = lambda: None
         self.silent = False
         """Whether commands have waited for half of their time without a byte from the server."""

@@ -19,7 +19,7 @@ from sesiones.redis_client.connection import (
     Argument,
     OnReply,
     PipelinedConnection,
-    name_of,
+    server_name,
     set_server,
 )
 from sesiones.redis_client.subscription import NO_LEASE, Lease, OnLease, OnMessage, Subscriber
@@ -64,10 +64,9 @@ class Server:
     """The command that is sent on an idle connection, if any."""
 
     def __init__(self, pool: ConnectionPool, timeout_seconds: float) -> None:
-        # Raises for options that no connection has.
-        pool.make_connection()  # type: ignore[no-untyped-call]
         self._pool = pool
-        self.name = name_of(pool.connection_kwargs)
+        # Raises for options that no connection has.
+        self.name = server_name(pool.make_connection())  # type: ignore[no-untyped-call]
         """The address that the newest connection was opened to, or is to be opened to."""
         self._timeout_seconds = timeout_seconds
         self._connection: PipelinedConnection | None = None
@@ -169,7 +168,7 @@ class Server:
         return await self._open_from(self._pool)
 
     async def _open_from(self, pool: ConnectionPool) -> PipelinedConnection:
-        self.name = name_of(pool.connection_kwargs)
+        self.name = server_name(pool.make_connection())  # type: ignore[no-untyped-call]
         connection = PipelinedConnection(
             await _connect(pool), self._timeout_seconds, self.idle_ping
         )
