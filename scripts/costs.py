@@ -75,8 +75,9 @@ def of_entries() -> Iterator[Figure]:
     """The near-cache of one event loop, filled twice over."""
     lease = Lease()
     lease.extend(float("inf"))
-    cache = NearCache(60, 60, InvalidationTable(), lambda _: lease, Metrics())
-    repeats = Repeats(cache)
+    metrics = Metrics()
+    cache = NearCache(60, 60, InvalidationTable(), lambda _: lease, metrics)
+    repeats = Repeats(cache, metrics)
     gc.collect()
     gc.disable()  # a full collection is timed apart, for the service hardly ever makes one
     before = resident(os.getpid())

@@ -137,6 +137,7 @@ _METAVARS = {
     "ips": "ADDRESSES",
     "http": "fast|httptools",
     "log": "0|1",
+    "level": "info|debug",
     "format": "text|json",
     "limit": "end|refuse",
 }
@@ -220,6 +221,9 @@ class Settings:
         "addresses and networks whose X-Forwarded-* headers are believed; * for all",
     )
     access_log: bool = _setting(False, _switch, "1 logs a line a request")
+    log_level: Literal["info", "debug"] = _setting(
+        "info", _choice("info", "debug"), "info, or debug: a line for each token that is refused"
+    )
     log_format: str = _setting(
         "text", _choice("text", "json"), "text for people, or json: an object a line"
     )

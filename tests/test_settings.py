@@ -69,6 +69,7 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
         ("0.0.0.0/0", "0.0.0.0/0"),
     ],
     "access_log": [("0", False), ("1", True)],
+    "log_level": [("info", "info"), ("debug", "debug")],
     "log_format": [("text", "text"), ("json", "json")],
 }
 
@@ -102,6 +103,7 @@ BAD: dict[str, list[str]] = {
         "1\n",
     ],
     "access_log": ["", "true", "2"],
+    "log_level": ["", "DEBUG", "warning"],
     "log_format": ["", "JSON", "yaml"],
 }
 
@@ -145,6 +147,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         http="fast",
         forwarded_allow_ips=None,
         access_log=False,
+        log_level="info",
         log_format="text",
     )
 

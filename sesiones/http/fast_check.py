@@ -74,7 +74,7 @@ class _InFlightCheck:
 class FastCheckProtocol(HttpProtocol):
     """One connection."""
 
-    __slots__ = ("_answer_repeat", "_check", "_in_flight", "_repeats")
+    __slots__ = ("_answer_repeat", "_check", "_in_flight", "_repeats", "_successes")
 
     templates: ClassVar[RequestTemplates | None] = RequestTemplates()
     """Those of the process. None turns them and the patterns off: every request is parsed."""
@@ -82,9 +82,10 @@ class FastCheckProtocol(HttpProtocol):
 
     def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        # There is no fast check where uvicorn and Starlette do more than answer, such as writing
-        # an access log.
+        # There is no fast check where uvicorn does more than answer.
         plain = not (self.access_log or self.root_path or self.limit_concurrency is not None)
+        self._metrics = self._traffic.metrics
+        self._successes = self._metrics.successes
         self._check: Check | None = app_state.get("check") if plain else None
         self._check_without_slide: Check | None = app_state.get("check_without_slide")
         self._repeats: Repeats | None = app_state.get("repeats") if plain else None
@@ -195,6 +196,7 @@ class FastCheckProtocol(HttpProtocol):
         in_flight = self._in_flight
         if not in_flight.keep_alive or self._half_closed or self.flow.read_paused:
             # More is to be done than to answer, outside the parser's callback.
+            self._metrics.found_in_memory()
             self.loop.call_soon(self._answer, entry.sesion)
             return
         kind, response = entry.response
@@ -204,13 +206,13 @@ class FastCheckProtocol(HttpProtocol):
                 responses.check_succeeded(entry.sesion, verify, is_head_method=is_head_method)
             )
             entry.response = in_flight.kind, response
+        assert self._repeats is not None
         if repeat is not None:
-            assert self._repeats is not None
             self._repeats.keep(repeat, entry, response)
         in_flight.response_complete = True
+        self._repeats.responses[0] += 1
         self.transport.write(responses.success_lines(self.server_state.default_headers) + response)
         self._last_active = self.loop.time()
-        self.server_state.total_requests += 1
 
     def _plain_check(self) -> tuple[bytes, Kind] | None:
         """The token and the kind of the request whose head is complete, when it is a plain check;
@@ -268,6 +270,7 @@ class FastCheckProtocol(HttpProtocol):
         verify, is_head_method, _, _ = in_flight.kind
         close = b"" if in_flight.keep_alive else responses.CLOSE
         if isinstance(answer, Sesion):
+            self._successes[0] += 1
             defaults = responses.default_lines(self.server_state.default_headers)
             self.transport.write(
                 responses.check_succeeded(
@@ -276,11 +279,10 @@ class FastCheckProtocol(HttpProtocol):
             )
         else:
             problem = unauthorized(presented=True) if answer is None else unavailable()
+            self._metrics.responded(problem.status)
             self._write(problem.response(), close, with_body=not is_head_method)
         self._last_active = self.loop.time()
         if not in_flight.keep_alive:
             self.transport.close()
         if self.pipeline or self.flow.read_paused or self._half_closed or self._pending_error:
             self.on_response_complete()
-        else:
-            self.server_state.total_requests += 1

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from sesiones.http.templates import Kind
+from sesiones.metrics import Metrics
 from sesiones.redis_client import Lease
 from sesiones.store.near_cache import ENTRIES_MAX, Entry, NearCache
 
@@ -24,8 +25,10 @@ Answer = Callable[[Repeat], bytes | None]
 class Repeats:
     """The requests of one event loop, at most ``ENTRIES_MAX``: the oldest make room."""
 
-    def __init__(self, cache: NearCache) -> None:
+    def __init__(self, cache: NearCache, metrics: Metrics) -> None:
         self.cache = cache
+        self.responses = metrics.responses_from_memory
+        """To count a response from memory."""
         # Not the entries themselves: a tuple is read faster, mostly because it is nearer in memory.
         self._kept: OrderedDict[Repeat, tuple[float, Lease, int, int, bytes]] = OrderedDict()
 
@@ -45,7 +48,7 @@ class Repeats:
         It is what a check from memory costs beside the socket, so it does what NearCache.get() does
         by itself: each call and each attribute would cost a hundredth of such a check.
         """
-        find, stamps, hits = self._kept.get, self.cache.stamps, self.cache.hits
+        find, stamps, responses = self._kept.get, self.cache.stamps, self.responses
         monotonic = time.monotonic
 
         def answer(request: Repeat) -> bytes | None:
@@ -55,7 +58,7 @@ class Repeats:
             until, lease, index, stamp, response = kept
             now = monotonic()
             if now < until and now < lease.until and stamps[index] == stamp:
-                hits[0] += 1
+                responses[0] += 1
                 return response
             return None
 

@@ -10,6 +10,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from sesiones.http.credentials import Headers
 from sesiones.http.problems import Problem
+from sesiones.http.traffic import Traffic
 from sesiones.sesion import Sesion
 
 CLOSE = b"connection: close\r\n"
@@ -109,10 +110,10 @@ def closing(problem: Problem) -> Response:
     return response
 
 
-def error_application(problem: Problem) -> Any:
+def error_application(problem: Problem, traffic: Traffic) -> Any:
     """An application that answers every request with the problem, and closes."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await closing(problem)(scope, receive, send)
+        await closing(problem)(scope, receive, traffic.observed(scope, send))
 
     return app

@@ -124,7 +124,7 @@ class Watch:
                 masters = await self._look(commands)
             except Exception as error:
                 if is_first:
-                    reason = str(error).rstrip(".") or "no answer in time"
+                    reason = str(error).rstrip(".") or f"no answer in {2 * ANSWER_SECONDS:g} s"
                     line = f"{self._url} does not answer: {reason}"
                     logger.warning("%s; %s; %s", version, line, settings)
             else:

@@ -137,6 +137,7 @@ class SessionStore:
         if not fresh and (cache := self.near_cache()) is not None:
             entry = cache.get(valid)
             if entry is not None:
+                self.metrics.found_in_memory()
                 return entry.sesion
         future: asyncio.Future[Sesion | None] = asyncio.get_running_loop().create_future()
 

@@ -121,7 +121,6 @@ class NearCache:
         self._touch_seconds = touch_seconds
         self._table = table
         self.stamps = table.stamps
-        self.hits = metrics.hits
         self._lease_of = lease_of
         self._metrics = metrics
         self._entries: OrderedDict[str, Entry] = OrderedDict()
@@ -135,7 +134,7 @@ class NearCache:
         return len(self._entries)
 
     def get(self, token: str) -> Entry | None:
-        """The entry of the token, if it counts. Using it is a check."""
+        """The entry of the token, if it counts. The caller counts the check."""
         entry = self._entries.get(token)
         if entry is None:
             return None
@@ -145,15 +144,12 @@ class NearCache:
         return None
 
     def counts(self, entry: Entry, now: float) -> bool:
-        """Whether the entry may answer a check. If so, the check is counted."""
-        if (
+        """Whether the entry may answer a check."""
+        return (
             now < entry.until
             and now < entry.lease.until
             and self.stamps[entry.index] == entry.stamp
-        ):
-            self.hits[0] += 1
-            return True
-        return False
+        )
 
     def begin(self, batch: Sequence[str], keys: Sequence[str]) -> Read:
         """To be called before the sessions of these tokens are read. Every check that comes here is

@@ -27,7 +27,7 @@ class Kept:
         self.lease, self.table, self.metrics = Lease(), InvalidationTable(), Metrics()
         self.lease.extend(self.now + LEASE_SECONDS)
         self.cache = NearCache(ENTRY_SECONDS, 60, self.table, lambda _: self.lease, self.metrics)
-        self.repeats = Repeats(self.cache)
+        self.repeats = Repeats(self.cache, self.metrics)
         self.answer = self.repeats.answerer()
         self.keep(REQUEST)
 
