@@ -8,7 +8,15 @@ import pytest
 from sesiones import tokens
 from sesiones.http import repeats
 from sesiones.http.repeats import Repeats
-from sesiones.metrics import CACHE_LOOKUPS, CHECKS, Metrics, cell
+from sesiones.metrics import (
+    CACHE_LOOKUPS,
+    CHECKS,
+    FAMILIES,
+    HTTP_RESPONSES,
+    SERVICE_FAMILIES,
+    Metrics,
+    cell,
+)
 from sesiones.redis_client import Lease
 from sesiones.store.near_cache import InvalidationTable, NearCache
 from tests.harness.stub_server import SESION, TOKEN, plain
@@ -82,14 +90,16 @@ def test_request_whose_entry_no_longer_counts_has_no_answer(
     assert kept.cache.get(TOKEN.decode()) is None
 
 
-def test_answer_counts_as_one_hit_and_one_valid_check(kept: Kept) -> None:
+def test_answer_counts_as_one_hit_one_valid_check_and_one_response(kept: Kept) -> None:
     before = kept.metrics.sums()
     kept.answer(REQUEST)
     kept.answer(REQUEST[:-1])
     after = kept.metrics.sums()
-    changed = {index for index, value in enumerate(before) if after[index] != value}
-    assert changed == {cell(CACHE_LOOKUPS, "hit"), cell(CHECKS, "valid")}
-    assert after[cell(CHECKS, "valid")] == before[cell(CHECKS, "valid")] + 1
+    counted = (CACHE_LOOKUPS, "hit"), (CHECKS, "valid"), (HTTP_RESPONSES, "200")
+    for family in FAMILIES + SERVICE_FAMILIES:
+        for value in family.values:
+            index = cell(family, value)
+            assert after[index] - before[index] == ((family, value) in counted)
 
 
 def test_oldest_requests_make_room(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
