@@ -110,7 +110,7 @@ def test_bad_record_is_logged_and_leaves_the_others_listed(
     assert code == 0
     assert "2 live sessions" in out
     assert f"used {10**12} " in out  # a date that the calendar lacks
-    assert f"session {tokens.fingerprint(bad)}: " in caplog.text
+    assert f"session ses_#{tokens.fingerprint(bad)}: " in caplog.text
 
 
 @pytest.mark.anyio
