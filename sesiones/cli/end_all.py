@@ -5,9 +5,12 @@ import json
 import logging
 import os
 import pwd
+import signal
 import socket
 import time
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from sesiones import redis_url
 from sesiones.cli.connections import open_patient_store
@@ -52,11 +55,13 @@ async def _end(settings: Settings, before: int | None, which: str) -> int:
     done, outcome = Ending(), "interrupted"
     reported = time.monotonic()
     try:
-        async with open_patient_store(settings) as store:
-            async for _ in store.operators().end_begun(before, done):
-                if time.monotonic() - reported > PROGRESS_SECONDS:
-                    reported = time.monotonic()
-                    logger.info("%s looked at, %d ended", counted(done.keys, "key"), done.sessions)
+        with _interruptible():
+            async with open_patient_store(settings) as store:
+                async for _ in store.operators().end_begun(before, done):
+                    if time.monotonic() - reported > PROGRESS_SECONDS:
+                        reported = time.monotonic()
+                        seen = counted(done.keys, "key")
+                        logger.info("%s looked at, %d ended", seen, done.sessions)
         outcome = "done"
     except Exception as error:
         outcome = f"failed: {error}"
@@ -79,6 +84,21 @@ async def _end(settings: Settings, before: int | None, which: str) -> int:
             },
         )
     return done.sessions
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM, and SIGHUP when a terminal is lost, interrupt the command as Ctrl-C does. A
+    signal that is ignored stays so (nohup)."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
 
 
 def _operator() -> str:

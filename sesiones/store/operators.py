@@ -18,7 +18,7 @@ from sesiones.sesion import UserSession
 from sesiones.store import scripts
 from sesiones.store.events import SessionEvents
 from sesiones.store.keys import DIGEST_LENGTH, SESSION, Keys, base_of
-from sesiones.store.records import user_sessions_of
+from sesiones.store.records import user_session_of, user_sessions_of
 from sesiones.store.runner import ScriptRunner, unavailable
 from sesiones.store.tombstones import Tombstones
 
@@ -110,7 +110,7 @@ class OperatorTools:
     async def named(self, fingerprint: str) -> list[UserSession]:
         """The live sessions, of any users, whose tokens have the fingerprint, from a look at every
         key. Usually that is one session, or none."""
-        sessions = []
+        sessions: dict[bytes, UserSession] = {}  # SCAN may name a key twice
         pattern = self._keys.sessions_of(tokens.digest_start(fingerprint))
         with unavailable():
             await self._require_masters()
@@ -119,11 +119,11 @@ class OperatorTools:
                 if named:
                     read = await self._runner.run(scripts.PEEK, [], "", "", *named, execute=execute)
                     for key, text, expiry in zip(named, read[::2], read[1::2], strict=False):
-                        if text is not None:
-                            entry = key[-DIGEST_LENGTH:], text, expiry, None
-                            base = base_of(key.decode())
-                            sessions += user_sessions_of(base, [entry], self._tombstones)[0]
-        return sessions
+                        digest = key[-DIGEST_LENGTH:].decode()
+                        sesion = text and user_session_of(digest, text, expiry)
+                        if sesion:
+                            sessions[key] = sesion
+        return [*sessions.values()]
 
     async def _list(self, ID_Usuario: int, digests: set[bytes]) -> list[list[Any]]:
         """The user's live sessions, as lua/list.lua returns them: those that the user's index

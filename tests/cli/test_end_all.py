@@ -200,13 +200,14 @@ def test_failure_is_in_the_audit_line_and_the_command_can_be_repeated(
     assert sesiones("end-all", "--yes")[1] == f"{20 - count} sessions ended ({PLACE})\n"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interruption_is_in_the_audit_line(
-    sesiones: CommandLine, monkeypatch: pytest.MonkeyPatch
+    sesiones: CommandLine, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     sesiones.create(7, 8)
 
     async def interrupt() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
         await asyncio.sleep(10)
 
     fails_at(2, monkeypatch, interrupt)

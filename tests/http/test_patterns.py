@@ -19,6 +19,8 @@ from sesiones.http.heads import HEAD_MAX_BYTES
 from sesiones.http.patterns import RequestPatterns
 from sesiones.http.protocol import IDLE, HttpProtocol
 from sesiones.http.templates import Kind, RequestTemplates
+from sesiones.http.traffic import Traffic
+from sesiones.metrics import Metrics
 from tests.harness.in_process import Transport
 from tests.harness.stores import EXAMPLES
 from tests.harness.stub_server import SESION, TOKEN, plain, stub_server
@@ -56,7 +58,8 @@ def parsed(data: bytes) -> tuple[bytes, Kind] | None:
 
     # Made here, because it turns off a logger, and fixtures turn loggers on again.
     config = uvicorn.Config(Starlette(), ws="none", log_config=None, access_log=False)
-    protocol = Parsing(config, ServerState(), {"check": check}, LOOP)
+    state = {"check": check, "traffic": Traffic(Metrics(), access_log=False)}
+    protocol = Parsing(config, ServerState(), state, LOOP)
     transport = Transport()
     protocol.connection_made(transport)  # type: ignore[arg-type]
     protocol.data_received(data)
