@@ -112,6 +112,7 @@ async def test_only_what_the_parser_takes_for_one_plain_check_makes_a_pattern(
 ) -> None:
     known = RequestPatterns()
     monkeypatch.setattr(FastCheckProtocol, "patterns", known)
+    monkeypatch.setattr(FastCheckProtocol, "templates", RequestTemplates())  # of no other test
     async with stub_server() as served:
         served.answer = SESION
         for data in (
