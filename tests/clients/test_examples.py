@@ -90,7 +90,7 @@ async def test_example_of_an_exchange_ends_with_the_old_session(
             sesion = await names["exchange"](7, "d", time.time() + left)
             assert left - 10 <= sesion.Fecha_Expiracion - sesion.Fecha_Inicio <= left
             assert await store.find(sesion.Token_Sesion) is not None
-        for left, life in (-3, 1), (1e9, 400 * 24 * 3600):
+        for left, life in (-3, 1), (10**9, 400 * 24 * 3600):
             sesion = await names["exchange"](7, "d", time.time() + left)
             assert sesion.Fecha_Expiracion - sesion.Fecha_Inicio == life
 
