@@ -69,7 +69,10 @@ def test_stats_count_many_pages_of_keys(sesiones: CommandLine) -> None:
 
 
 def test_stats_of_a_replica_are_refused(sesiones: CommandLine) -> None:
-    with RedisServer(port=str(free_port())) as master, replica_of(master) as replica:
+    with (
+        RedisServer(port=str(free_port())) as master,
+        replica_of(master, appendonly="no") as replica,
+    ):
         sesiones.at(master.url).create(7)
         code, out, errors = sesiones.at(replica.url)("stats")
     assert (code, out) == (Exit.UNAVAILABLE, "")
