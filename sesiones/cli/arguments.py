@@ -15,6 +15,7 @@ COMMANDS = {
     "serve": "serve the API",
     "doctor": "what is wrong with a deployment, and what to do about it",
     "users": "one user's sessions: list them, end one or all",
+    "why": "what is known of a user's sessions or of a token: which live, why others ended",
     "health": "whether the service on this machine answers, at the address of its settings",
 }
 
@@ -64,7 +65,7 @@ def _parser() -> ArgumentParser:
     parser = _Parser(prog="sesiones", description=sesiones.__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=sesiones.__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    serve, doctor, users, health = (
+    serve, doctor, users, why, health = (
         commands.add_parser(
             name,
             help=text,
@@ -90,7 +91,21 @@ def _parser() -> ArgumentParser:
         help="look through every key for sessions that the user's index does not name",
     )
     users.add_argument("--json", action="store_true", help="print JSON")
-    Settings.add_flags(users, *redis, "log_format")
+    Settings.add_flags(users, *redis, "why_seconds", "log_format")
+    why.add_argument(
+        "whose",
+        metavar="WHOSE",
+        help="the user's number; a token; a token's name in the log, ses_#1a2b3c4d; or -, which "
+        "reads one of them from standard input, so that no shell remembers a token",
+    )
+    why.add_argument(
+        "--deep",
+        action="store_true",
+        help="look through every key, as always for a name: a session that has expired stands in "
+        "its user's index alone until the user is back",
+    )
+    why.add_argument("--json", action="store_true", help="print a JSON array of sessions")
+    Settings.add_flags(why, *redis, "why_seconds")
     Settings.add_flags(health, "host", "port", "uds")
     return parser
 

@@ -5,7 +5,6 @@ import logging
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
-from datetime import UTC, datetime
 from typing import Any
 
 from sesiones.cli.connections import commands_of, open_patient_store
@@ -13,6 +12,7 @@ from sesiones.cli.console import ConsoleHandler, complain, counted, show
 from sesiones.cli.doctor import NOTHING_ADVICE, place
 from sesiones.cli.exits import Exit
 from sesiones.cli.masters import evictions
+from sesiones.cli.moments import date
 from sesiones.logs import TEXT_FORMAT, JsonFormatter, TextFormatter, escaped
 from sesiones.sesion import UserSession
 from sesiones.settings import Settings
@@ -28,7 +28,7 @@ async def run(settings: Settings, options: Namespace) -> Exit:
             sesiones = await store.sessions(options.ID_Usuario, deep=options.deep)
             await _warn_of_missing(store, settings, options, found=len(sesiones))
     if options.json:
-        show(json.dumps([_members(sesion) for sesion in sesiones], separators=(",", ":")))
+        show(json.dumps([members(sesion) for sesion in sesiones], separators=(",", ":")))
     else:
         found = counted(len(sesiones), "live session")
         title = f"user {options.ID_Usuario}: {found} ({place(settings)})"
@@ -88,7 +88,7 @@ def _events_logged(log_format: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _members(sesion: UserSession) -> dict[str, Any]:
+def members(sesion: UserSession) -> dict[str, Any]:
     """The members of a session in JSON. ``Token_Sesion`` is the token's name in the log."""
     members: dict[str, Any] = {}
     for field, value in sesion._asdict().items():
@@ -101,16 +101,9 @@ def _members(sesion: UserSession) -> dict[str, Any]:
 
 def _line(sesion: UserSession) -> str:
     moments = sesion.Fecha_Inicio, sesion.Ultima_Actividad, sesion.Fecha_Expiracion
-    started, used, expires = map(_date, moments)
+    started, used, expires = map(date, moments)
     state = "active" if sesion.Estado_Sesion else "inactive"
     return (
         f"{sesion.ID_Sesion}  ses_#{sesion.fingerprint}  {state}  started {started}  used {used}  "
         f"expires {expires}  {escaped(sesion.Dispositivo)}"
     )
-
-
-def _date(moment: int) -> str:
-    try:
-        return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-    except (OSError, OverflowError, ValueError):  # the service writes no such date
-        return str(moment)

@@ -36,6 +36,7 @@ from sesiones.store.replay import Replay
 from sesiones.store.runner import Outages, ScriptRunner
 from sesiones.store.timings import Timings
 from sesiones.store.tombstones import Tombstones
+from sesiones.store.traces import Trace
 from sesiones.store.writes import SessionWrites
 from sesiones.tasks import PerLoop
 
@@ -50,7 +51,8 @@ class SessionStore:
 
     ``policy``: how long sessions live, and how many a user may have. ``wait_replicas``: how many
     replicas must have what a method wrote before it returns, within 0.1 s (or two fifths of
-    ``timeout_seconds``, if that is less); else it raises StoreUnavailable.
+    ``timeout_seconds``, if that is less); else it raises StoreUnavailable. ``why_seconds``: for how
+    long `sesiones why` can tell of a session that has ended or expired.
 
     A store may be used in any number of event loops and threads. Each loop has connections of its
     own, which are closed when the loop ends (asyncio.run() does that) or by aclose() in it.
@@ -65,11 +67,14 @@ class SessionStore:
         timeout_seconds: float,
         wait_replicas: int = 0,
         cache_seconds: int = 0,
+        why_seconds: int = 0,
         table: InvalidationTable | None = None,
         metrics: Metrics | None = None,
+        actor: str = "SessionStore",
     ) -> None:
         """``connect_commands``: makes the commands of an event loop, without I/O. ``table``: the
-        one that the processes of a service share."""
+        one that the processes of a service share. ``actor``: who asks for what needs no token, in
+        the log and for `sesiones why`."""
         self.metrics = metrics or Metrics()
         self._connect = connect_commands
         self._policy = policy
@@ -77,6 +82,8 @@ class SessionStore:
         self._timeout_seconds = timeout_seconds
         self._wait_replicas = wait_replicas
         self._cache_seconds = cache_seconds
+        self._why_seconds = why_seconds
+        self._actor = actor
         self._table = table or (InvalidationTable() if cache_seconds else None)
         self._outages = Outages()
         self._timings = Timings(self.metrics)
@@ -97,6 +104,7 @@ class SessionStore:
         timeout_seconds: float = 0.25,
         wait_replicas: int = 0,
         cache_seconds: int = 0,
+        why_seconds: int = 0,
         metrics: Metrics | None = None,
     ) -> Self:
         """A store on the Redis of the URL, in any of the forms of SESIONES_REDIS_URL; no I/O until
@@ -113,6 +121,7 @@ class SessionStore:
             redis_timeout=timeout_seconds,
             wait_replicas=wait_replicas,
             cache_seconds=cache_seconds,
+            why_seconds=why_seconds,
         )
         return cls(
             partial(connect, url, timeout_seconds),
@@ -121,6 +130,7 @@ class SessionStore:
             timeout_seconds=timeout_seconds,
             wait_replicas=wait_replicas,
             cache_seconds=cache_seconds,
+            why_seconds=why_seconds,
             metrics=metrics,
         )
 
@@ -262,6 +272,16 @@ class SessionStore:
         with self._timings.operation("end_user", user):
             return await self._loops.get().operators.end_user(user, which, deep=deep)
 
+    async def why(
+        self, whose: int | str, *, deep: bool = False
+    ) -> tuple[list[UserSession], list[Trace]]:
+        """What is known of the sessions of a user, or of a token, by itself or by its fingerprint:
+        those that live, and the traces of those that are gone, the latest first.
+
+        ``deep``: from a look at every key, as always for a fingerprint.
+        """
+        return await self._loops.get().operators.why(whose, deep=deep)
+
     def audit(self) -> AsyncIterator[tuple[int, list[tuple[str, str]]]]:
         """Look through every key of this prefix, some at a time: how many those were, and the
         faults among them, as the key and what is wrong with it.
@@ -300,6 +320,8 @@ class SessionStore:
             self._connect(),
             wait_replicas=self._wait_replicas,
             timeout_seconds=self._timeout_seconds,
+            why_seconds=self._why_seconds,
+            actor=self._actor,
             outages=self._outages,
             metrics=self.metrics,
         )

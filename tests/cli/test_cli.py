@@ -125,7 +125,9 @@ def test_sessions_end_though_the_output_cannot_be_written(
 ) -> None:
     code, _, errors = run(server, "users 9 --end-all", ">/dev/full")
     assert code == Exit.OUTPUT
-    assert re.search(r"ended session \d+ of user 9, ses_#[0-9a-f]{8}: operator\n", errors)
+    assert re.search(
+        r"ended session \d+ of user 9, ses_#[0-9a-f]{8}: operator by command line\n", errors
+    )
     assert not own.exists(index_key(9))
     assert run(server, "users 9 --json")[1] == "[]\n"
 
@@ -283,7 +285,7 @@ def usage_error(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["users", "7", "--end", "1", "--end-all"], "argument --end-all: not allowed with"),
         (["users"], "the following arguments are required: ID_Usuario"),
         ([], "the following arguments are required: COMMAND"),
-        (["who"], "argument COMMAND: must be serve, doctor, users, health"),
+        (["who"], "argument COMMAND: must be serve, doctor, users, why, health"),
         (["users", "7", "8"], "1 argument too many"),
         (["doctor", "7", "8"], "2 arguments too many"),
     ],
@@ -314,7 +316,7 @@ def test_argument_error_says_what_is_wanted(
         (["--redis-url", "redis://:SECRET@h", "doctor"], "argument COMMAND: must be serve, doctor"),
         (["--redis-url=redis://:SECRET@h", "doctor"], "unknown flag --redis-url"),
         (["--service-key=SECRET", "serve", "--x"], "unknown flags --service-key, --x"),
-        (["redis://:SECRET@h"], "argument COMMAND: must be serve, doctor, users, health"),
+        (["redis://:SECRET@h"], "argument COMMAND: must be serve, doctor, users, why, health"),
     ],
 )
 def test_usage_error_repeats_no_value(

@@ -1,5 +1,5 @@
 """The Redis users of docs/acl.conf, with exactly the commands and keys that are needed: the one of
-the service, and the one of operators, for doctor and users."""
+the service, and the one of operators, for doctor, users and why."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
@@ -30,7 +30,13 @@ OF_A_CLUSTER = {"cluster|slots", "asking"}
 
 @asynccontextmanager
 async def store_at(url: str, **options: Any) -> AsyncIterator[SessionStore]:
-    defaults = {"touch_seconds": 0, "max_per_user": 2, "timeout_seconds": 1, "wait_replicas": 1}
+    defaults = {
+        "touch_seconds": 0,
+        "max_per_user": 2,
+        "timeout_seconds": 1,
+        "wait_replicas": 1,
+        "why_seconds": 60,
+    }
     async with aclosing(open_store(url, **defaults | options)) as store:
         yield store
 
@@ -116,8 +122,8 @@ async def manage(store: SessionStore) -> None:
 
 
 async def operate(server: RedisServer, admin: "Redis") -> None:
-    """All that doctor and users do, with sessions of the service. Raises StoreUnavailable, for a
-    finding too."""
+    """All that doctor, users and why do, with sessions of the service. Raises StoreUnavailable,
+    for a finding too."""
     async with store_at(url_of(server, SERVICE)) as store:
         for _ in range(2):
             await store.create(7, "laptop")
@@ -137,6 +143,8 @@ async def operate(server: RedisServer, admin: "Redis") -> None:
         assert await store.end_user(7, one.ID_Sesion) == 1
         assert len(await store.sessions(7, deep=True)) == 1
         assert await store.end_user(7, deep=True) == 1
+        assert len((await store.why(7, deep=True))[1]) == 2
+        assert len((await store.why(one.fingerprint or ""))[1]) == 1
 
 
 USES = {SERVICE: serve, OPERATOR: operate}
