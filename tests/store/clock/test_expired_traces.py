@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 
 from sesiones import tokens
-from sesiones.policy import SessionPolicy
 from sesiones.sesion import Login, Sesion
 from sesiones.store import SessionStore
 from sesiones.store.traces import Trace
 from sesiones.testing import Clock, ClockedRedis
 from tests.harness.records import base, index_key
+from tests.harness.stores import store_on
 
 pytestmark = pytest.mark.anyio
 
@@ -19,13 +19,7 @@ KEEP_SECONDS = 3600
 
 @pytest.fixture
 def store(fake: ClockedRedis) -> SessionStore:
-    return SessionStore(
-        lambda: fake,
-        SessionPolicy(),
-        key_prefix="sesiones",
-        timeout_seconds=5,
-        why_seconds=KEEP_SECONDS,
-    )
+    return store_on(fake, why_seconds=KEEP_SECONDS)
 
 
 def expired(sesion: Sesion) -> Trace:
