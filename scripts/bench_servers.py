@@ -122,7 +122,7 @@ def nginx(content: str) -> Callable[[Path, int, int], list[str]]:
 KEY_REQUEST = "GET / HTTP/1.1\r\nHost: localhost\r\nX-Auth-Token: {key}\r\n\r\n"
 VARIED_REQUEST = (
     "GET /sesiones/self HTTP/1.1\r\nHost: localhost\r\nX-Auth-Token: {token}\r\n"
-    "X-Request-Id: {key}\r\n\r\n"
+    "X-Request-Id: 7f3a9c52-8d1e-4b6f-a0c3-{id}\r\n\r\n"
 )
 VERIFY_REQUEST = (
     "GET /sesiones/verificar HTTP/1.1\r\nHost: localhost\r\nX-Auth-Token: {token}\r\n\r\n"

@@ -30,6 +30,7 @@ from scripts.capacity import hit_ratio
 from scripts.chaos import resident
 from scripts.command_line import run, show
 from sesiones import tokens
+from sesiones.http.repeats import Repeats
 from sesiones.metrics import Metrics
 from sesiones.redis_client.subscription import Lease
 from sesiones.sesion import Sesion
@@ -78,7 +79,9 @@ def of_entries() -> Iterator[Figure]:
     """The near-cache of one event loop, filled twice over."""
     lease = Lease()
     lease.extend(float("inf"))
-    cache = NearCache(60, 60, InvalidationTable(), lambda _: lease, Metrics())
+    metrics = Metrics()
+    cache = NearCache(60, 60, InvalidationTable(), lambda _: lease, metrics)
+    repeats = Repeats(cache, metrics)
     gc.collect()
     gc.disable()  # a full collection is timed apart, for the service hardly ever makes one
     before = resident(os.getpid())
@@ -97,7 +100,7 @@ def of_entries() -> Iterator[Figure]:
             entry = cache.get(sesion.Token_Sesion)
             assert entry is not None
             entry.response = (None, bytes(300))
-            cache.remember(b"GET " + bytes(150) + sesion.Token_Sesion.encode(), entry, bytes(300))
+            repeats.keep(b"GET " + bytes(150) + sesion.Token_Sesion.encode(), entry, bytes(300))
         seconds[first >= ENTRIES_MAX].append(took)
     assert len(cache) == ENTRIES_MAX
     yield "memory of an entry", 1024 * (resident(os.getpid()) - before) / ENTRIES_MAX, "bytes"

@@ -25,6 +25,7 @@ EXTRAS = {
     "run": "server,valkey",
     "load": "load",
     "test": "test",
+    "redis8": "test,redis8",
     "example": "example",
     "gateways": "test,gateways,browser",
     "openapi": "test,openapi",

@@ -1,8 +1,10 @@
-"""`make wheel`: build the wheel and try it in two empty environments: as a library without a web
-framework, and as a server with the locked versions."""
+"""`make wheel`: build the source distribution, and from that the wheel, and check their metadata.
+Try the wheel in two empty environments: as a library without a web framework, and as a server with
+the locked versions."""
 
 import subprocess
 import sys
+import tarfile
 import tempfile
 import venv
 import zipfile
@@ -15,17 +17,23 @@ from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.service import Service
 
 ROOT = Path(__file__).parents[1]
-WHEEL = ROOT / "dist" / f"sesiones-{sesiones.__version__}-py3-none-any.whl"
+NAME = f"sesiones-{sesiones.__version__}"
+WHEEL = ROOT / "dist" / f"{NAME}-py3-none-any.whl"
+SOURCE = ROOT / "dist" / f"{NAME}.tar.gz"
 
 
 def main() -> None:
-    WHEEL.unlink(missing_ok=True)
-    run(sys.executable, "-m", "build", "--wheel", "--outdir", str(WHEEL.parent), str(ROOT))
-    with zipfile.ZipFile(WHEEL) as archive:
-        packed = set(archive.namelist())
-    files = (path for path in (ROOT / "sesiones").rglob("*") if path.is_file())
-    tracked = {str(path.relative_to(ROOT)) for path in files if path.suffix != ".pyc"}
-    assert tracked <= packed, tracked - packed
+    for built in SOURCE, WHEEL:
+        built.unlink(missing_ok=True)
+    # It makes the wheel of the unpacked source distribution.
+    run(sys.executable, "-m", "build", "--outdir", str(WHEEL.parent), str(ROOT))
+    run(sys.executable, "-m", "twine", "check", "--strict", str(SOURCE), str(WHEEL))
+    with tarfile.open(SOURCE) as source, zipfile.ZipFile(WHEEL) as wheel:
+        packed = {name.removeprefix(f"{NAME}/") for name in source.getnames()}
+        packed_in_wheel = set(wheel.namelist())
+    assert tracked() <= packed, tracked() - packed
+    modules = {name for name in tracked() if name.startswith("sesiones/")}
+    assert modules <= packed_in_wheel, modules - packed_in_wheel
     with environment() as binaries:
         pip(binaries, str(WHEEL))
         run(str(binaries / "pip"), "check")
@@ -36,7 +44,13 @@ def main() -> None:
         pip(binaries, "--no-index", f"{WHEEL}[server]")
         run(str(binaries / "pip"), "check")
         serve(str(binaries / "sesiones"))
-    print(f"{WHEEL.relative_to(ROOT)}: works as a library, and serves")
+    print(f"{WHEEL.relative_to(ROOT)}: works as a library, and serves; beside it {SOURCE.name}")
+
+
+def tracked() -> set[str]:
+    """The files of the project."""
+    listed = ["git", "-C", str(ROOT), "ls-files", "-z"]
+    return set(subprocess.check_output(listed, text=True).rstrip("\0").split("\0"))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from typing import Any, TextIO
 
 import orjson
 
-from sesiones import paths, tokens
+from sesiones import tokens
 
 logger = logging.getLogger(__name__)
 
@@ -239,23 +239,10 @@ def _write_text(stream: TextIO, data: bytes) -> int:
     return len(data)
 
 
-class AccessFilter(logging.Filter):
-    """Removes the query from uvicorn's access records, because the query of a DELETE may hold a
-    token, and drops the records of health probes."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if isinstance(record.args, tuple) and len(record.args) == 5:
-            client, method, target, *rest = record.args
-            path = str(target).partition("?")[0]
-            record.args = (client, method, path, *rest)
-            return path not in paths.PROBES
-        return True
-
-
-def set_up(log_format: str) -> None:
+def set_up(log_format: str, log_level: str = "info") -> None:
     """Log on standard error. Log Python's own warnings and unraisable exceptions too, because
     Python would write them itself, and wait."""
-    logging.config.dictConfig(config(log_format))
+    logging.config.dictConfig(config(log_format, log_level))
     logging.captureWarnings(True)
     sys.unraisablehook = _log_unraisable
 
@@ -265,8 +252,9 @@ def _log_unraisable(raised: "sys.UnraisableHookArgs") -> None:
     logger.error("%s: %r", text, raised.object, exc_info=raised.exc_value)
 
 
-def config(log_format: str) -> dict[str, Any]:
-    """A configuration for logging.config.dictConfig; the format is text or json."""
+def config(log_format: str, log_level: str = "info") -> dict[str, Any]:
+    """A configuration for logging.config.dictConfig. The format is text or json. The level is that
+    of the package; libraries log from INFO on."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -277,7 +265,6 @@ def config(log_format: str) -> dict[str, Any]:
             },
             "json": {"()": JsonFormatter},
         },
-        "filters": {"access": {"()": AccessFilter}},
         "handlers": {
             "stderr": {
                 "()": StderrHandler,
@@ -285,5 +272,5 @@ def config(log_format: str) -> dict[str, Any]:
             },
         },
         "root": {"handlers": ["stderr"], "level": "INFO"},
-        "loggers": {"uvicorn.access": {"level": "INFO", "filters": ["access"]}},
+        "loggers": {"sesiones": {"level": log_level.upper()}},
     }

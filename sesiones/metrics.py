@@ -130,9 +130,45 @@ FAMILIES = (
     ),
 )
 
-_starts = itertools.accumulate((len(f.values) * f.width for f in FAMILIES), initial=0)
-_FIRST = dict(zip((family.name for family in FAMILIES), _starts, strict=False))
-_WIDTH = sum(len(family.values) * family.width for family in FAMILIES)
+STATUSES = (200, 201, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 431, 500, 501, 503)
+"""Every HTTP status that the service answers with."""
+
+SERVICE_FAMILIES = (
+    HTTP_RESPONSES := Family(
+        "counter",
+        "sesiones_http_responses",
+        "HTTP responses; those of the paths of health and metrics are not counted.",
+        "status",
+        tuple(map(str, STATUSES)),
+    ),
+    HTTP_CONNECTIONS := Family("gauge", "sesiones_http_connections", "Open HTTP connections."),
+    PROCESS_CPU := Family(
+        "counter", "process_cpu_seconds", "CPU time of all workers, user and system."
+    ),
+    PROCESS_MEMORY := Family(
+        "gauge",
+        "process_resident_memory_bytes",
+        "Resident memory of all workers; what they share counts for each.",
+    ),
+    PROCESS_FILES := Family("gauge", "process_open_fds", "Open file descriptors of all workers."),
+    PROCESS_FILES_MAX := Family(
+        "gauge", "process_max_fds", "The most that all workers may have, by their soft limit."
+    ),
+    PROCESS_START := Family(
+        "gauge",
+        "process_start_time_seconds",
+        "When the worker that has run the longest was started, in Unix time.",
+    ),
+)
+"""Those of the service alone. A store in an application has FAMILIES, and the application has
+metrics of its own process."""
+
+_ALL = FAMILIES + SERVICE_FAMILIES
+_starts = itertools.accumulate((len(f.values) * f.width for f in _ALL), initial=0)
+_FIRST = dict(zip((family.name for family in _ALL), _starts, strict=False))
+_FROM_MEMORY = sum(len(family.values) * family.width for family in _ALL)
+"""A cell that no family has: sums() adds it to others."""
+_WIDTH = _FROM_MEMORY + 1
 assert 8 * _WIDTH < SLOT_BYTES, "a process slot must hold every cell and a last byte without one"
 
 
@@ -147,6 +183,9 @@ _REDIS, _BATCH, _SLIDES = cell(REDIS_SECONDS), cell(BATCH), cell(SLIDES)
 _CHECKS_IN_FLIGHT = cell(IN_FLIGHT, "check")
 _HITS, _MISSES = cell(CACHE_LOOKUPS, "hit"), cell(CACHE_LOOKUPS, "miss")
 _ENTRIES = cell(CACHE_ENTRIES)
+_RESPONSES = {status: cell(HTTP_RESPONSES, str(status)) for status in STATUSES}
+_OK = _RESPONSES[200]
+_START = cell(PROCESS_START)
 
 
 class ProcessSlots(SharedMemory):
@@ -182,7 +221,7 @@ class Metrics:
         self._cells: memoryview[float] = (
             memoryview(bytearray(SLOT_BYTES)).cast("d") if slots is None else slots.claim()
         )
-        for family in FAMILIES:
+        for family in _ALL:
             if family.kind == "gauge":  # a dead process may have left a value
                 for value in family.values:
                     self._cells[cell(family, value)] = 0
@@ -217,9 +256,15 @@ class Metrics:
         """Count the end of a batch, answered or not."""
         self._cells[_CHECKS_IN_FLIGHT] -= size
 
-    def hit(self) -> None:
+    def found_in_memory(self) -> None:
         """Count a check that was answered from memory. sums() counts it as valid too."""
         self._cells[_HITS] += 1
+
+    @property
+    def responses_from_memory(self) -> "memoryview[float]":
+        """The one cell of such checks whose answer was a whole response, to add to. sums() counts
+        them as hits, as valid and as responses."""
+        return self._cells[_FROM_MEMORY : _FROM_MEMORY + 1]
 
     def filled(self, misses: int, entries: int) -> None:
         """Count checks that asked Redis despite the cache, and by how many its entries changed."""
@@ -236,9 +281,25 @@ class Metrics:
         self._cells[_REDIS + bisect_left(SECONDS, seconds)] += 1
         self._cells[_REDIS + len(SECONDS) + 1] += seconds
 
+    @property
+    def successes(self) -> "memoryview[float]":
+        """The one cell of responses with the status 200, to add to."""
+        return self._cells[_OK : _OK + 1]
+
+    def responded(self, status: int) -> None:
+        """Count an HTTP response."""
+        self._cells[_RESPONSES[status]] += 1
+
     def add(self, family: Family, value: str = "", count: int = 1) -> None:
         """Add to a counter."""
         self._cells[cell(family, value)] += count
+
+    def get(self, family: Family) -> float:
+        """What this process's slot has, perhaps from the process before."""
+        return self._cells[cell(family)]
+
+    def set(self, family: Family, value: float) -> None:
+        self._cells[cell(family)] = value
 
     def begun(self, operation: str) -> None:
         """Count the start of an operation that is no check."""
@@ -255,5 +316,8 @@ class Metrics:
         """Every cell, summed over the processes of the service."""
         slots = [self._cells] if self._slots is None else self._slots.read()
         sums = [sum(column) for column in zip(*slots, strict=True)]
+        sums[_HITS] += sums[_FROM_MEMORY]
+        sums[_OK] += sums[_FROM_MEMORY]
         sums[_VALID] += sums[_HITS]
+        sums[_START] = min((slot[_START] for slot in slots if slot[_START]), default=0)
         return sums

@@ -5,5 +5,6 @@ VERIFY = "/sesiones/verificar"
 """The paths below it are the same."""
 
 LIVE, READY, HEALTH = "/livez", "/readyz", "/healthz"
-PROBES = (LIVE, READY, HEALTH)
-"""Health probes come every few seconds. The access log leaves them out."""
+METRICS = "/metrics"
+FOR_OPERATORS = (LIVE, READY, HEALTH, METRICS)
+"""Probes and scrapes come every few seconds. They are neither logged nor counted."""

@@ -1,7 +1,7 @@
 """Metrics in the form of prometheus-client, which this module needs."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prometheus_client.core import (
@@ -13,7 +13,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from sesiones.metrics import FAMILIES, Metrics, cell
+from sesiones.metrics import FAMILIES, Family, Metrics, cell
 
 _KINDS: Any = {
     "counter": CounterMetricFamily,
@@ -26,13 +26,15 @@ class MetricsCollector(Collector):
     """Shows what a store has counted, in the registry that an application gives it to:
     ``REGISTRY.register(MetricsCollector(store.metrics))``."""
 
+    families: Sequence[Family] = FAMILIES
+
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
     def collect(self) -> Iterator[Metric]:
         """Every metric, for prometheus-client."""
         cells = self._metrics.sums()
-        for family in FAMILIES:
+        for family in self.families:
             names = [family.label] if family.label else []
             shown = _KINDS[family.kind](family.name, family.help, labels=names)
             for value in family.values:

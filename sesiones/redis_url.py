@@ -34,11 +34,15 @@ class RedisUrl:
 
     @property
     def is_sentinel(self) -> bool:
-        return self.scheme == "redis+sentinel"
+        return self.scheme.endswith("+sentinel")
 
     @property
     def is_cluster(self) -> bool:
-        return self.scheme == "redis+cluster"
+        return self.scheme.endswith("+cluster")
+
+    @property
+    def uses_tls(self) -> bool:
+        return self.scheme.startswith("rediss")
 
     @property
     def public(self) -> str:
@@ -58,8 +62,9 @@ def parse(url: str) -> RedisUrl:
     if re.search(r"[\x00-\x1f\x7f]", url):  # urlsplit() drops some of them
         raise ValueError("a control character")
     parts = urlsplit(url)
-    parsers = {"redis+cluster": _parse_cluster, "redis+sentinel": _parse_sentinel}
-    return parsers.get(parts.scheme, _parse_single)(parts)
+    parsers = {"+cluster": _parse_cluster, "+sentinel": _parse_sentinel}
+    kind = re.fullmatch(r"rediss?(\+cluster|\+sentinel)", parts.scheme)
+    return parsers[kind[1]](parts) if kind else _parse_single(parts)
 
 
 def _parse_single(parts: SplitResult) -> RedisUrl:
@@ -101,7 +106,8 @@ def _parse_single(parts: SplitResult) -> RedisUrl:
 
 def _parse_sentinel(parts: SplitResult) -> RedisUrl:
     """``redis+sentinel://[user:password@]host:port,.../master[/database]``, with
-    ``?sentinel_username=&sentinel_password=`` where the Sentinels ask for a password."""
+    ``?sentinel_username=&sentinel_password=`` where the Sentinels ask for a password. With
+    ``rediss``, TLS is for the Sentinels and the master."""
     master, _, database = parts.path.removeprefix("/").partition("/")
     if not re.fullmatch(r"[!-?A-~]+", master):  # with a "@" it is the rest of a password
         raise ValueError("the name of the master is missing: redis+sentinel://host:port/master")
@@ -129,7 +135,7 @@ def _parse_sentinel(parts: SplitResult) -> RedisUrl:
 
 
 def _parse_cluster(parts: SplitResult) -> RedisUrl:
-    """``redis+cluster://[user:password@]host:port,...``"""
+    """``redis+cluster://[user:password@]host:port,...``, or ``rediss+cluster://`` for TLS."""
     if parts.path not in ("", "/", "/0"):
         raise ValueError("a Cluster has no database but 0")
     if parts.query:

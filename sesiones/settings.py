@@ -49,8 +49,8 @@ def _redis_url(text: str) -> str:
     except ValueError:
         # The cause is left out, because it may repeat a part of the password.
         raise ValueError(
-            "is not a valid URL of redis://, rediss://, unix://, redis+sentinel:// or "
-            "redis+cluster://"
+            "is not a valid URL of redis://, unix://, redis+sentinel:// or redis+cluster://, with "
+            "TLS rediss://, rediss+sentinel:// or rediss+cluster://"
         ) from None
     return text
 
@@ -91,6 +91,19 @@ def _text(text: str) -> str:
     return text
 
 
+def _ca_file(text: str) -> str:
+    """The path of a file with certificates."""
+    import ssl  # slow, and seldom needed
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=text)
+    except ssl.SSLError:
+        raise ValueError("names a file without a certificate in PEM") from None
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
+    return text
+
+
 def _choice(*choices: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in choices:
@@ -125,6 +138,7 @@ _METAVARS = {
     "ips": "ADDRESSES",
     "http": "fast|httptools",
     "log": "0|1",
+    "level": "info|debug",
     "format": "text|json",
     "limit": "end|refuse",
 }
@@ -150,7 +164,8 @@ class Settings:
     redis_url: str = _setting(
         "redis://127.0.0.1:6379/0",
         _redis_url,
-        "redis://, rediss://, unix://, redis+sentinel://h:p,h:p/master/db, redis+cluster://h:p,h:p",
+        "redis://h:p/db, unix://, redis+sentinel://h:p,h:p/master/db, redis+cluster://h:p,h:p; "
+        "with TLS rediss://, rediss+sentinel://, rediss+cluster://",
         secret=True,
     )
     idle_seconds: int = _setting(
@@ -181,6 +196,11 @@ class Settings:
     redis_timeout: float = _setting(
         0.25, _timeout, "seconds for one round trip to Redis before a 503"
     )
+    redis_ca_file: str | None = _setting(
+        None,
+        _ca_file,
+        "certificates of authorities that TLS to Redis trusts beside the system's, in PEM",
+    )
     wait_replicas: int = _setting(
         0, _integer(0, 100), "replicas that must have a write within 100 ms, else it is a 503"
     )
@@ -207,6 +227,9 @@ class Settings:
         "addresses and networks whose X-Forwarded-* headers are believed; * for all",
     )
     access_log: bool = _setting(False, _switch, "1 logs a line a request")
+    log_level: Literal["info", "debug"] = _setting(
+        "info", _choice("info", "debug"), "info, or debug: a line for each token that is refused"
+    )
     log_format: str = _setting(
         "text", _choice("text", "json"), "text for people, or json: an object a line"
     )
@@ -216,6 +239,11 @@ class Settings:
             raise SettingsError(
                 f"SESIONES_IDLE_SECONDS ({self.idle_seconds}) must not be above "
                 f"SESIONES_MAX_SECONDS ({self.max_seconds})"
+            )
+        if self.redis_ca_file is not None and not redis_url.parse(self.redis_url).uses_tls:
+            raise SettingsError(
+                "SESIONES_REDIS_CA_FILE needs a SESIONES_REDIS_URL of rediss://, "
+                "rediss+sentinel:// or rediss+cluster://"
             )
 
     @property
@@ -254,7 +282,10 @@ class Settings:
         """Raise SettingsError for values that read() would refuse."""
         for name, value in values.items():
             setting = cls.__dataclass_fields__[name]
-            kinds = (int, float) if type(setting.default) is float else (type(setting.default),)
+            if value is None and setting.default is None:
+                continue
+            kind = str if setting.default is None else type(setting.default)
+            kinds = (int, float) if kind is float else (kind,)
             if type(value) not in kinds:
                 raise SettingsError(f"{name} must be of type {kinds[-1].__name__}")
             try:

@@ -70,12 +70,6 @@ def fingerprint(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()[:8]
 
 
-def digest_beginning(fingerprint: str) -> str:
-    """What the digest of a fingerprint's token begins with, 5 characters: all but two bits of the
-    fingerprint."""
-    return binascii.b2a_base64(bytes.fromhex(fingerprint)).translate(_URL_SAFE)[:5].decode()
-
-
 def fingerprint_of_name(value: str) -> str | None:
     """The fingerprint in a token's name in the log, ``ses_#1a2b3c4d``; None of anything else."""
     return value.removeprefix("ses_#") if _FINGERPRINT.fullmatch(value) else None
@@ -91,3 +85,9 @@ def masked(value: object) -> str:
 def fingerprint_of_digest(digest: str) -> str:
     """The fingerprint of a token of which only the digest is known."""
     return binascii.a2b_base64(digest[:8].translate({45: "+", 95: "/"})).hex()[:8]
+
+
+def digest_start(fingerprint: str) -> str:
+    """The first 5 characters of every digest that has the fingerprint. The sixth shares 2 bits with
+    it."""
+    return binascii.b2a_base64(bytes.fromhex(fingerprint)).translate(_URL_SAFE)[:5].decode()

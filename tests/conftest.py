@@ -9,6 +9,7 @@ from redis import Redis
 
 from sesiones.store import SessionStore
 from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
+from tests.harness.run_record import RunRecord
 from tests.harness.service import TOKEN, Service
 from tests.harness.stores import open_store, service_variables
 
@@ -38,6 +39,10 @@ def no_token_in_any_log() -> Iterator[None]:
     yield
     logging.getLogger().removeHandler(handler)
     assert handler.found == []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(RunRecord())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -191,9 +191,9 @@ def test_series_name_no_token_and_no_user(counting: Service) -> None:
     token = counting.new_session(4821371)["Token_Sesion"]
     counting.request("DELETE", f"/sesiones/logout?Token_Sesion={token}", {"x-auth-token": token})
     text = counting.request("GET", "/metrics").body.decode()
-    assert "ses_" not in text
+    assert not re.search(r"\bses_", text)
     assert "4821371" not in text
-    allowed = {"outcome", "operation", "reason", "le", "version"}
+    allowed = {"outcome", "operation", "reason", "status", "le", "version"}
     assert set(re.findall(r'(\w+)="', text)) == allowed
 
 
@@ -251,7 +251,7 @@ def is_worker(pid: int) -> bool:
 
 
 def metric_names(text: str) -> set[str]:
-    return set(re.findall(r"\bsesiones_\w+", text))
+    return set(re.findall(r"\b(?:sesiones|process)_\w+", text))
 
 
 def shown_names(service: Service) -> set[str]:

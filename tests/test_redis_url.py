@@ -53,6 +53,23 @@ from sesiones.redis_url import parse
         ("redis+cluster://a:1,b:2", {"addresses": (("a", 1), ("b", 2)), "database": 0}),
         ("redis+cluster://a:1 , b:2/0", {"addresses": (("a", 1), ("b", 2))}),
         ("redis+cluster://a,[fe80::1]:7/", {"addresses": (("a", 6379), ("fe80::1", 7))}),
+        ("redis+cluster://a", {"uses_tls": False}),
+        ("redis://a", {"uses_tls": False}),
+        ("rediss://a", {"uses_tls": True, "is_cluster": False, "is_sentinel": False}),
+        (
+            "rediss+sentinel://:p@a:1,b:2/m/3?sentinel_password=q",
+            {
+                "public": "rediss+sentinel://a:1,b:2/m/3",
+                "uses_tls": True,
+                "is_sentinel": True,
+                "is_cluster": False,
+                "database": 3,
+            },
+        ),
+        (
+            "rediss+cluster://u:p@a:1",
+            {"public": "rediss+cluster://a:1", "uses_tls": True, "is_cluster": True},
+        ),
         ("redis+cluster://u:hunter2@x@[::1]:7000", {"public": "redis+cluster://[::1]:7000"}),
     ],
 )

@@ -55,6 +55,7 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "max_per_user": [("1", 1), ("10000", 10_000)],
     "at_limit": [("end", "end"), ("refuse", "refuse")],
     "redis_timeout": [("0.25", 0.25), (".5", 0.5), ("2", 2.0)],
+    "redis_ca_file": [],  # a good one needs a URL with TLS: redis_client/test_tls.py
     "wait_replicas": [("0", 0), ("2", 2)],
     "cache_seconds": [("0", 0), ("60", 60), ("3600", 3600)],
     "why_seconds": [("0", 0), ("86400", 86400), ("2592000", 2592000)],
@@ -69,6 +70,7 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
         ("0.0.0.0/0", "0.0.0.0/0"),
     ],
     "access_log": [("0", False), ("1", True)],
+    "log_level": [("info", "info"), ("debug", "debug")],
     "log_format": [("text", "text"), ("json", "json")],
 }
 
@@ -86,6 +88,7 @@ BAD: dict[str, list[str]] = {
     "max_per_user": [*NOT_A_COUNT, "0", "10001", "1000000"],
     "at_limit": ["", "End", "end,refuse", "ask", "1"],
     "redis_timeout": ["", "0", "-1", "nan", "inf", "1e3", "61", ".", "1\n"],
+    "redis_ca_file": ["", "/none", "/dev/null", "/"],
     "wait_replicas": [*NOT_A_COUNT, "101"],
     "cache_seconds": [*NOT_A_COUNT, "3601"],
     "why_seconds": [*NOT_A_COUNT, "2592001"],
@@ -102,6 +105,7 @@ BAD: dict[str, list[str]] = {
         "1\n",
     ],
     "access_log": ["", "true", "2"],
+    "log_level": ["", "DEBUG", "warning"],
     "log_format": ["", "JSON", "yaml"],
 }
 
@@ -145,6 +149,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         http="fast",
         forwarded_allow_ips=None,
         access_log=False,
+        log_level="info",
         log_format="text",
     )
 

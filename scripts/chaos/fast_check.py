@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import uvloop
 
@@ -18,6 +19,7 @@ from scripts.chaos import Bar, resident
 from scripts.chaos.inputs import CHUNKS, Chunk, chaos_seed, in_processes, statuses
 from sesiones.http.fast_check import FastCheckProtocol
 from sesiones.http.protocol import HttpProtocol
+from sesiones.http.repeats import Repeat
 from sesiones.http.templates import Kind
 from sesiones.store.near_cache import Entry
 from tests.harness.fuzzer import Findings, fuzz_in_process
@@ -40,6 +42,8 @@ HEADS = [
 CREDENTIALS = [b"X-Auth-Token: %b\r\n", b"x-auth-token:%b\r\n", b"Authorization: Bearer %b\r\n"]
 PIECES = [b"", b"ses_", b"A", b" ", b"\r\n", b"\n", b"\r\n\r\n", b"\x00", b"X: ", b":", b"\xff"]
 PIECES += [b"GET ", b"Host: h\r\n", b"x-auth-token: ", b"Connection: close\r\n", b"#", b"?"]
+VARYING = re.compile(rb"(?<=[:=] )[^:%\r\n]*(?=\r\n)|(?<=verificar)/[^ ]*|(?<=a=)b")
+VALUES = [b"", b"h", b"x" * 300, b"/ses_?", b"\xff", b"\t", b"a b", b"close", b"\x7f", b"[::1]:80"]
 LINES = [b" RTSP/1.1\r\n", b" RTSP/1.0\r\n", b" HTTP/1.0\r\n", b" HTTP/1.2\r\n", b"  HTTP/1.1\r\n"]
 
 
@@ -66,7 +70,10 @@ class NearCopies(Mutations):
         return self._near_copy() if roll < 0.8 else self.message()
 
     def _remembered(self) -> bytes:
-        return self._head % self._any_token()
+        head = self._head
+        if self.random.random() < 0.5:
+            head = VARYING.sub(lambda _: self.random.choice(VALUES), head)
+        return head % self._any_token()
 
     def _any_token(self) -> bytes:
         return self.random.choice([*self.tokens, *self.tokens[4:]])
@@ -99,18 +106,25 @@ class CountedFastCheck(FastCheckProtocol):
 
     taken: ClassVar[Counter[str]] = Counter()
 
-    def _ask(self, check: Any, token: bytes, kind: Kind, data: bytes | None = None) -> None:
-        self.taken["parsed" if data is None else "unparsed"] += 1
-        super()._ask(check, token, kind, data)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        if self._answer_repeat is not None:
+            self._answer_repeat = self._counted_repeat
 
-    def _answer_from(self, entry: Entry, data: bytes | None) -> None:
+    def _ask(self, check: Any, token: bytes, kind: Kind, repeat: Repeat | None = None) -> None:
+        by = {type(None): "parsed", bytes: "by template", tuple: "by pattern"}
+        self.taken[by[type(repeat)]] += 1
+        super()._ask(check, token, kind, repeat)
+
+    def _answer_from(self, entry: Entry, repeat: Repeat | None) -> None:
         self.taken["from memory"] += 1
-        super()._answer_from(entry, data)
+        super()._answer_from(entry, repeat)
 
-    def _answer_again(self, entry: Entry, response: bytes) -> bool:
-        answered = super()._answer_again(entry, response)
-        self.taken["again"] += answered
-        return answered
+    def _counted_repeat(self, request: Repeat) -> bytes | None:
+        assert self._repeats is not None
+        response = self._repeats.answerer()(request)
+        self.taken["again"] += response is not None
+        return response
 
 
 class Pair(Wire):
@@ -134,11 +148,18 @@ class Pair(Wire):
         )
         # A client that left may have got more answers on one of the connections.
         begins = not whole and (found.startswith(expected) or expected.startswith(found))
-        if found != expected and not begins:
+        if found != expected and not begins and not self._answered_sooner(found, expected):
             raise Violation(f"{found!r} is not {expected!r}")
         if whole and self.transport.ended != self.reference.ended:
             raise Violation("only one has closed")
         return taken
+
+    def _answered_sooner(self, found: bytes, expected: bytes) -> bool:
+        """Whether they may differ because a check was answered from memory: the request behind it
+        then begins sooner, and may be answered before its body turns out to be malformed."""
+        before, malformed, _ = expected.rpartition(b"HTTP/1.1 400 ")
+        from_memory = self.protocol._repeats is not None  # type: ignore[attr-defined]
+        return from_memory and malformed != b"" and found.startswith(before)
 
     @property
     def within(self) -> bool:
@@ -165,10 +186,12 @@ def play(short: bool) -> Iterator[Bar]:
     inputs, chunks = (SHORT_INPUTS, 1) if short else (INPUTS, CHUNKS)
     found, _ = in_processes(_chunk, chaos_seed(short), inputs, chunks)
     taken = found.counted
-    parsed, unparsed, memory = taken["parsed"], taken["unparsed"], taken["from memory"]
+    ways = "parsed", "by template", "by pattern"
+    parsed, templates, patterns = (taken[way] for way in ways)
     parts = (
-        f"{parsed:,} by the fast check, {unparsed:,} unparsed; {memory:,} of both from memory, and "
-        f"{taken['again']:,} as the same bytes were answered before"
+        f"{parsed:,} by the fast check with the parser, {templates:,} by a template and "
+        f"{patterns:,} by a pattern; {taken['from memory']:,} of them from memory, and "
+        f"{taken['again']:,} as the same request was answered before"
     )
     yield Bar(
         f"the fast check answers {found.inputs:,} inputs, with pipelines, pieces and near-copies "
@@ -178,12 +201,13 @@ def play(short: bool) -> Iterator[Bar]:
     )
     answers = found.statuses.total()
     yield Bar(
-        "of the answers at least a tenth is the fast check's, and half of that without the parser; "
-        "a near-cache gives some of them",
+        "of the answers at least a tenth is the fast check's, and half of that without the parser, "
+        "by templates and by patterns; a near-cache gives some of them",
         parts,
-        parsed + unparsed > answers / 10
-        and unparsed > answers / 20
-        and min(memory, taken["again"]) > 0,
+        parsed + templates + patterns > answers / 10
+        and templates + patterns > answers / 20
+        and min(templates, patterns) > answers / 100
+        and min(taken["from memory"], taken["again"]) > 0,
     )
 
 
@@ -197,14 +221,16 @@ def compare(seed: str, inputs: int, *, cached: bool = False) -> Findings:
     """What came of the inputs, and how many checks the fast check answered. ``cached``: with a
     near-cache."""
     CountedFastCheck.taken = Counter()
-    _clear_templates()
+    _forget()
     fuzz = fuzz_in_process(seed, inputs, connect=Pair, make=NearCopies, cached=cached)
-    found = uvloop.run(fuzz)
-    _clear_templates()
+    with patch("sesiones.http.patterns.LEARN_SECONDS", 0):
+        found = uvloop.run(fuzz)
+    _forget()
     found.counted = CountedFastCheck.taken
     return found
 
 
-def _clear_templates() -> None:
+def _forget() -> None:
     if FastCheckProtocol.templates is not None:
         FastCheckProtocol.templates.clear()
+    FastCheckProtocol.patterns.clear()

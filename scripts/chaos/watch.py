@@ -51,7 +51,7 @@ class Watch:
     async def audit(self) -> None:
         while True:
             self.looks += 1
-            async for keys, faults in self._auditor.audit():
+            async for keys, faults in self._auditor.operators().audit():
                 self.keys += keys
                 self.faults.update(what for _, what in faults)
             await asyncio.sleep(AUDIT_SECONDS)

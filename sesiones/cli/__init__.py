@@ -1,4 +1,4 @@
-"""The command line: ``python -m sesiones serve``, ``doctor``, ``users``, ``why`` and ``health``."""
+"""The command line, ``python -m sesiones``; arguments.py has the commands."""
 
 import asyncio
 import logging
@@ -7,7 +7,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from sesiones.cli import doctor, health, users, why
+from sesiones.cli import doctor, end_all, health, stats, users, why
 from sesiones.cli.arguments import parse
 from sesiones.cli.console import OutputError, complain, prepare, show
 from sesiones.cli.exits import CommandError, Exit
@@ -44,7 +44,7 @@ def _run(options: Namespace) -> Exit:
     # A command reports its own failures, and `serve` configures its log: without a handler,
     # logging would print warnings and errors on standard error.
     logging.getLogger("sesiones").addHandler(logging.NullHandler())
-    if options.command in ("doctor", "users", "why"):  # `serve` logs its warnings
+    if options.command not in ("serve", "health"):  # `serve` logs its warnings
         for warning in warnings(settings, os.environ, sys.argv):
             complain(f"sesiones: warning: {warning}")
     match options.command:
@@ -54,6 +54,10 @@ def _run(options: Namespace) -> Exit:
             return asyncio.run(users.run(settings, options))
         case "why":
             return asyncio.run(why.run(settings, options))
+        case "stats":
+            return asyncio.run(stats.run(settings, options))
+        case "end-all":
+            return asyncio.run(end_all.run(settings, options))
         case "health":
             show(f"{health.ask(settings)}: alive")
         case _:

@@ -19,7 +19,7 @@ def open_patient_store(settings: Settings) -> SessionStore:
 def commands_of(settings: Settings) -> Commands:
     """Redis's own commands, without a store."""
     patient = _patient(settings)
-    return connect(patient.redis_url, patient.redis_timeout)
+    return connect(patient.redis_url, patient.redis_timeout, patient.redis_ca_file)
 
 
 def _patient(settings: Settings) -> Settings:

@@ -7,9 +7,13 @@ error with an exit code of its own, so that exit code 0 means that the output wa
 import logging
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from io import TextIOWrapper
 from typing import TextIO
+
+from sesiones.logs import TEXT_FORMAT, JsonFormatter, TextFormatter
 
 
 class OutputError(Exception):
@@ -55,9 +59,10 @@ def complain(text: str, end: str = "\n") -> None:
         _discard(sys.stderr)
 
 
-def shows_progress() -> bool:
-    """Whether standard error is a terminal, where progress can be shown."""
-    return sys.stderr is not None and sys.stderr.isatty()
+def show_progress(text: str) -> None:
+    """Write the text over what this has written before, where standard error is a terminal."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        complain(f"\r\x1b[K{text}", end="")
 
 
 class ConsoleHandler(logging.Handler):
@@ -65,6 +70,35 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         complain(self.format(record))
+
+
+@contextmanager
+def events_logged(log_format: str) -> Iterator[None]:
+    """Log ended sessions on standard error, in the service's format. Errors are left out, because
+    the command ends with its own line about them, and so are slow operations: only a service must
+    be fast."""
+    handler = ConsoleHandler()
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter(TEXT_FORMAT))
+    handler.addFilter(
+        lambda record: record.levelno < logging.ERROR and not hasattr(record, "operation")
+    )
+    logger = logging.getLogger("sesiones")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def date(moment: int) -> str:
+    """A moment in epoch seconds as a date, in UTC."""
+    try:
+        return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    except (OSError, OverflowError, ValueError):  # the service writes no such date
+        return str(moment)
 
 
 def counted(count: int, noun: str) -> str:

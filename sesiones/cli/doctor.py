@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from sesiones import redis_url
 from sesiones.cli.connections import commands_of, open_patient_store
-from sesiones.cli.console import complain, counted, show, shows_progress
+from sesiones.cli.console import counted, show, show_progress
 from sesiones.cli.exits import Exit
 from sesiones.cli.findings import PERMISSION_ADVICE, Finding, unreachable
 from sesiones.cli.masters import examine_master
@@ -37,8 +37,7 @@ async def run(settings: Settings, options: Namespace) -> Exit:
             show(finding.to_text())
 
     def progress(keys: int) -> None:
-        if shows_progress():
-            complain(f"\r\x1b[K{counted(keys, 'key')}", end="")
+        show_progress(counted(keys, "key"))
 
     async with aclosing(commands_of(settings)) as commands:
         async for finding in examine(commands, settings):
@@ -52,8 +51,7 @@ async def run(settings: Settings, options: Namespace) -> Exit:
             report(await examine_store(store))
             if options.deep:
                 finding = await examine_keys(store, settings, progress)
-                if shows_progress():
-                    complain("\r\x1b[K", end="")
+                show_progress("")
                 report(finding)
     if options.json:
         show(json.dumps([each.to_dict() for each in findings]))
@@ -86,7 +84,7 @@ async def examine_prefix(store: SessionStore, settings: Settings) -> Finding:
     """Whether the service has any key there."""
     where = place(settings)
     try:
-        was_used = await store.was_used()
+        was_used = await store.operators().was_used()
     except StoreUnavailable as error:
         advice = PERMISSION_ADVICE if "no permissions" in str(error) else "Try again."
         return Finding(
@@ -118,7 +116,7 @@ async def examine_keys(
     keys = 0
     found: list[str] = []
     try:
-        async for count, faults in store.audit():
+        async for count, faults in store.operators().audit():
             keys += count
             found += [f"{escaped(key)}: {what}" for key, what in faults]
             progress(keys)

@@ -19,11 +19,14 @@ class Exit(IntEnum):
     OK = 0, "it is as it should be"
     NO = (
         1,
-        "there is no such session (users), nothing is known of one (why), an error was found "
-        "(doctor), the service is not alive (health) or cannot listen (serve)",
+        "there is no such session, or several of that name (users), nothing is known of one (why), "
+        "an error was found (doctor), the service is not alive (health) or cannot listen (serve)",
     )
     USAGE = 2, "a flag, an argument or a setting is bad, or packages are not installed (serve)"
-    UNAVAILABLE = 3, "Redis cannot be asked, or refuses: sessions may or may not have ended (users)"
+    UNAVAILABLE = (
+        3,
+        "Redis cannot be asked, or refuses: sessions may or may not have ended (users, end-all)",
+    )
     OUTPUT = 4, "standard output cannot be written, though the command has done its work"
     INTERRUPTED = 130, "interrupted by Ctrl-C"  # as a shell reports the end by SIGINT
     READER_LEFT = 141, "the reader of standard output has closed the pipe"  # as by SIGPIPE

@@ -1,15 +1,6 @@
-"""Moments in epoch seconds, for people."""
+"""How far a moment in epoch seconds is from now, for people."""
 
 import time
-from datetime import UTC, datetime
-
-
-def date(moment: int) -> str:
-    """The moment in UTC."""
-    try:
-        return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-    except (OSError, OverflowError, ValueError):  # the service writes no such date
-        return str(moment)
 
 
 def distance(moment: int) -> str:

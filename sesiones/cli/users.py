@@ -1,19 +1,18 @@
-"""`sesiones users`: the live sessions of one user, for an operator who lists or ends them."""
+"""`sesiones users`: the live sessions of one user, or those that have a name of the log, for an
+operator who lists or ends them."""
 
 import json
-import logging
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from typing import Any
 
+from sesiones.cli.arguments import ANY
 from sesiones.cli.connections import commands_of, open_patient_store
-from sesiones.cli.console import ConsoleHandler, complain, counted, show
+from sesiones.cli.console import complain, counted, date, events_logged, show
 from sesiones.cli.doctor import NOTHING_ADVICE, place
 from sesiones.cli.exits import Exit
 from sesiones.cli.masters import evictions
-from sesiones.cli.moments import date
-from sesiones.logs import TEXT_FORMAT, JsonFormatter, TextFormatter, escaped
+from sesiones.logs import escaped
 from sesiones.sesion import UserSession
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
@@ -21,37 +20,76 @@ from sesiones.store import SessionStore
 
 async def run(settings: Settings, options: Namespace) -> Exit:
     """List or end the sessions. Raises StoreUnavailable."""
-    with _events_logged(settings.log_format):
+    with events_logged(settings.log_format):
         async with open_patient_store(settings) as store:
+            if options.name is not None:
+                return await _named(store, settings, options)
             if options.end_all or options.end is not None:
-                return await _end(store, settings, options)
+                return await _end(store, settings, options, options.ID_Usuario, options.end)
             sesiones = await store.sessions(options.ID_Usuario, deep=options.deep)
-            await _warn_of_missing(store, settings, options, found=len(sesiones))
-    if options.json:
-        show(json.dumps([members(sesion) for sesion in sesiones], separators=(",", ":")))
-    else:
-        found = counted(len(sesiones), "live session")
-        title = f"user {options.ID_Usuario}: {found} ({place(settings)})"
-        show("\n".join([title, *map(_line, sesiones)]))
+            await _warn_of_missing(
+                store, settings, options, options.ID_Usuario, found=len(sesiones)
+            )
+    _list(sesiones, settings, options, f"user {options.ID_Usuario}")
     return Exit.OK
 
 
-async def _end(store: SessionStore, settings: Settings, options: Namespace) -> Exit:
-    ended = await store.end_user(options.ID_Usuario, options.end, deep=options.deep)
-    await _warn_of_missing(store, settings, options, found=ended)
+async def _named(store: SessionStore, settings: Settings, options: Namespace) -> Exit:
+    """--name. With --end, exactly one session of the name must be there, or have that ID_Sesion."""
+    sesiones = await store.operators().named(options.name)
+    if not sesiones and not await store.operators().was_used():
+        complain(f"sesiones: warning: {place(settings)}: there is nothing at all. {NOTHING_ADVICE}")
+    if options.end is None:
+        _list(sesiones, settings, options, f"ses_#{options.name}")
+        return Exit.OK
+    chosen = [each for each in sesiones if options.end in (ANY, each.ID_Sesion)]
+    if len(chosen) > 1:
+        _list(sesiones, settings, options, f"ses_#{options.name}")
+        complain("sesiones: nothing has ended: say which one, with --end ID_SESION")
+        return Exit.NO
+    if not chosen:
+        _ended(0, settings, options)
+        return Exit.NO
+    ID_Usuario, ID_Sesion = chosen[0].ID_Usuario, chosen[0].ID_Sesion
+    assert ID_Usuario is not None
+    return await _end(store, settings, options, ID_Usuario, ID_Sesion)
+
+
+def _list(sesiones: list[UserSession], settings: Settings, options: Namespace, title: str) -> None:
     if options.json:
-        show(json.dumps({"Sesiones_Eliminadas": ended}, separators=(",", ":")))
+        show(json.dumps([members(sesion) for sesion in sesiones], separators=(",", ":")))
+        return
+    found = counted(len(sesiones), "live session")
+    lines = [_line(sesion, with_user=options.name is not None) for sesion in sesiones]
+    show("\n".join([f"{title}: {found} ({place(settings)})", *lines]))
+
+
+async def _end(
+    store: SessionStore,
+    settings: Settings,
+    options: Namespace,
+    ID_Usuario: int,
+    ID_Sesion: int | None,
+) -> Exit:
+    ended = await store.end_user(ID_Usuario, ID_Sesion, deep=options.deep)
+    await _warn_of_missing(store, settings, options, ID_Usuario, found=ended)
+    _ended(ended, settings, options)
+    return Exit.NO if ID_Sesion is not None and not ended else Exit.OK
+
+
+def _ended(count: int, settings: Settings, options: Namespace) -> None:
+    if options.json:
+        show(json.dumps({"Sesiones_Eliminadas": count}, separators=(",", ":")))
     else:
-        show(f"{counted(ended, 'session')} ended ({place(settings)})")
-    return Exit.NO if options.end is not None and not ended else Exit.OK
+        show(f"{counted(count, 'session')} ended ({place(settings)})")
 
 
 async def _warn_of_missing(
-    store: SessionStore, settings: Settings, options: Namespace, *, found: int
+    store: SessionStore, settings: Settings, options: Namespace, ID_Usuario: int, *, found: int
 ) -> None:
     """Say on standard error why the user may have more sessions than were found."""
     where = place(settings)
-    if not found and not await store.was_used():
+    if not found and not await store.operators().was_used():
         complain(f"sesiones: warning: {where}: there is nothing at all. {NOTHING_ADVICE}")
     elif not options.deep:
         async with aclosing(commands_of(settings)) as commands:
@@ -62,30 +100,9 @@ async def _warn_of_missing(
                 )
         if not found:
             complain(
-                f"sesiones: the index of user {options.ID_Usuario} is missing or names no such "
+                f"sesiones: the index of user {ID_Usuario} is missing or names no such "
                 "session. Where keys were lost, --deep finds the sessions that it lacks."
             )
-
-
-@contextmanager
-def _events_logged(log_format: str) -> Iterator[None]:
-    """Log ended sessions on standard error, in the service's format. Errors are left out, because
-    the command ends with its own line about them, and so are slow operations: only a service must
-    be fast."""
-    handler = ConsoleHandler()
-    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter(TEXT_FORMAT))
-    handler.addFilter(
-        lambda record: record.levelno < logging.ERROR and not hasattr(record, "operation")
-    )
-    logger = logging.getLogger("sesiones")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
 
 
 def members(sesion: UserSession) -> dict[str, Any]:
@@ -99,11 +116,12 @@ def members(sesion: UserSession) -> dict[str, Any]:
     return members
 
 
-def _line(sesion: UserSession) -> str:
+def _line(sesion: UserSession, *, with_user: bool) -> str:
     moments = sesion.Fecha_Inicio, sesion.Ultima_Actividad, sesion.Fecha_Expiracion
     started, used, expires = map(date, moments)
     state = "active" if sesion.Estado_Sesion else "inactive"
+    user = f"user {sesion.ID_Usuario}  " if with_user else ""
     return (
-        f"{sesion.ID_Sesion}  ses_#{sesion.fingerprint}  {state}  started {started}  used {used}  "
-        f"expires {expires}  {escaped(sesion.Dispositivo)}"
+        f"{user}{sesion.ID_Sesion}  ses_#{sesion.fingerprint}  {state}  "
+        f"started {started}  used {used}  expires {expires}  {escaped(sesion.Dispositivo)}"
     )

@@ -8,10 +8,10 @@ from typing import Any
 
 from sesiones import tokens
 from sesiones.cli.connections import open_patient_store
-from sesiones.cli.console import complain, counted, show
+from sesiones.cli.console import complain, counted, date, show
 from sesiones.cli.doctor import NOTHING_ADVICE, place
 from sesiones.cli.exits import CommandError, Exit
-from sesiones.cli.moments import date, distance
+from sesiones.cli.moments import distance
 from sesiones.cli.users import members
 from sesiones.logs import escaped
 from sesiones.sesion import BOUNDS, UserSession
@@ -42,8 +42,8 @@ async def run(settings: Settings, options: Namespace) -> Exit:
     """Say what is known. Raises StoreUnavailable, and CommandError for a bad argument."""
     whose = _whose(sys.stdin.readline().strip() if options.whose == "-" else options.whose)
     async with open_patient_store(settings) as store:
-        live, gone = await store.why(whose, deep=options.deep)
-        unused = not live and not gone and not await store.was_used()
+        live, gone = await store.operators().why(whose, deep=options.deep)
+        unused = not live and not gone and not await store.operators().was_used()
     if options.json:
         known = [*map(_live_members, live), *map(_gone_members, gone)]
         show(json.dumps(known, separators=(",", ":")))

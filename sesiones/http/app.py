@@ -14,8 +14,10 @@ from sesiones.http.credentials import ServiceKeys
 from sesiones.http.management import Management
 from sesiones.http.operations import Exposition, Health
 from sesiones.http.problems import EXCEPTION_HANDLERS
+from sesiones.http.repeats import Repeats
 from sesiones.http.routes import Routes, Service
 from sesiones.http.sessions import Endpoints
+from sesiones.http.traffic import Traffic
 from sesiones.metrics import Metrics, ProcessSlots
 from sesiones.settings import Settings
 from sesiones.store.from_settings import open_store
@@ -43,6 +45,7 @@ def create_app(
     authentication = Authentication(store, service_keys)
     endpoints = Endpoints(store, authentication, settings.policy)
     management = Management(store, authentication)
+    traffic = Traffic(store.metrics, access_log=settings.access_log)
     exposition = Exposition(store.metrics)
     health = Health(store)
 
@@ -69,7 +72,7 @@ def create_app(
             "/sesiones/revocacion": {"POST": management.revoke},
             "/openapi.json": {"GET": docs.document, "HEAD": docs.document},
             "/docs": {"GET": docs.page, "HEAD": docs.page},
-            "/metrics": {"GET": exposition.metrics, "HEAD": exposition.metrics},
+            paths.METRICS: {"GET": exposition.metrics, "HEAD": exposition.metrics},
             paths.LIVE: {"GET": health.live, "HEAD": health.live},
             paths.READY: {"GET": health.ready, "HEAD": health.ready},
             paths.HEALTH: {"GET": health.ready, "HEAD": health.ready},
@@ -78,14 +81,20 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
-        yield {  # for fast_check.py
+        cache = store.near_cache()
+        checks = {
             "check": store.checker(),
             "check_without_slide": store.checker(slide=False),
-            "cache": store.near_cache(),
+            "repeats": None if cache is None else Repeats(cache, store.metrics),
         }
+        with exposition.measured():
+            # For protocol.py and fast_check.py. A line of the access log has more than the fast
+            # check knows, so with that log every request goes through Starlette.
+            yield {"traffic": traffic} | ({} if settings.access_log else checks)
         await store.aclose()
 
     return Service(
+        traffic,
         whoami=(paths.SELF, endpoints.whoami),
         verify=(paths.VERIFY, endpoints.verify),
         routes=[routes],

@@ -5,6 +5,7 @@ from starlette.types import Scope
 from sesiones.http.credentials import ServiceKeys, caller_token
 from sesiones.http.heads import asks_for_fresh
 from sesiones.http.problems import unauthorized
+from sesiones.http.traffic import note_subject
 from sesiones.metrics import CHECKS
 from sesiones.sesion import Sesion
 from sesiones.store import SessionStore
@@ -31,6 +32,7 @@ class Authentication:
         sesion = await self._store.find(self.token(scope), fresh=fresh, slide=slide)
         if sesion is None:
             raise unauthorized(presented=True)
+        note_subject(scope, sesion)
         return sesion
 
     def backend(self, scope: Scope) -> None:

@@ -1,5 +1,5 @@
 """The fast check: the auth check, answered straight from the parser's callbacks, or without the
-parser where the bytes match a request template (templates.py).
+parser where the bytes match a request template (templates.py) or a request pattern (patterns.py).
 
 No scope, no task, no ASGI events: a plain `/sesiones/self` or `/sesiones/verificar` goes to the
 store's batch, and its answer from the batch to the socket. Only the plainest request
@@ -14,8 +14,7 @@ Relies, beyond protocol.py, on what HttpToolsProtocol does with ``self.cycle``: 
 """
 
 import re
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -23,15 +22,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from sesiones import paths
 from sesiones.http import responses
 from sesiones.http.heads import HEAD_MAX_BYTES, HEAD_MAX_FIELDS, HOST, asks_for_fresh
+from sesiones.http.patterns import VERIFY_TARGET, RequestPatterns
 from sesiones.http.problems import unauthorized, unavailable
 from sesiones.http.protocol import HEAD, IDLE, HttpProtocol
+from sesiones.http.repeats import Repeat, Repeats
 from sesiones.http.templates import TOKEN, Kind, RequestTemplates
 from sesiones.sesion import Sesion
-from sesiones.store.near_cache import Entry, NearCache
+from sesiones.store.near_cache import Entry
 
 _BEARER_TOKEN = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] (%b)" % TOKEN.pattern)
 _SELF_TARGET = paths.SELF.encode()
-_VERIFY_TARGET = re.compile(paths.VERIFY.encode() + rb"(?:[/?][!\"$-~]*)?")  # no "#", no space
 
 _ONLY_PLAIN_VALUE = {
     b"connection": b"keep-alive",
@@ -74,42 +74,59 @@ class _InFlightCheck:
 class FastCheckProtocol(HttpProtocol):
     """One connection."""
 
+    __slots__ = ("_answer_repeat", "_check", "_in_flight", "_repeats", "_successes")
+
     templates: ClassVar[RequestTemplates | None] = RequestTemplates()
-    """Those of the process. None turns them off: every request goes to the parser."""
+    """Those of the process. None turns them and the patterns off: every request is parsed."""
+    patterns: ClassVar[RequestPatterns] = RequestPatterns()
 
     def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        # There is no fast check where uvicorn and Starlette do more than answer, such as writing
-        # an access log.
+        # There is no fast check where uvicorn does more than answer.
         plain = not (self.access_log or self.root_path or self.limit_concurrency is not None)
+        self._metrics = self._traffic.metrics
+        self._successes = self._metrics.successes
         self._check: Check | None = app_state.get("check") if plain else None
         self._check_without_slide: Check | None = app_state.get("check_without_slide")
-        self._cache: NearCache | None = app_state.get("cache") if plain else None
-        self._answers: Mapping[bytes, tuple[Entry, bytes]] = (
-            {} if self._cache is None else self._cache.answers
-        )
+        self._repeats: Repeats | None = app_state.get("repeats") if plain else None
+        self._answer_repeat = None if self._repeats is None else self._repeats.answerer()
         self._plain: tuple[bytes, Kind] | None = None  # the check whose head is complete
         self._fields: list[tuple[bytes, bytes]] = []
         self._in_flight: Any = _InFlightCheck()  # or the one that was in flight last
 
     def data_received(self, data: bytes) -> None:
-        check, templates, cycle = self._check, self.templates, self.cycle
+        cycle = self.cycle
         if (
-            check is None
-            or templates is None
-            or self._input is not IDLE
+            self._input is not IDLE
             or (cycle is not None and not cycle.response_complete)
             or self.flow.write_paused
         ):
             super().data_received(data)
             return
-        answer = self._answers.get(data)
-        if answer is not None and self._answer_again(*answer):
-            return
-        match = templates.match(data)
-        if match is not None:
-            self._ask(check, *match, data)
-            return
+        answer = self._answer_repeat
+        response = None if answer is None else answer(data)
+        if response is None:
+            check, templates = self._check, self.templates
+            if check is None or templates is None:
+                super().data_received(data)
+                return
+            match = templates.match(data)
+            if match is not None:
+                self._ask(check, *match, data)
+                return
+            match = self.patterns.match(data)
+            if match is None:
+                self._parse_and_learn(data, templates)
+                return
+            response = None if answer is None else answer(match)
+            if response is None:
+                templates.learn(data, *match)
+                self._ask(check, *match, match)
+                return
+        self.transport.write(responses.success_lines(self.server_state.default_headers) + response)
+        self._last_active = self.loop.time()
+
+    def _parse_and_learn(self, data: bytes, templates: RequestTemplates) -> None:
         newest = self._in_flight
         newest.token = b""
         super().data_received(data)
@@ -118,9 +135,11 @@ class FastCheckProtocol(HttpProtocol):
         # request would leave the input not idle.
         if newest.token and self._in_flight is self.cycle and self._input is IDLE:
             templates.learn(data, newest.token, newest.kind)
+            self.patterns.learn(data, newest.token, newest.kind)
 
     def shutdown(self) -> None:
         self._in_flight.keep_alive = False  # it is not the cycle when Starlette has answered last
+        self._answer_repeat = None
         super().shutdown()
 
     def on_message_begin(self) -> None:
@@ -156,37 +175,28 @@ class FastCheckProtocol(HttpProtocol):
         assert self._check is not None
         self._ask(self._check, *plain)
 
-    def _answer_again(self, entry: Entry, response: bytes) -> bool:
-        """Answer a request whose bytes have had this answer before, if its entry still counts."""
-        assert self._cache is not None
-        now = time.monotonic()
-        if not (self._in_flight.keep_alive and self._cache.counts(entry, now)):
-            return False
-        self.transport.write(responses.success_lines(self.server_state.default_headers) + response)
-        self._last_active = now
-        return True
-
-    def _ask(self, check: Check, token: bytes, kind: Kind, data: bytes | None = None) -> None:
-        """``data``: the bytes that matched a template."""
+    def _ask(self, check: Check, token: bytes, kind: Kind, repeat: Repeat | None = None) -> None:
+        """``repeat``: what the next such request will be recognized by, if by its bytes."""
         in_flight = self._in_flight
         in_flight.token = token
         in_flight.kind = kind
         in_flight.response_complete = False
         self.cycle = in_flight
-        if (cache := self._cache) is not None and not kind[2]:
-            entry = cache.get(token.decode())
+        if (repeats := self._repeats) is not None and not kind[2]:
+            entry = repeats.cache.get(token.decode())
             if entry is not None:
-                self._answer_from(entry, data)
+                self._answer_from(entry, repeat)
                 return
         if not kind[3] and self._check_without_slide is not None:
             check = self._check_without_slide
         check(token.decode(), self._answer)
 
-    def _answer_from(self, entry: Entry, data: bytes | None) -> None:
+    def _answer_from(self, entry: Entry, repeat: Repeat | None) -> None:
         """Answer with what the near-cache has, at once: the bytes that _answer() would send."""
         in_flight = self._in_flight
         if not in_flight.keep_alive or self._half_closed or self.flow.read_paused:
             # More is to be done than to answer, outside the parser's callback.
+            self._metrics.found_in_memory()
             self.loop.call_soon(self._answer, entry.sesion)
             return
         kind, response = entry.response
@@ -196,13 +206,13 @@ class FastCheckProtocol(HttpProtocol):
                 responses.check_succeeded(entry.sesion, verify, is_head_method=is_head_method)
             )
             entry.response = in_flight.kind, response
-        if data is not None:
-            assert self._cache is not None
-            self._cache.remember(data, entry, response)
+        assert self._repeats is not None
+        if repeat is not None:
+            self._repeats.keep(repeat, entry, response)
         in_flight.response_complete = True
+        self._repeats.responses[0] += 1
         self.transport.write(responses.success_lines(self.server_state.default_headers) + response)
         self._last_active = self.loop.time()
-        self.server_state.total_requests += 1
 
     def _plain_check(self) -> tuple[bytes, Kind] | None:
         """The token and the kind of the request whose head is complete, when it is a plain check;
@@ -210,7 +220,7 @@ class FastCheckProtocol(HttpProtocol):
         verify = False
         if self.url != _SELF_TARGET:
             verify = True
-            if not _VERIFY_TARGET.fullmatch(self.url):
+            if not VERIFY_TARGET.fullmatch(self.url):
                 return None
         method = self.parser.get_method()
         if method == b"CONNECT" or not (verify or method == b"GET" or method == b"HEAD"):
@@ -260,6 +270,7 @@ class FastCheckProtocol(HttpProtocol):
         verify, is_head_method, _, _ = in_flight.kind
         close = b"" if in_flight.keep_alive else responses.CLOSE
         if isinstance(answer, Sesion):
+            self._successes[0] += 1
             defaults = responses.default_lines(self.server_state.default_headers)
             self.transport.write(
                 responses.check_succeeded(
@@ -268,11 +279,10 @@ class FastCheckProtocol(HttpProtocol):
             )
         else:
             problem = unauthorized(presented=True) if answer is None else unavailable()
+            self._metrics.responded(problem.status)
             self._write(problem.response(), close, with_body=not is_head_method)
         self._last_active = self.loop.time()
         if not in_flight.keep_alive:
             self.transport.close()
         if self.pipeline or self.flow.read_paused or self._half_closed or self._pending_error:
             self.on_response_complete()
-        else:
-            self.server_state.total_requests += 1

@@ -12,6 +12,7 @@ from sesiones.http import requests
 from sesiones.http.authentication import Authentication
 from sesiones.http.problems import unauthorized
 from sesiones.http.responses import json_response
+from sesiones.http.traffic import note_subject
 from sesiones.sesion import Refusal, UserSession
 from sesiones.store import SessionStore
 
@@ -59,9 +60,12 @@ class Management:
     async def introspect(self, request: Request) -> Response:
         """POST /sesiones/introspeccion (RFC 7662): whose session a token is. A use of it."""
         self._authentication.backend(request.scope)
-        sesion = await self._store.find(await requests.read_token(request))
+        token = await requests.read_token(request)
+        note_subject(request.scope, token)
+        sesion = await self._store.find(token)
         members: dict[str, object] = {"active": sesion is not None}
         if sesion is not None:
+            note_subject(request.scope, sesion)
             members |= {
                 "sub": str(sesion.ID_Usuario),
                 "sid": str(sesion.ID_Sesion),
@@ -74,7 +78,9 @@ class Management:
     async def revoke(self, request: Request) -> Response:
         """POST /sesiones/revocacion (RFC 7009): end the session of a token, if one lives."""
         self._authentication.backend(request.scope)
-        await self._store.revoke(await requests.read_token(request))
+        token = await requests.read_token(request)
+        note_subject(request.scope, token)
+        await self._store.revoke(token)
         return Response(headers={"Cache-Control": "no-store"})
 
 

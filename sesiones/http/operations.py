@@ -1,6 +1,8 @@
 """Health and metrics, for the operators of the service. Neither is logged nor counted."""
 
+import asyncio
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -11,7 +13,8 @@ from starlette.responses import Response
 
 import sesiones
 from sesiones.http.problems import Problem
-from sesiones.metrics import Metrics
+from sesiones.http.process import Process
+from sesiones.metrics import FAMILIES, SERVICE_FAMILIES, Metrics
 from sesiones.prometheus import MetricsCollector
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import SessionStore
@@ -32,6 +35,10 @@ _REASONS = {
 }
 """Why the service is not ready, by the code that Redis's error begins with. The text of the error
 itself may hold a secret."""
+
+
+MEASURE_SECONDS = 5.0
+"""How old the measurements of another worker can be that /metrics shows."""
 
 
 class Health:
@@ -74,13 +81,31 @@ class Exposition(MetricsCollector):
     """The endpoint that shows what the processes of this service have counted, in Prometheus's text
     format."""
 
+    families = FAMILIES + SERVICE_FAMILIES
+
     def __init__(self, metrics: Metrics) -> None:
         super().__init__(metrics)
+        self._process = Process(metrics)
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Measure this process now and then, for a worker that is asked by Prometheus."""
+        measuring = asyncio.create_task(self._measure())
+        try:
+            yield
+        finally:
+            measuring.cancel()
+
+    async def _measure(self) -> None:
+        while True:
+            self._process.measure()
+            await asyncio.sleep(MEASURE_SECONDS)
+
     def collect(self) -> Iterator[Metric]:
         """Every metric, and the version of the service."""
+        self._process.measure()
         yield from super().collect()
         build = GaugeMetricFamily(
             "sesiones_build_info", "The version that runs.", labels=["version"]

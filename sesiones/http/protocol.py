@@ -47,21 +47,22 @@ newest first; ``flow``, which pauses reading when a request begins to wait; and
 
 import asyncio
 import select
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
 import httptools
 from starlette.responses import Response
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from sesiones.http import heads, responses
+from sesiones.http.flow import Flow
 from sesiones.http.heads import HEAD_MAX_BYTES, MALFORMED, TOO_LARGE
 from sesiones.http.persistence import persistent
 from sesiones.http.problems import Problem
 from sesiones.http.requests import BODY_MAX_BYTES
 from sesiones.http.sockets import SEND_SECONDS
+from sesiones.http.traffic import Traffic
 from sesiones.tasks import ReadFirstTimer
 
 FRAMING_MAX_BYTES = 128 * 1024
@@ -87,24 +88,15 @@ class Input(Enum):
 IDLE, HEAD, BODY, DISCARD = Input
 
 
-class _Flow(FlowControl):
-    """Reads nothing while requests wait: uvicorn would go on after every answer, and whenever an
-    endpoint wants a body, and a client could queue requests without end."""
-
-    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
-        super().__init__(transport)
-        self._waiting = waiting
-
-    def resume_reading(self) -> None:
-        if not self._waiting:
-            super().resume_reading()
-
-
 class HttpProtocol(HttpToolsProtocol):
     """One connection."""
 
+    # Each check reads these: the dictionary of uvicorn's many attributes is slower.
+    __slots__ = ("_input", "_last_active", "cycle", "flow", "loop", "server_state", "transport")
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._traffic: Traffic = self.app_state["traffic"]
         self._input = IDLE
         self._head = b""  # what has come of the head, as it came
         self._tail = b""  # the last bytes of the piece before: a blank line may begin in them
@@ -121,7 +113,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow = _Flow(transport, self.pipeline)
+        self._traffic.connected()
+        self.flow = Flow(transport, self.pipeline)
         self._last_active = self.loop.time()
         self._watch_keep_alive(self.timeout_keep_alive)
 
@@ -130,6 +123,7 @@ class HttpProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, persistent(cycle, app, self.close_response))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._traffic.disconnected()
         if self._running is not None:  # uvicorn tells only the newest
             self._running.disconnected = True
             self._running.message_event.set()
@@ -193,8 +187,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self.parser.feed_data(piece)
             except httptools.HttpParserUpgrade:  # behind the head, where the piece ends
                 if self._input is not DISCARD:
-                    head = self._without_upgrade()
-                    self.parser.feed_data(head)  # another parser
+                    self._without_upgrade()
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if isinstance(error, httptools.HttpParserInvalidURLError):
                 self.url = b"?"  # so that _send_error() knows that the method was read
@@ -212,16 +205,15 @@ class HttpProtocol(HttpToolsProtocol):
             if self._deadline is None:
                 self._deadline = self._timer(RECEIVE_SECONDS, self._too_slow)
 
-    def _without_upgrade(self) -> bytes:
-        """The head without its Upgrade field, which a server may ignore (RFC 9110, 7.8), for a new
-        parser: the old one takes what follows an upgrade, even the request's own body, for another
-        protocol. Java's HttpClient asks for h2c with every request."""
+    def _without_upgrade(self) -> None:
+        """Parse the head without its Upgrade field, which a server may ignore (RFC 9110, 7.8): the
+        parser takes what follows an upgrade for another protocol. Java's client asks for h2c."""
         version = self.parser.get_http_version().encode()
-        lines = [b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)]
-        lines += [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % field for field in self.headers if field[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-        return b"".join([*lines, b"\r\n"])
+        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -311,18 +303,19 @@ class HttpProtocol(HttpToolsProtocol):
             self._pending_error = problem
         elif self.pipeline:
             # Its request waits, as the newest: its turn comes.
-            self.pipeline[0] = (self.cycle, responses.error_application(problem))
+            self.pipeline[0] = (self.cycle, responses.error_application(problem, self._traffic))
         else:
             # Its endpoint waits for the body, or is about to answer: this is the answer.
-            self._send_error(problem)
+            self._send_error(problem, self.cycle.scope)
             self.cycle.waiting_for_100_continue = False
             self.cycle.disconnected = True
             self.cycle.message_event.set()
 
-    def _send_error(self, problem: Problem) -> None:
+    def _send_error(self, problem: Problem, scope: Any = None) -> None:
         # Until its target is read, the parser's method is the one of the request before it.
         is_head_method = self.url != b"" and self.parser.get_method() == b"HEAD"
         self._write(responses.closing(problem), with_body=not is_head_method)
+        self._traffic.responded(problem.status, scope or {"client": self.client})
         self._close()
 
     def _write(self, response: Response, close: bytes = b"", *, with_body: bool) -> None:
@@ -395,6 +388,5 @@ class HttpProtocol(HttpToolsProtocol):
         return bool(sockets.poll(0))
 
     def _watch_keep_alive(self, seconds: float) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(
-            seconds, self.timeout_keep_alive_handler
-        )
+        handler = self.timeout_keep_alive_handler
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, handler)

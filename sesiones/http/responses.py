@@ -10,6 +10,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from sesiones.http.credentials import Headers
 from sesiones.http.problems import Problem
+from sesiones.http.traffic import Traffic
 from sesiones.sesion import Sesion
 
 CLOSE = b"connection: close\r\n"
@@ -83,7 +84,8 @@ def default_lines(headers: Headers) -> bytes:
 
 def success_lines(headers: Headers) -> bytes:
     """The status line of a 200, and uvicorn's default headers."""
-    default_lines(headers)
+    if _DefaultLines.headers is not headers:
+        default_lines(headers)
     return _DefaultLines.success
 
 
@@ -108,10 +110,10 @@ def closing(problem: Problem) -> Response:
     return response
 
 
-def error_application(problem: Problem) -> Any:
+def error_application(problem: Problem, traffic: Traffic) -> Any:
     """An application that answers every request with the problem, and closes."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await closing(problem)(scope, receive, send)
+        await closing(problem)(scope, receive, traffic.observed(scope, send))
 
     return app

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sesiones.http.problems import Problem
 from sesiones.http.requests import DECIMAL
+from sesiones.http.traffic import Traffic
 from sesiones.sesion import BOUNDS
 
 _FIELD = re.compile(r"{(\w+)}")
@@ -36,15 +37,21 @@ class Service(Starlette):
     ``verify`` at another path and below it for every method."""
 
     def __init__(
-        self, whoami: tuple[str, ASGIApp], verify: tuple[str, ASGIApp], **options: Any
+        self,
+        traffic: Traffic,
+        whoami: tuple[str, ASGIApp],
+        verify: tuple[str, ASGIApp],
+        **options: Any,
     ) -> None:
         super().__init__(**options)
+        self._traffic = traffic
         self._whoami_path, self._whoami = whoami
         self._verify_path, self._verify = verify
         self._below_verify = f"{self._verify_path}/"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            send = self._traffic.observed(scope, send)
             path = raw_path(scope)
             if path == self._whoami_path and scope["method"] in ("GET", "HEAD"):
                 return await self._whoami(scope, receive, send)

@@ -62,7 +62,7 @@ def serve(settings: Settings, listeners: Sequence[socket.socket]) -> None:
         raise ListenError(
             f"cannot serve with at most {files} open files: allow {FILES_MIN} at least (ulimit -n)"
         )
-    logs.set_up(settings.log_format)
+    logs.set_up(settings.log_format, settings.log_level)
     for warning in warnings(settings, os.environ, sys.argv):
         logger.warning(warning)
     try:
@@ -96,7 +96,7 @@ def _work(
     table: InvalidationTable | None,
 ) -> None:
     """A worker process, which ends when the supervisor's end of the heartbeat socket is closed."""
-    logs.set_up(settings.log_format)
+    logs.set_up(settings.log_format, settings.log_level)
     try:
         server = _Server(_config(settings, slots, table), heartbeat)
         signals.on_stop(server.handle_exit)
@@ -121,7 +121,7 @@ def _config(
         http=_protocol(settings),
         ws="none",
         log_config=None,
-        access_log=settings.access_log,
+        access_log=False,  # traffic.py writes it
         server_header=False,
         proxy_headers=settings.forwarded_allow_ips is not None,
         forwarded_allow_ips=settings.forwarded_allow_ips,

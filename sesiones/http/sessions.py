@@ -12,6 +12,7 @@ from sesiones.http.authentication import Authentication
 from sesiones.http.heads import slides
 from sesiones.http.problems import Problem, unauthorized, unavailable
 from sesiones.http.responses import json_response
+from sesiones.http.traffic import note_subject
 from sesiones.policy import SessionPolicy
 from sesiones.sesion import BAD_DATES, BadDates, Immutable, Refusal, StoreUnavailable
 from sesiones.store import SessionStore
@@ -52,13 +53,16 @@ class Endpoints:
         members, form = await requests.read_body(request, unique=requests.LOGIN_FIELDS)
         ID_Usuario, Dispositivo, login = requests.creation(members, self._policy, form=form)
         sesion = await self._store.create(ID_Usuario, Dispositivo, login)
+        note_subject(request.scope, sesion)
         return json_response(sesion.to_json(), status=201)
 
     async def update(self, request: Request) -> Response:
         """PUT /sesiones: change the live session that Token_Sesion designates."""
         self._authentication.backend(request.scope)
         members, form = await requests.read_body(request)
-        updated = await self._store.update(requests.update(members, form=form))
+        given = requests.update(members, form=form)
+        note_subject(request.scope, given.Token_Sesion)
+        updated = await self._store.update(given)
         match updated:
             case None:
                 raise Problem(404, "No hay ninguna sesión viva con ese Token_Sesion.")
@@ -67,6 +71,7 @@ class Endpoints:
                 raise Problem(409, "Hay campos que no se pueden cambiar.", errores=errores)
             case BadDates(reason):
                 raise requests.unprocessable(("Fecha_Expiracion", BAD_DATES[reason]))
+        note_subject(request.scope, updated)
         return json_response(updated.to_json())
 
     async def logout(self, request: Request) -> Response:

@@ -99,9 +99,9 @@ class Watch:
         task = asyncio.current_task()
         assert task is not None
         self._running = asyncio.get_running_loop(), task
-        commands = connect(
-            self._settings.redis_url, max(ANSWER_SECONDS, self._settings.redis_timeout)
-        )
+        settings = self._settings
+        patience_seconds = max(ANSWER_SECONDS, settings.redis_timeout)
+        commands = connect(settings.redis_url, patience_seconds, settings.redis_ca_file)
         try:
             await self._log_start(commands)
             while True:
@@ -124,7 +124,7 @@ class Watch:
                 masters = await self._look(commands)
             except Exception as error:
                 if is_first:
-                    reason = str(error).rstrip(".") or "no answer in time"
+                    reason = str(error).rstrip(".") or f"no answer in {2 * ANSWER_SECONDS:g} s"
                     line = f"{self._url} does not answer: {reason}"
                     logger.warning("%s; %s; %s", version, line, settings)
             else:

@@ -53,6 +53,15 @@ class _Worker:
         return False
 
 
+def _end_of(exit_code: int | None) -> str:
+    """What an exit code says. A SIGKILL that no other line explains is often the kernel's, which is
+    out of memory."""
+    if exit_code is not None and exit_code < 0:
+        with suppress(ValueError):  # a real-time signal has no name
+            return f"exit code {exit_code}, {signal.Signals(-exit_code).name}"
+    return f"exit code {exit_code}"
+
+
 class Supervisor:
     """Keeps ``count`` processes running ``target(heartbeat, listeners, *arguments)``, until stop().
 
@@ -159,7 +168,7 @@ class Supervisor:
 
     def _remove(self, worker: _Worker) -> None:
         process = worker.process
-        logger.warning("worker [%s] died: exit code %s", process.pid, process.exitcode)
+        logger.error("worker [%s] died: %s", process.pid, _end_of(process.exitcode))
         self._workers.remove(worker)
         worker.heartbeat.close()
         process.close()

@@ -4,7 +4,7 @@ knows no session."""
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
-from redis.asyncio import ConnectionPool
+from redis.asyncio import ConnectionPool, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -91,11 +91,13 @@ class Commands(Protocol):
         """Close the connections for good. Commands in flight fail."""
 
 
-def connect(url: str, timeout_seconds: float) -> Commands:
+def connect(url: str, timeout_seconds: float, ca_file: str | None = None) -> Commands:
     """Commands on the server that the URL names; no I/O until the first one.
 
     URLs are redis-py's, ``redis+sentinel://host:port,.../master/db`` and
-    ``redis+cluster://host:port,...``. Raises ValueError for any other.
+    ``redis+cluster://host:port,...``, and with ``rediss`` the same over TLS. Raises ValueError for
+    any other. ``ca_file``: certificates of authorities that TLS trusts beside the system's, in PEM.
+    It is read for each connection, so a renewed file counts from the next one on.
     """
     options: dict[str, Any] = {
         "socket_timeout": timeout_seconds,
@@ -106,6 +108,10 @@ def connect(url: str, timeout_seconds: float) -> Commands:
         "driver_info": None,
     }
     parsed = redis_url.parse(url)
+    if parsed.uses_tls and ca_file is not None:
+        options["ssl_ca_certs"] = ca_file
+    if parsed.uses_tls and (parsed.is_cluster or parsed.is_sentinel):
+        options["connection_class"] = SSLConnection
     if parsed.is_cluster:
         return Cluster(parsed.addresses, options | dict(parsed.credentials), timeout_seconds)
     if parsed.is_sentinel:

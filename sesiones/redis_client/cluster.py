@@ -32,6 +32,7 @@ from sesiones.redis_client.connection import (
     OnReply,
     PipelinedConnection,
     SilentError,
+    described,
 )
 from sesiones.redis_client.single import (
     Address,
@@ -263,7 +264,7 @@ class Cluster:
         if 2 * replaced > len(self._node_ids):
             # Most addresses answer with other node IDs: the Cluster was made anew. Ask the seeds.
             self._node_ids = {}
-        raise RedisConnectionError(f"no node knows the Cluster: {failure}")
+        raise RedisConnectionError(f"no node knows the Cluster: {described(failure)}")
 
     def _use_map(self, masters: list[Address | None]) -> None:
         before, self._map, self._masters = self._map, masters, masters.copy()

@@ -64,6 +64,26 @@ CONFIRMED_SECONDS = 0.1
 logger = logging.getLogger("sesiones.redis")
 
 
+def server_name(connection: AbstractConnection) -> str:
+    """The server of a connection of redis-py's: host and port, or the path of a socket."""
+    path: str | None = getattr(connection, "path", None)
+    return path or f"{getattr(connection, 'host', None)}:{getattr(connection, 'port', None)}"
+
+
+def set_server(error: BaseException, server: str) -> None:
+    """Say which server the error is about, unless that is known."""
+    if not hasattr(error, "server"):
+        setattr(error, "server", server)  # noqa: B010
+
+
+def described(error: BaseException, text: str = "") -> str:
+    """The error's text, or that text, behind the server that it is about. A TimeoutError is raised
+    for a CancelledError, which set_server() may have seen."""
+    text = text or str(error) or type(error).__name__
+    server: str = getattr(error, "server", "") or getattr(error.__cause__, "server", "")
+    return text if server in text else f"{server}: {text}"
+
+
 class NoReplyError(RedisConnectionError, RedisTimeoutError):
     """The connection was dropped, because its oldest command had no reply in time."""
 
@@ -101,6 +121,7 @@ class PipelinedConnection(asyncio.Protocol):
         connection._reader = connection._writer = None
         self.transport: asyncio.WriteTransport = self._writer.transport
         self.address = getattr(connection, "host", None), getattr(connection, "port", None)
+        self.name = server_name(connection)
         self.on_lost: Callable[[], None] = lambda: None
         self.silent = False
         """Whether commands have waited for half of their time without a byte from the server."""
@@ -119,7 +140,7 @@ class PipelinedConnection(asyncio.Protocol):
         )
         self._in_flight: deque[_InFlight] = deque()
         seconds = min(CONFIRMED_SECONDS, 0.4 * timeout_seconds)
-        self._wait_ms = max(1, int(1000 * seconds))  # to WAIT, 0 means without end
+        self.wait_ms = max(1, int(1000 * seconds))  # to WAIT, 0 means without end
         self._current_wait: asyncio.Task[int] | None = None
         """The WAIT in flight, or the last one."""
         self._next_wait: asyncio.Task[int] | None = None
@@ -186,7 +207,7 @@ class PipelinedConnection(asyncio.Protocol):
         if self._current_wait is not None:
             await asyncio.wait({self._current_wait})
         self._current_wait, self._next_wait = self._next_wait, None
-        count: int = await self.send(("WAIT", replicas, self._wait_ms))
+        count: int = await self.send(("WAIT", replicas, self.wait_ms))
         return count
 
     @property
@@ -285,11 +306,12 @@ class PipelinedConnection(asyncio.Protocol):
         if self._in_flight and self._seconds_left() <= 0:
             if time.monotonic() - self._in_flight[0].sent_at >= self._timeout_seconds:
                 # Replies come in order: when the oldest is late, so are all others.
-                self.fail("no reply in time", NoReplyError)
+                self.fail(f"no reply in {self._timeout_seconds:g} s", NoReplyError)
                 return
             self.silent = True
             for future, _, safe_to_repeat, _ in self._in_flight:
                 if safe_to_repeat and not future.done():
-                    future.set_exception(SilentError("no reply in time"))
+                    seconds = self._timeout_seconds / 2
+                    future.set_exception(SilentError(f"no reply in {seconds:g} s"))
         if not self.transport.is_closing():
             self._watch()

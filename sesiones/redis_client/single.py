@@ -13,8 +13,15 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from sesiones.redis_client.connection import Argument, OnReply, PipelinedConnection
+from sesiones.redis_client.connection import (
+    Argument,
+    OnReply,
+    PipelinedConnection,
+    server_name,
+    set_server,
+)
 from sesiones.redis_client.subscription import NO_LEASE, Lease, OnLease, OnMessage, Subscriber
 from sesiones.tasks import (
     MALFORMED_REPLY_ERRORS,
@@ -57,9 +64,10 @@ class Server:
     """The command that is sent on an idle connection, if any."""
 
     def __init__(self, pool: ConnectionPool, timeout_seconds: float) -> None:
-        # Raises for options that no connection has.
-        pool.make_connection()  # type: ignore[no-untyped-call]
         self._pool = pool
+        # Raises for options that no connection has.
+        self.name = server_name(pool.make_connection())  # type: ignore[no-untyped-call]
+        """The address that the newest connection was opened to, or is to be opened to."""
         self._timeout_seconds = timeout_seconds
         self._connection: PipelinedConnection | None = None
         self._open_connections: set[PipelinedConnection] = set()
@@ -79,18 +87,23 @@ class Server:
         safe_to_repeat: bool = False,
         on_reply: OnReply | None = None,
     ) -> Any:
-        connection = await self._connected()
-        sent = connection.send(arguments, on_reply, safe_to_repeat=safe_to_repeat)
-        if not replicas:
-            return await sent
-        confirmed = connection.confirmed(replicas)
         try:
-            reply, count = await sent, await confirmed
-        finally:
-            confirmed.cancel()
-        if not isinstance(count, int) or count < replicas:
-            raise UnconfirmedError(f"confirmed by {count} of {replicas} replicas in time")
-        return reply
+            connection = await self._connected()
+            sent = connection.send(arguments, on_reply, safe_to_repeat=safe_to_repeat)
+            if not replicas:
+                return await sent
+            confirmed = connection.confirmed(replicas)
+            try:
+                reply, count = await sent, await confirmed
+            finally:
+                confirmed.cancel()
+            if not isinstance(count, int) or count < replicas:
+                limit = f"{connection.wait_ms / 1000:g} s"
+                raise UnconfirmedError(f"confirmed by {count} of {replicas} replicas in {limit}")
+            return reply
+        except BaseException as error:
+            set_server(error, self.name)
+            raise
 
     async def execute_on_master(
         self, *arguments: Argument, keys: Sequence[str] = (), safe_to_repeat: bool = False
@@ -128,11 +141,15 @@ class Server:
         safe_to_repeat: bool = False,
     ) -> tuple[PipelinedConnection, Any, Any]:
         """One right after the other, on one connection."""
-        connection = await self._connected()
-        replies = await asyncio.gather(
-            *(connection.send(each, safe_to_repeat=safe_to_repeat) for each in (first, second))
-        )
-        return connection, *replies
+        try:
+            connection = await self._connected()
+            replies = await asyncio.gather(
+                *(connection.send(each, safe_to_repeat=safe_to_repeat) for each in (first, second))
+            )
+            return connection, *replies
+        except BaseException as error:
+            set_server(error, self.name)
+            raise
 
     async def _connected(self) -> PipelinedConnection:
         connection = self._connection
@@ -151,6 +168,7 @@ class Server:
         return await self._open_from(self._pool)
 
     async def _open_from(self, pool: ConnectionPool) -> PipelinedConnection:
+        self.name = server_name(pool.make_connection())  # type: ignore[no-untyped-call]
         connection = PipelinedConnection(
             await _connect(pool), self._timeout_seconds, self.idle_ping
         )
@@ -225,7 +243,11 @@ async def _connect(pool: ConnectionPool) -> AbstractConnection:
     opened: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
     if host := getattr(opened, "host", None):
         await _resolve(host, opened.port)  # type: ignore[attr-defined]
-    await opened.connect()  # type: ignore[no-untyped-call]
+    try:
+        await opened.connect()  # type: ignore[no-untyped-call]
+    except RedisTimeoutError as error:
+        seconds = opened.socket_connect_timeout
+        raise RedisTimeoutError(f"no connection in {seconds:g} s") from error
     if opened._writer is None or opened._writer.transport.is_closing():
         raise RedisConnectionError("closed as soon as it was open")
     return opened
@@ -254,7 +276,6 @@ class Sentinel(Server):
 
     def __init__(self, address: Address, options: Mapping[str, Any], timeout: float) -> None:
         super().__init__(ConnectionPool(host=address[0], port=address[1], **options), timeout)
-        self.name = f"{address[0]}:{address[1]}"
 
     async def master(self, name: str) -> Address:
         """The address of the master of that name. Raises RedisError, OSError or
@@ -287,6 +308,7 @@ class SentinelMaster(Server):
         """``options`` and ``sentinel_options``: of redis-py's connections to the master and to the
         Sentinels."""
         super().__init__(ConnectionPool(**options), timeout_seconds)
+        self.name = f"the master {name}"  # until its address is known
         self._options = options
         self._name = name
         self._sentinels = [

@@ -37,7 +37,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from sesiones.redis_client.connection import PipelinedConnection
+from sesiones.redis_client.connection import PipelinedConnection, described, set_server
 from sesiones.tasks import MALFORMED_REPLY_ERRORS, background
 
 LEASE_SECONDS = 1.0
@@ -215,7 +215,8 @@ class Subscriber:
                     await subscription.extend()
             except (RedisError, OSError, TimeoutError, *MALFORMED_REPLY_ERRORS) as error:
                 self._end_subscription("given up")
-                self._enter(_State.MISSING, str(error) or type(error).__name__)
+                set_server(error, publisher.name)
+                self._enter(_State.MISSING, described(error))
             await asyncio.sleep(pause_seconds)
             pause_seconds = min(2 * pause_seconds, RETRY_SECONDS_MAX)
         self._enter(_State.IDLE)

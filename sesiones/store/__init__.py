@@ -6,7 +6,7 @@ holds. An absent session is a value; only a failure of Redis raises.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, Self
 
@@ -36,7 +36,6 @@ from sesiones.store.replay import Replay
 from sesiones.store.runner import Outages, ScriptRunner
 from sesiones.store.timings import Timings
 from sesiones.store.tombstones import Tombstones
-from sesiones.store.traces import Trace
 from sesiones.store.writes import SessionWrites
 from sesiones.tasks import PerLoop
 
@@ -102,6 +101,7 @@ class SessionStore:
         max_per_user: int = SessionPolicy.max_per_user,
         at_limit: Literal["end", "refuse"] = SessionPolicy.at_limit,
         timeout_seconds: float = 0.25,
+        redis_ca_file: str | None = None,
         wait_replicas: int = 0,
         cache_seconds: int = 0,
         why_seconds: int = 0,
@@ -119,12 +119,13 @@ class SessionStore:
             max_per_user=max_per_user,
             at_limit=at_limit,
             redis_timeout=timeout_seconds,
+            redis_ca_file=redis_ca_file,
             wait_replicas=wait_replicas,
             cache_seconds=cache_seconds,
             why_seconds=why_seconds,
         )
         return cls(
-            partial(connect, url, timeout_seconds),
+            partial(connect, url, timeout_seconds, redis_ca_file),
             SessionPolicy(idle_seconds, max_seconds, touch_seconds, max_per_user, at_limit),
             key_prefix=key_prefix,
             timeout_seconds=timeout_seconds,
@@ -145,6 +146,7 @@ class SessionStore:
         if not fresh and (cache := self.near_cache()) is not None:
             entry = cache.get(valid)
             if entry is not None:
+                self.metrics.found_in_memory()
                 return entry.sesion
         future: asyncio.Future[Sesion | None] = asyncio.get_running_loop().create_future()
 
@@ -272,27 +274,10 @@ class SessionStore:
         with self._timings.operation("end_user", user):
             return await self._loops.get().operators.end_user(user, which, deep=deep)
 
-    async def why(
-        self, whose: int | str, *, deep: bool = False
-    ) -> tuple[list[UserSession], list[Trace]]:
-        """What is known of the sessions of a user, or of a token, by itself or by its fingerprint:
-        those that live, and the traces of those that are gone, the latest first.
-
-        ``deep``: from a look at every key, as always for a fingerprint.
-        """
-        return await self._loops.get().operators.why(whose, deep=deep)
-
-    def audit(self) -> AsyncIterator[tuple[int, list[tuple[str, str]]]]:
-        """Look through every key of this prefix, some at a time: how many those were, and the
-        faults among them, as the key and what is wrong with it.
-
-        A key that exists during the whole audit is seen; of those that come or go, some are.
-        """
-        return self._loops.get().operators.audit()
-
-    async def was_used(self) -> bool:
-        """Whether there is or was a session under this prefix."""
-        return await self._loops.get().operators.was_used()
+    def operators(self) -> OperatorTools:
+        """The operations that look at the sessions of all users, on the running event loop. Each
+        raises StoreUnavailable."""
+        return self._loops.get().operators
 
     async def probe(self, seconds: float) -> None:
         """Whether Redis takes writes and has every script, within the time: raises

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
 
+from sesiones import tokens
 from sesiones.metrics import Metrics
 from sesiones.policy import SessionPolicy
 from sesiones.redis_client import Execute
@@ -22,6 +23,7 @@ from sesiones.store.scripts import CHECK, PEEK, Script
 from sesiones.store.tombstones import Tombstones
 
 logger = logging.getLogger("sesiones.store")
+refusals = logging.getLogger("sesiones.checks")
 
 WRITES_SILENT_SECONDS = 1.0
 """How long checks only peek, after a slide was not answered in half of its time."""
@@ -116,7 +118,7 @@ class CheckQueue:
             try:
                 sesiones, slides = await self._fetch(CHECK, batch, deadline, slide=slide)
                 self._metrics.slid(slides)
-                return _active(sesiones)
+                return self._active(batch, sesiones)
             except SlotMovedError:
                 return await self._find_while_slots_move(slide, batch, deadline)
             except WritesRefused:
@@ -124,7 +126,7 @@ class CheckQueue:
             except WritesSilent:
                 self._writes_are_silent()
         sesiones, _ = await self._fetch(PEEK, batch, deadline, on_master=True)
-        return _active(sesiones)
+        return self._active(batch, sesiones)
 
     async def _find_while_slots_move(
         self, slide: bool, batch: list[str], deadline: float
@@ -132,7 +134,7 @@ class CheckQueue:
         if len(batch) == 1:
             # The user's keys are being moved from node to node, and a slide would need all of them.
             sesiones, _ = await self._fetch(PEEK, batch, deadline)
-            return _active(sesiones)
+            return self._active(batch, sesiones)
         # The keys are no longer all on one node, so each check is routed by itself.
         alone = await asyncio.gather(
             *(self._slide_or_peek(slide, [token], deadline) for token in batch),
@@ -217,6 +219,23 @@ class CheckQueue:
         (key,) = (key for key in keys if key.endswith(digest))
         self._events.ended("unindexed", base_of(key), [entry])
 
+    def _active(self, batch: list[str], sesiones: list[Sesion | None]) -> list[Sesion | None]:
+        """The sessions that are active. The other tokens are refused."""
+        if refusals.isEnabledFor(logging.DEBUG):
+            for token, sesion in zip(batch, sesiones, strict=True):
+                if sesion is None:
+                    ended = self._keys.session(token) in self._tombstones
+                    _log_refusal(token, "ended" if ended else "unknown", {})
+                elif sesion.Estado_Sesion != 1:
+                    numbers = {"ID_Sesion": sesion.ID_Sesion, "ID_Usuario": sesion.ID_Usuario}
+                    _log_refusal(token, "inactive", numbers)
+        return [s if s is not None and s.Estado_Sesion == 1 else None for s in sesiones]
 
-def _active(sesiones: list[Sesion | None]) -> list[Sesion | None]:
-    return [s if s is not None and s.Estado_Sesion == 1 else None for s in sesiones]
+
+def _log_refusal(token: str, reason: str, numbers: dict[str, int]) -> None:
+    """``reason``: ended by this process during the last minute; unknown to Redis, because it has
+    expired, has ended or never was; or inactive. ``numbers``: of the session, if it lives."""
+    name = tokens.masked(token)
+    shown = "".join(f", {field} {number}" for field, number in numbers.items())
+    fields = {"event": "refused", "token": name, "reason": reason, **numbers}
+    refusals.debug("refused %s: %s%s", name, reason, shown, extra=fields)

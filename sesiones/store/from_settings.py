@@ -18,7 +18,7 @@ def open_store(
     """The store that the settings describe; no I/O. ``table``: the one that the processes of a
     service share. ``actor``: as in SessionStore."""
     return SessionStore(
-        partial(connect, settings.redis_url, settings.redis_timeout),
+        partial(connect, settings.redis_url, settings.redis_timeout, settings.redis_ca_file),
         settings.policy,
         key_prefix=settings.key_prefix,
         timeout_seconds=settings.redis_timeout,

@@ -8,6 +8,8 @@ SESSION = "h:"
 """Stands between base() and a session's digest in the session's key. The letter names the layout of
 the record; the scripts have it too (lua/session.lua)."""
 
+DIGEST_LENGTH = len(tokens.digest(""))
+
 
 class Keys:
     """The keys of one prefix."""
@@ -23,6 +25,11 @@ class Keys:
     def base(self, bucket: str) -> str:
         """What every key of the bucket begins with."""
         return f"{self._prefix}:{{{bucket}}}:"
+
+    def sessions_of(self, digest_start: str) -> str:
+        """The pattern of the keys of sessions whose digests begin so, for SCAN."""
+        rest = DIGEST_LENGTH - len(digest_start)
+        return f"{self.base('??')}{SESSION}{digest_start}{'?' * rest}"
 
     def index(self, ID_Usuario: int) -> str:
         return f"{self.base(tokens.user_bucket(ID_Usuario))}{INDEX}{ID_Usuario}"

@@ -120,14 +120,10 @@ class NearCache:
         self._cache_seconds = cache_seconds
         self._touch_seconds = touch_seconds
         self._table = table
-        self._stamps = table.stamps
+        self.stamps = table.stamps
         self._lease_of = lease_of
         self._metrics = metrics
-        self._hit = metrics.hit
         self._entries: OrderedDict[str, Entry] = OrderedDict()
-        self.answers: OrderedDict[bytes, tuple[Entry, bytes]] = OrderedDict()
-        """Whole requests, each with the entry that answered it and its response. While the entry
-        counts, the same bytes have the same answer."""
         self._counted = 0
         """Entries, as the metric has them."""
         self._missing = 0
@@ -138,7 +134,7 @@ class NearCache:
         return len(self._entries)
 
     def get(self, token: str) -> Entry | None:
-        """The entry of the token, if it counts. Using it is a check."""
+        """The entry of the token, if it counts. The caller counts the check."""
         entry = self._entries.get(token)
         if entry is None:
             return None
@@ -148,26 +144,17 @@ class NearCache:
         return None
 
     def counts(self, entry: Entry, now: float) -> bool:
-        """Whether the entry may answer a check. If so, the check is counted."""
-        if (
+        """Whether the entry may answer a check."""
+        return (
             now < entry.until
             and now < entry.lease.until
-            and self._stamps[entry.index] == entry.stamp
-        ):
-            self._hit()
-            return True
-        return False
-
-    def remember(self, request: bytes, entry: Entry, response: bytes) -> None:
-        """Keep the response to a whole request that the entry has answered."""
-        if len(self.answers) >= ENTRIES_MAX:
-            self.answers.popitem(last=False)
-        self.answers[request] = entry, response
+            and self.stamps[entry.index] == entry.stamp
+        )
 
     def begin(self, batch: Sequence[str], keys: Sequence[str]) -> Read:
         """To be called before the sessions of these tokens are read. Every check that comes here is
         a miss."""
-        stamps, lease_of = self._stamps, self._lease_of
+        stamps, lease_of = self.stamps, self._lease_of
         indexes = [self._table.index(key[-_DIGEST_LENGTH:].encode()) for key in keys]
         return Read(
             time.monotonic(),
@@ -192,11 +179,11 @@ class NearCache:
         ):
             if sesion is None or sesion.Estado_Sesion != 1:
                 if entries.pop(token, None) is not None:  # the message is still to come
-                    self._stamps[index] = secrets.randbits(64)
+                    self.stamps[index] = secrets.randbits(64)
                 continue
             if (
                 read.sent_at >= lease.until
-                or self._stamps[index] != stamp
+                or self.stamps[index] != stamp
                 or self._lease_of(tokens.bucket(token)) is not lease
             ):
                 continue
@@ -225,7 +212,6 @@ class NearCache:
     def clear(self) -> None:
         """Remove every entry."""
         self._entries.clear()
-        self.answers.clear()
         self._metrics.filled(0, -self._counted)
         self._counted = 0
 

@@ -1,20 +1,23 @@
-"""Operations that need no token, for operators: a user's sessions, an audit of every key."""
+"""Operations that need no token, for operators: a user's sessions, and all that look through every
+key of the prefix."""
 
 import asyncio
 import contextlib
 import logging
 import re
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, ReadOnlyError
 
 from sesiones import tokens
 from sesiones.redis_client import Execute
 from sesiones.sesion import UserSession, valid_integer
 from sesiones.store import scripts
 from sesiones.store.events import SessionEvents
-from sesiones.store.keys import INDEX, SESSION, TRACES, Keys
+from sesiones.store.keys import DIGEST_LENGTH, INDEX, SESSION, TRACES, Keys, base_of
 from sesiones.store.records import user_session_of, user_sessions_of
 from sesiones.store.runner import ScriptRunner, unavailable
 from sesiones.store.tombstones import Tombstones
@@ -26,8 +29,42 @@ COUNTERS_AT_ONCE = 256
 """Counters that was_used() asks for at a time."""
 _ABSENT = -2
 """EXPIRETIME's reply for a key that does not exist."""
-_is_digest = re.compile(rb"[A-Za-z0-9_-]{%d}" % len(tokens.digest(""))).fullmatch
+PAUSE_SECONDS_MAX = 0.1
+"""The longest wait between two pages of a scan."""
+CALLS_AT_ONCE = 16
+"""Calls of end_begun() that are in flight at the same time; checks go on beside them."""
+_is_digest = re.compile(rb"[A-Za-z0-9_-]{%d}" % DIGEST_LENGTH).fullmatch
 """Whether a session's key may end in this. No token leads to any other key."""
+
+
+def _fingerprint_of(key: bytes) -> str | None:
+    """That of the token whose session the key may be."""
+    digest = key[-DIGEST_LENGTH:]
+    return tokens.fingerprint_of_digest(digest.decode()) if _is_digest(digest) else None
+
+
+@dataclass
+class Survey:
+    """What survey() has counted so far."""
+
+    keys: int = 0
+    sessions: int = 0
+    active: int = 0
+    begun: int = 0
+    """Those that began before the given moment; without one, all."""
+    oldest: int | None = None
+    """When the oldest began."""
+    users: int = 0
+    """Those whose index names a session that has not expired."""
+
+
+@dataclass
+class Ending:
+    """What end_begun() has done so far."""
+
+    keys: int = 0
+    sessions: int = 0
+    """How many have ended."""
 
 
 class OperatorTools:
@@ -43,14 +80,17 @@ class OperatorTools:
 
     async def sessions(self, ID_Usuario: int, *, deep: bool) -> list[UserSession]:
         """The user's live sessions, active or not, in the order of a list."""
-        listed = await self._list(ID_Usuario, deep)
+        digests = await self._digests_of_bucket(ID_Usuario) if deep else set()
+        listed = await self._list(ID_Usuario, digests)
         base = self._keys.base(tokens.user_bucket(ID_Usuario))
         with unavailable():
             return user_sessions_of(base, listed, self._tombstones)[0]
 
     async def end_user(self, ID_Usuario: int, ID_Sesion: int | None, *, deep: bool) -> int:
         """End one session of the user, or all. Return how many ended."""
-        listed = await self._list(ID_Usuario, deep) if deep else []
+        listed = []
+        if deep:
+            listed = await self._list(ID_Usuario, await self._digests_of_bucket(ID_Usuario))
         base = self._keys.base(tokens.user_bucket(ID_Usuario))
 
         def on_reply(reply: Any) -> int:
@@ -69,19 +109,30 @@ class OperatorTools:
             )
         return count
 
-    async def _list(self, ID_Usuario: int, deep: bool) -> list[list[Any]]:
-        """The user's live sessions, as lua/list.lua returns them. ``deep``: with those that the
-        user's index does not name."""
-        digests: set[bytes] = set()
-        if deep:
-            base = f"{self._keys.base(tokens.user_bucket(ID_Usuario))}{SESSION}"
-            with unavailable():
-                async for _, keys in self._scan(f"{base}*"):
-                    digests |= {key.removeprefix(base.encode()) for key in keys}
-        index = self._keys.index(ID_Usuario)
+    async def named(self, fingerprint: str) -> list[UserSession]:
+        """The live sessions, of any users, whose tokens have the fingerprint, from a look at every
+        key. Usually that is one session, or none."""
+        sessions: dict[bytes, UserSession] = {}  # SCAN may name a key twice
+        pattern = self._keys.sessions_of(tokens.digest_start(fingerprint))
+        with unavailable():
+            await self._require_masters()
+            async for execute, keys in self._scan(pattern):
+                named = [key for key in keys if _fingerprint_of(key) == fingerprint]
+                if named:
+                    read = await self._runner.run(scripts.PEEK, [], "", "", *named, execute=execute)
+                    for key, text, expiry in zip(named, read[::2], read[1::2], strict=False):
+                        digest = key[-DIGEST_LENGTH:].decode()
+                        sesion = text and user_session_of(digest, text, expiry)
+                        if sesion:
+                            sessions[key] = sesion
+        return [*sessions.values()]
+
+    async def _list(self, ID_Usuario: int, digests: set[bytes]) -> list[list[Any]]:
+        """The user's live sessions, as lua/list.lua returns them: those that the user's index
+        names, and those of the digests that are the user's."""
         listed: list[list[Any]] = await self._runner.run(
             scripts.LIST,
-            [index],
+            [self._keys.index(ID_Usuario)],
             *filter(_is_digest, digests),
             execute=self._runner.main.execute_on_master,
         )
@@ -95,18 +146,21 @@ class OperatorTools:
             )
         return listed
 
-    async def why(self, whose: int | str, *, deep: bool) -> tuple[list[UserSession], list[Trace]]:
-        """The live sessions, and the traces of those that are gone, of a user, a token, or the
-        token of a fingerprint."""
+    async def why(
+        self, whose: int | str, *, deep: bool = False
+    ) -> tuple[list[UserSession], list[Trace]]:
+        """What is known of the sessions of a user, or of a token, by itself or by its fingerprint:
+        those that live, and the traces of those that are gone, the latest first.
+
+        ``deep``: from a look at every key, as always for a fingerprint.
+        """
         if isinstance(whose, int):
             user = valid_integer("ID_Usuario", whose)
             traces = self._keys.traces(tokens.user_bucket(user))
             entries = await self._why("", user, [self._keys.index(user), traces])
             return await self.sessions(user, deep=deep), _known(entries)[1]
         if (token := tokens.parse(whose)) is None:
-            live, gone = _known(
-                await self._search(self._keys.pattern, tokens.digest_beginning(whose))
-            )
+            live, gone = _known(await self._search(self._keys.pattern, tokens.digest_start(whose)))
             return (
                 [session for session in live if session.fingerprint == whose],
                 [trace for trace in gone if trace.fingerprint == whose],
@@ -141,6 +195,78 @@ class OperatorTools:
                     )
         return entries
 
+    async def _digests_of_bucket(self, ID_Usuario: int) -> set[bytes]:
+        """What the keys of the sessions of the user's bucket end in."""
+        base = f"{self._keys.base(tokens.user_bucket(ID_Usuario))}{SESSION}"
+        digests: set[bytes] = set()
+        with unavailable():
+            async for _, keys in self._scan(f"{base}*"):
+                digests |= {key.removeprefix(base.encode()) for key in keys}
+        return digests
+
+    async def survey(self, before: int | None = None) -> AsyncIterator[Survey]:
+        """Count the live sessions and their users. Yield the counts so far, again and again.
+        ``before``: a moment, in epoch seconds.
+
+        A session that exists during the whole survey is counted, of those that begin or end
+        meanwhile some are. A key that Redis names twice counts twice: that happens while its table
+        of keys grows or shrinks, and while slots of a Cluster move.
+        """
+        counts = Survey()
+        with unavailable():
+            await self._require_masters()
+            async for execute, keys in self._scan(self._keys.pattern):
+                if keys:
+                    reply = await self._runner.run(
+                        scripts.SURVEY, [], "" if before is None else before, *keys, execute=execute
+                    )
+                    sessions, active, begun, oldest, users = reply
+                    counts.keys += len(keys)
+                    counts.sessions += sessions
+                    counts.active += active
+                    counts.begun += begun
+                    counts.users += users
+                    if oldest:
+                        counts.oldest = min(oldest, counts.oldest or oldest)
+                yield counts
+
+    async def end_begun(self, before: int | None, done: Ending) -> AsyncIterator[None]:
+        """End the sessions of all users that began before a moment, in epoch seconds; without one,
+        every session. Count in ``done`` what has been done, also when this raises.
+
+        A session that exists when this begins has ended when this returns; of those that begin
+        meanwhile, some have. Those that began at ``before`` or later go on. It can be repeated.
+        """
+        with unavailable():
+            async for _, keys in self._scan(self._keys.sessions_of(""), pauses=False):
+                buckets: defaultdict[str, list[str]] = defaultdict(list)
+                for key in keys:
+                    if _fingerprint_of(key) is not None:
+                        buckets[base_of(key.decode())].append(key.decode())
+                batches = [*buckets.values()]
+                for start in range(0, len(batches), CALLS_AT_ONCE):
+                    calls = (
+                        self._end_begun(batch, before, done)
+                        for batch in batches[start : start + CALLS_AT_ONCE]
+                    )
+                    for failure in await asyncio.gather(*calls, return_exceptions=True):
+                        if failure is not None:
+                            raise failure
+                done.keys += len(keys)
+                yield
+
+    async def _end_begun(self, keys: list[str], before: int | None, done: Ending) -> None:
+        """Those of one bucket. A second try finds those ended that the first one has ended."""
+
+        def on_reply(reply: Any) -> None:
+            actor, *ended = reply
+            self._events.ended("operator", base_of(keys[0]), ended, actor.decode())
+            done.sessions += len(ended)
+
+        await self._runner.write(
+            scripts.END_BEGUN, keys, "" if before is None else before, on_reply=on_reply
+        )
+
     async def audit(self) -> AsyncIterator[tuple[int, list[tuple[str, str]]]]:
         """Look through every key of the prefix, some at a time. Yield how many those were, and the
         faults among them: the key, and what is wrong with it."""
@@ -174,15 +300,31 @@ class OperatorTools:
                             return True
         return False
 
-    async def _scan(self, pattern: str) -> AsyncGenerator[tuple[Execute, list[bytes]], None]:
-        """The keys of the pattern, some at a time, and execute() on the master that has them."""
+    async def _require_masters(self) -> None:
+        """Raise ReadOnlyError when the server of a URL is a replica, which may lack sessions."""
+        for execute in (await self._runner.main.masters()).values():
+            if (await execute("ROLE"))[0] != b"master":
+                raise ReadOnlyError("the server is a replica")
+
+    async def _scan(
+        self, pattern: str, *, pauses: bool = True
+    ) -> AsyncGenerator[tuple[Execute, list[bytes]], None]:
+        """The keys of the pattern, some at a time, and execute() on the master that has them.
+
+        ``pauses``: between two pages, wait as long as the last one took, with what the caller did
+        with it. So Redis has at least half of its time for the service.
+        """
+        loop = asyncio.get_running_loop()
         for execute in (await self._runner.main.masters()).values():
             cursor = b"0"
             while True:
+                begun = loop.time()
                 cursor, keys = await execute("SCAN", cursor, "MATCH", pattern, "COUNT", 500)
                 yield execute, keys
                 if int(cursor) == 0:
                     break
+                if pauses:
+                    await asyncio.sleep(min(loop.time() - begun, PAUSE_SECONDS_MAX))
 
 
 def _known(entries: list[Any]) -> tuple[list[UserSession], list[Trace]]:

@@ -42,8 +42,8 @@ def session_of(token: str, text: bytes | None, expiry: int | None = None) -> Ses
         fields = id_, usuario, token, inicio, expiry, estado, inicio + uso, dispositivo.decode()
         return tuple.__new__(Sesion, fields)
     except (TypeError, ValueError) as error:
-        fingerprint = tokens.masked(token).removeprefix("ses_#")
-        logger.error("bad record of session %s: %s", fingerprint, error)
+        name = tokens.masked(token)
+        logger.error("bad record of session %s: %s", name, error, extra={"token": name})
         return None
 
 

@@ -16,7 +16,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from sesiones.metrics import REDIS_ERRORS, Metrics
 from sesiones.redis_client import Argument, Commands, Execute, OnReply
 from sesiones.redis_client.cluster import SlotMovedError
-from sesiones.redis_client.connection import SilentError
+from sesiones.redis_client.connection import SilentError, described
 from sesiones.redis_client.single import UnconfirmedError
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import scripts
@@ -49,16 +49,18 @@ class Outage:
     def __init__(self, begin: str, end: str) -> None:
         self._begin, self._end = begin, end
         self.failing = False
-        self._failed_at = 0.0
+        self._began_at = self._failed_at = 0.0
 
     def failed(self, reason: str) -> None:
+        self._failed_at = time.monotonic()
         if not self.failing:
             logger.error("%s: %s", self._begin, reason)
-        self.failing, self._failed_at = True, time.monotonic()
+            self.failing, self._began_at = True, self._failed_at
 
     def succeeded(self) -> None:
-        if self.failing and time.monotonic() - self._failed_at > 1:
-            logger.info(self._end)
+        now = time.monotonic()
+        if self.failing and now - self._failed_at > 1:
+            logger.info("%s, after %.1f s", self._end, now - self._began_at)
             self.failing = False
 
 
@@ -205,8 +207,11 @@ class ScriptRunner:
     def _failure(self, error: RedisError | OSError | TimeoutError) -> StoreUnavailable:
         """What the caller is told of the error, which is counted and logged."""
         reason = str(error) or type(error).__name__
+        if isinstance(error, TimeoutError) and not str(error):  # that of the deadline
+            reason = f"no answer in {self.timeout_seconds:g} s"
+        line = described(error, reason)
         if isinstance(error, MismatchedReplyError):
-            logger.error("a connection to Redis is out of step: %s; all are closed", reason)
+            logger.error("a connection to Redis is out of step: %s; all are closed", line)
             self._metrics.add(REDIS_ERRORS, "refused")
             self.reset()
             return StoreUnavailable(reason)
@@ -214,7 +219,8 @@ class ScriptRunner:
             return StoreUnavailable(reason)
         self._metrics.add(REDIS_ERRORS, _metric_reason(error))
         unconfirmed = isinstance(error, UnconfirmedError)
-        (self._outages.confirmation if unconfirmed else self._outages.redis).failed(reason)
+        outage = self._outages.confirmation if unconfirmed else self._outages.redis
+        outage.failed(line)
         refused = reason.startswith(("MISCONF", "NOREPLICAS"))
         return WritesRefused(reason) if refused else StoreUnavailable(reason)
 

@@ -92,7 +92,9 @@ CHECK, PEEK = Script("check"), Script("peek")
 CREATE, UPDATE = Script("create"), Script("update")
 END, END_ALL, END_USER = Script("end"), Script("end_all"), Script("end_user")
 REVOKE, END_AGAIN = Script("revoke"), Script("end_again")
-LIST, AUDIT, WHY, PROBE = Script("list"), Script("audit"), Script("why"), Script("probe")
+LIST, PROBE = Script("list"), Script("probe")
+AUDIT, SURVEY, WHY = Script("audit"), Script("survey"), Script("why")
+END_BEGUN = Script("end_begun")
 SERVICE_SCRIPTS = (
     *(CHECK, PEEK, CREATE, UPDATE, END, END_ALL, END_USER, REVOKE, END_AGAIN, LIST, PROBE),
 )

@@ -32,7 +32,7 @@ DEVICE = "móvil \u20ac \U0001f600"
 EVERY_COMMAND = [
     *("--help", "--version", "serve --help", "health --help", "doctor", "doctor --json"),
     *("doctor --deep", "users 9", "users 9 --deep", "users 9 --json", "users 10 --end-all"),
-    "users 10 --end-all --json",
+    *("users 10 --end-all --json", "users --name ses_#1a2b3c4d", "stats", "end-all"),
 ]
 
 WITHOUT_SESSIONS = r"(sesiones: the index of user 10 .*\n)?"
@@ -283,9 +283,17 @@ def usage_error(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["users", "7", "--key-prefix"], "argument --key-prefix: takes a value, PREFIX"),
         (["serve", "--idle-seconds"], "argument --idle-seconds: takes a value, SECONDS"),
         (["users", "7", "--end", "1", "--end-all"], "argument --end-all: not allowed with"),
+        (
+            ["users", "--name", "7"],
+            "argument --name: must be ses_# and 8 hex digits, as in the log",
+        ),
+        (["users", "7", "--name", "1a2b3c4d"], "argument --name: not allowed with argument ID_Usu"),
+        (["users", "--name", "1a2b3c4d", "--end-all"], "argument --end-all: not allowed with argu"),
+        (["end-all", "--before", "SECRET"], "argument --before: must be a time with its time zone"),
+        (["end-all", "7"], "1 argument too many"),
         (["users"], "the following arguments are required: ID_Usuario"),
         ([], "the following arguments are required: COMMAND"),
-        (["who"], "argument COMMAND: must be serve, doctor, users, why, health"),
+        (["who"], "argument COMMAND: must be serve, doctor, users, stats, "),
         (["users", "7", "8"], "1 argument too many"),
         (["doctor", "7", "8"], "2 arguments too many"),
     ],
@@ -316,7 +324,7 @@ def test_argument_error_says_what_is_wanted(
         (["--redis-url", "redis://:SECRET@h", "doctor"], "argument COMMAND: must be serve, doctor"),
         (["--redis-url=redis://:SECRET@h", "doctor"], "unknown flag --redis-url"),
         (["--service-key=SECRET", "serve", "--x"], "unknown flags --service-key, --x"),
-        (["redis://:SECRET@h"], "argument COMMAND: must be serve, doctor, users, why, health"),
+        (["redis://:SECRET@h"], "argument COMMAND: must be serve, doctor, users, stats, "),
     ],
 )
 def test_usage_error_repeats_no_value(

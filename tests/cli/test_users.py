@@ -110,7 +110,7 @@ def test_bad_record_is_logged_and_leaves_the_others_listed(
     assert code == 0
     assert "2 live sessions" in out
     assert f"used {10**12} " in out  # a date that the calendar lacks
-    assert f"session {tokens.fingerprint(bad)}: " in caplog.text
+    assert f"session ses_#{tokens.fingerprint(bad)}: " in caplog.text
 
 
 @pytest.mark.anyio
@@ -390,7 +390,7 @@ def test_was_used_finds_the_counter_of_any_bucket(
 
     async def was_used(store: SessionStore) -> bool:
         async with aclosing(store):
-            return await store.was_used()
+            return await store.operators().was_used()
 
     assert asyncio.run(was_used(open_store(sesiones.url)))
     assert not asyncio.run(was_used(open_store(sesiones.url, key_prefix="otros")))

@@ -1,4 +1,4 @@
-"""The examples of docs/python.md and of docs/examples work as they stand."""
+"""The examples of docs/python.md, docs/faq.md and docs/examples work as they stand."""
 
 import ast
 import dataclasses
@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -77,6 +78,21 @@ async def test_example_of_a_login_works(redis_server: RedisServer, redis: "Redis
     names = await run(EXAMPLES["Login in one act"][0], redis_server.url)
     assert names["chosen"] != names["sesion"].ID_Sesion
     assert redis.zcard(index_key(8)) == 1
+
+
+async def test_example_of_an_exchange_ends_with_the_old_session(
+    redis_server: RedisServer, redis: "Redis"
+) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (DOCS / "faq.md").read_text("utf-8"), re.DOTALL)
+    names = await run(example, redis_server.url)
+    async with names["store"] as store:
+        for left in 500, 14 * 24 * 3600:
+            sesion = await names["exchange"](7, "d", time.time() + left)
+            assert left - 10 <= sesion.Fecha_Expiracion - sesion.Fecha_Inicio <= left
+            assert await store.find(sesion.Token_Sesion) is not None
+        for left, life in (-3, 1), (10**9, 400 * 24 * 3600):
+            sesion = await names["exchange"](7, "d", time.time() + left)
+            assert sesion.Fecha_Expiracion - sesion.Fecha_Inicio == life
 
 
 async def test_example_of_the_application_works(redis_server: RedisServer, redis: "Redis") -> None:

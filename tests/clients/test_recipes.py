@@ -4,9 +4,12 @@ import http.client
 import os
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from redis import Redis
@@ -121,6 +124,60 @@ def test_node_lets_in_whom_the_service_lets_in(
     query = f"?Token_Sesion={token}"
     service.request("DELETE", f"/sesiones/logout{query}", {"x-auth-token": token})
     assert node.ask(("x-auth-token", token)).status == 401
+
+
+OTHER_ANSWERS = {
+    "200 without an identity": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+    "200 with an empty identity": b"HTTP/1.1 200 OK\r\nX-ID-Usuario: \r\nX-ID-Sesion: 1\r\n"
+    b"X-Fecha-Expiracion: 1\r\nContent-Length: 0\r\n\r\n",
+    "204": b"HTTP/1.1 204 No Content\r\nX-ID-Usuario: 7\r\n\r\n",
+    "302": b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n",
+    "404": b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+    "500": b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n",
+    "503": b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n",
+    "no HTTP": b"-ERR unknown command\r\n",
+    "closes": b"",
+    "silence": None,
+}
+
+
+@contextmanager
+def server_that_answers(answer: bytes | None) -> Iterator[str]:
+    """The URL of a server that gives every request this answer, or none."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                connection.settimeout(10)
+                connection.recv(65536)
+                if answer is None:
+                    connection.recv(65536)  # until the node gives up
+                else:
+                    connection.sendall(answer)
+                connection.close()
+
+    thread = Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+@pytest.mark.parametrize("answer", OTHER_ANSWERS.values(), ids=OTHER_ANSWERS)
+def test_node_answers_503_where_the_service_gives_another_answer(
+    program: tuple[Path, list[str]], answer: bytes | None
+) -> None:
+    with server_that_answers(answer) as url:
+        node = Node(program, url)
+        try:
+            reply = node.ask(("x-auth-token", tokens.make(7)))
+        finally:
+            node.close()
+    assert (reply.status, reply.headers["retry-after"]) == (503, "1")
 
 
 def test_node_answers_503_while_the_service_is_away(program: tuple[Path, list[str]]) -> None:

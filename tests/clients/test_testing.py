@@ -41,7 +41,7 @@ async def test_stores_of_a_test_share_their_sessions(open_session_store: OpenSto
 
 
 async def test_no_session_is_left_of_another_test(session_store: SessionStore) -> None:
-    assert not await session_store.was_used()
+    assert not await session_store.operators().was_used()
 
 
 def test_store_in_memory_works_in_any_loop_and_thread(session_store: SessionStore) -> None:

@@ -1,5 +1,5 @@
 """The Redis users of docs/acl.conf, with exactly the commands and keys that are needed: the one of
-the service, and the one of operators, for doctor, users and why."""
+the service, and the one of operators, for the commands."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from sesiones import tokens
 from sesiones.cli import doctor
 from sesiones.redis_client import connect
 from sesiones.sesion import Login, Sesion, StoreUnavailable
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
+from sesiones.store.operators import Ending
 from tests.harness.records import slot_of
 from tests.harness.redis_server import RedisCluster, RedisServer, free_port
 from tests.harness.stores import open_store, replica_of
@@ -122,7 +124,7 @@ async def manage(store: SessionStore) -> None:
 
 
 async def operate(server: RedisServer, admin: "Redis") -> None:
-    """All that doctor, users and why do, with sessions of the service. Raises StoreUnavailable,
+    """All that the operators' commands do, with sessions of the service. Raises StoreUnavailable,
     for a finding too."""
     async with store_at(url_of(server, SERVICE)) as store:
         for _ in range(2):
@@ -143,8 +145,18 @@ async def operate(server: RedisServer, admin: "Redis") -> None:
         assert await store.end_user(7, one.ID_Sesion) == 1
         assert len(await store.sessions(7, deep=True)) == 1
         assert await store.end_user(7, deep=True) == 1
-        assert len((await store.why(7, deep=True))[1]) == 2
-        assert len((await store.why(one.fingerprint or ""))[1]) == 1
+    async with store_at(url_of(server, SERVICE)) as store:
+        made = [await store.create(user, "laptop") for user in (7, 8)]
+    async with store_at(url) as store:
+        operators = store.operators()
+        assert [counts.sessions async for counts in operators.survey()][-1] == 2
+        assert len(await operators.named(tokens.fingerprint(made[0].Token_Sesion))) == 1
+        ending = Ending()
+        async for _ in operators.end_begun(None, ending):
+            pass
+        assert ending.sessions == 2
+        assert len((await operators.why(7, deep=True))[1]) == 3
+        assert len((await operators.why(one.fingerprint or ""))[1]) == 1
 
 
 USES = {SERVICE: serve, OPERATOR: operate}

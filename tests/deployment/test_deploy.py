@@ -235,6 +235,17 @@ def compose_redis(folder: Path) -> Iterator[Path]:
 
 
 @pytest.mark.anyio
+async def test_compose_redis_has_its_sessions_after_a_restart(tmp_path: Path) -> None:
+    url = "unix://sesiones:redis_password-WORD@{}"
+    with compose_redis(tmp_path) as socket:
+        async with open_store(url.format(socket)) as store:
+            token = (await store.create(7, "d")).Token_Sesion
+    with compose_redis(tmp_path) as socket:
+        async with open_store(url.format(socket)) as store:
+            assert await store.find(token) is not None
+
+
+@pytest.mark.anyio
 async def test_compose_redis_lets_in_the_service_alone(tmp_path: Path) -> None:
     with (
         compose_redis(tmp_path) as socket,

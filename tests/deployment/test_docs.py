@@ -9,11 +9,13 @@ import orjson
 import pytest
 
 from scripts.chaos.__main__ import HEAD, SCENARIOS
+from sesiones import __version__
 from sesiones.http.heads import HEAD_MAX_BYTES, HEAD_MAX_FIELDS
 from sesiones.http.problems import TITLES
 from sesiones.settings import Settings
 
 ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
 TEXT = (ROOT / "docs" / "api.es.md").read_text("utf-8")
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
@@ -80,6 +82,14 @@ def test_every_link_leads_somewhere() -> None:
                 headings = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.MULTILINE)
                 anchors = [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings]
                 assert anchor in anchors, (page, link)
+
+
+def test_no_page_installs_sesiones_from_an_index() -> None:
+    """It is on none: such a command would fail, or install what another owner calls so."""
+    for page in [*PAGES, ROOT / "docs" / "deploy" / "Dockerfile"]:
+        text = re.sub(r"\\\n *", "", page.read_text("utf-8"))
+        for command in re.findall(r"\bpip\b[^\n`]* install\b[^\n`]*\bsesiones\b[^\n`]*", text):
+            assert re.search(r"--no-index|\.whl|@ ", command), (page, command)
 
 
 def test_reliability_has_every_scenario() -> None:
@@ -149,6 +159,20 @@ def test_every_setting_is_documented() -> None:
     documented |= set(re.findall(r"`_([A-Z]+)`", text))
     settings = {field.name.upper() for field in dataclasses.fields(Settings)}
     assert documented - {"REDIS_URL_FILE", "SERVICE_KEY_FILE", "FILE"} == settings
+
+
+def test_upgrading_has_each_letter_of_the_layout() -> None:
+    layout = re.findall(r"^\| `sesiones:\{<bucket>\}:(\w)\b", README, re.MULTILINE)
+    upgrading = (ROOT / "docs" / "upgrading.md").read_text("utf-8")
+    assert len(layout) > 3
+    assert set(re.findall(r"^\| `(\w)`", upgrading, re.MULTILINE)) == set(layout)
+
+
+def test_newest_version_of_the_changelog_is_that_of_the_package() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    newest = re.search(r"^## (\S+) - (unreleased|\d{4}-\d\d-\d\d)$", changelog, re.MULTILINE)
+    assert newest
+    assert newest[1] == __version__
 
 
 def test_architecture_names_files_and_functions_that_exist() -> None:

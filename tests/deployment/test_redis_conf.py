@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from redis.exceptions import AuthenticationError
 
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import SessionStore
 from tests.harness.redis_binary import find_binaries
 from tests.harness.redis_server import CONFIGURATION, RedisServer
-from tests.harness.stores import open_store
+from tests.harness.stores import available, open_store
 
 pytestmark = pytest.mark.anyio
 
@@ -152,20 +153,44 @@ async def lets_in(server: RedisServer, password: str) -> bool:
     return True
 
 
-async def test_aclfile_keeps_a_new_password(binary: str, tmp_path: Path) -> None:
-    """Made and changed by the commands of docs/deploy/README.md; CONFIG REWRITE does no harm."""
-    text = (CONFIGURATION.parent / "docs" / "deploy" / "README.md").read_text("utf-8")
-    made = re.search(r"^\{ sed .*?^\} >/etc/redis/users.acl", text, re.DOTALL | re.MULTILINE)
+DEPLOY = (CONFIGURATION.parent / "docs" / "deploy" / "README.md").read_text("utf-8")
+
+
+@pytest.fixture
+def users(tmp_path: Path) -> Path:
+    """The aclfile, made by the command of docs/deploy/README.md."""
+    made = re.search(r"^\{ sed .*?^\} >/etc/redis/users.acl", DEPLOY, re.DOTALL | re.MULTILINE)
     assert made is not None
     users = tmp_path / "users.acl"
     command = made[0].replace("/etc/redis/users.acl", str(users))
     for there, here in ("a-password", "OLD"), ("another-password", "OPERATOR"):
         command = command.replace(f">{there}", f">{here}")
     command = command.replace("a-third-password", "ADMIN")
-    subprocess.run(["sh", "-ec", command], cwd=CONFIGURATION.parent, check=True)  # noqa: ASYNC221
+    subprocess.run(["sh", "-ec", command], cwd=CONFIGURATION.parent, check=True)
+    return users
+
+
+async def test_sessions_outlive_a_restart_with_the_documented_users(
+    binary: str, users: Path
+) -> None:
+    """Redis 7.0 reads transactions of the append-only file with the permissions of `default`."""
+    with RedisServer(binary=binary, aclfile=str(users)) as server:
+        async with open_store(server.url.replace("//", "//sesiones:OLD@", 1)) as store:
+            kept, ended = [(await store.create(7, "laptop")).Token_Sesion for _ in range(2)]
+            assert await store.end(kept, ended) == 1
+            server.stop()
+            server.start()
+            assert await available(lambda: store.find(kept)) is not None
+            assert await store.find(ended) is None
+        with server.client() as stranger, pytest.raises(AuthenticationError):
+            stranger.ping()
+
+
+async def test_aclfile_keeps_a_new_password(binary: str, users: Path) -> None:
+    """Changed by the commands of docs/deploy/README.md; CONFIG REWRITE does no harm."""
     with RedisServer(binary=binary, aclfile=str(users)) as server:
         assert await lets_in(server, "OLD")
-        add, remove = re.findall(r"^```\n(ACL .*?)^```$", text, re.DOTALL | re.MULTILINE)
+        add, remove = re.findall(r"^```\n(ACL .*?)^```$", DEPLOY, re.DOTALL | re.MULTILINE)
         for commands, lets_in_old in (add, True), (remove, False):
             for line in commands.splitlines():
                 words = line.replace("new-password", "NEW").replace("a-password", "OLD").split()

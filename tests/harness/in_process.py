@@ -158,7 +158,7 @@ class FixedStore(Sessions):
         pass
 
 
-class _Transport:
+class Transport:
     """Keeps what the service writes, and how it leaves the connection."""
 
     def __init__(self) -> None:
@@ -213,7 +213,7 @@ class Wire:
     ) -> None:
         self.sent: deque[list[bytes]] = deque(maxlen=INPUTS_KEPT)
         """The last inputs, in the pieces in which they were sent."""
-        self.transport = _Transport()
+        self.transport = Transport()
         self.protocol = protocol(application.config, application.state, dict(application.app_state))
         self.protocol.connection_made(self.transport)  # type: ignore[arg-type]
 

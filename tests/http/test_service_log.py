@@ -266,7 +266,7 @@ def test_bad_record_is_named_by_its_fingerprint(logged: Service, redis: "Redis")
     reply = logged.request("GET", "/sesiones/self", {"x-auth-token": token})
     assert reply.status == 401
     (line,) = [line for line in logged.log[before:].splitlines() if " ERROR " in line]
-    assert f"ERROR sesiones.store: bad record of session {fingerprint(token)}: " in line
+    assert f"ERROR sesiones.store: bad record of session ses_#{fingerprint(token)}: " in line
     assert token[6:] not in logged.log
 
 
@@ -281,3 +281,68 @@ def test_without_an_access_log_no_request_is_logged(service: Service, redis: "Re
     before = service.log
     send_everywhere(service, token)
     assert service.log == before
+
+
+# Why a token is refused
+
+
+def refusals(service: Service, before: str = "") -> list[dict[str, str]]:
+    lines = map(orjson.loads, service.log.removeprefix(before).splitlines())
+    return [line for line in lines if line["logger"] == "sesiones.checks"]
+
+
+@pytest.mark.parametrize("http", ["fast", "httptools"])
+def test_debug_level_says_why_a_token_is_refused(redis_server: RedisServer, http: str) -> None:
+    variables = {"SESIONES_LOG_LEVEL": "debug", "SESIONES_LOG_FORMAT": "json"}
+    with Service("--http", http, **service_variables(redis_server.url) | variables) as service:
+        live, ended, inactive, expired = (service.new_session(1801) for _ in range(4))
+        body = orjson.dumps(inactive | {"Estado_Sesion": 0})
+        assert service.request("PUT", "/sesiones", SERVICE, body).status == 200
+        for sesion in live, ended:
+            token = sesion["Token_Sesion"]
+            assert service.request("GET", "/sesiones/self", {"x-auth-token": token}).status == 200
+        caller = {"x-auth-token": ended["Token_Sesion"]}
+        path = f"/sesiones/logout?Token_Sesion={ended['Token_Sesion']}"
+        assert service.request("DELETE", path, caller).status == 200
+        with Redis(unix_socket_path=str(redis_server.socket)) as redis:
+            redis.delete(session_key(expired["Token_Sesion"]))
+        assert refusals(service) == []
+        numbers = {"ID_Sesion": inactive["ID_Sesion"], "ID_Usuario": 1801}
+        for sesion, reason, whose in (
+            (ended, "ended", {}),
+            (inactive, "inactive", numbers),
+            (expired, "unknown", {}),
+        ):
+            token = sesion["Token_Sesion"]
+            for method, asked, headers, given in (
+                ("GET", "/sesiones/self", {"x-auth-token": token}, None),
+                ("GET", "/sesiones/verificar/a", {"Authorization": f"Bearer {token}"}, None),
+                ("GET", "/sesiones", {"x-auth-token": token}, None),
+                ("DELETE", "/sesiones/logoutAll", {"x-auth-token": token}, None),
+                ("POST", "/sesiones/introspeccion", SERVICE | FORM, f"token={token}"),
+            ):
+                before = service.log
+                service.request(method, asked, headers, given)
+                (line,) = refusals(service, before)
+                name = f"ses_#{fingerprint(token)}"
+                assert (line["level"], line["event"]) == ("DEBUG", "refused")
+                assert (line["token"], line["reason"]) == (name, reason)
+                assert line["message"].startswith(f"refused {name}: {reason}")
+                assert {key: line[key] for key in numbers if key in line} == whose
+        # The line of the ending has the same name.
+        lines = map(orjson.loads, service.log.splitlines())
+        (ending,) = (line for line in lines if line.get("event") == "ended")
+        assert ending["token"] == f"ses_#{fingerprint(ended['Token_Sesion'])}"
+
+
+def test_info_level_has_no_line_for_a_refused_token(logged: Service) -> None:
+    logged.request("GET", "/sesiones/self", {"x-auth-token": tokens.make(7)})
+    assert "sesiones.checks" not in logged.log
+
+
+def test_debug_level_is_that_of_the_package_alone(redis_server: RedisServer) -> None:
+    with Service("--log-level", "debug", **service_variables(redis_server.url)) as service:
+        token = tokens.make(7)
+        service.request("GET", "/sesiones/self", {"x-auth-token": token})
+        (line,) = [line for line in service.log.splitlines() if " DEBUG " in line]
+        assert line.endswith(f"DEBUG sesiones.checks: refused ses_#{fingerprint(token)}: unknown")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sesiones import tokens
 from sesiones.http import templates
 from sesiones.http.fast_check import FastCheckProtocol
+from sesiones.http.patterns import RequestPatterns
 from sesiones.http.protocol import HttpProtocol
 from sesiones.http.templates import MAX_BYTES, RequestTemplates
 from tests.harness.stub_server import HOST, SESION, TOKEN, StubServer, plain, stub_server, until
@@ -23,9 +24,10 @@ POST = b"POST / HTTP/1.1\r\n%bContent-Length: 3\r\n\r\n" % HOST
 
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> RequestTemplates:
-    """The templates of the process, of which there are none yet."""
+    """The templates of the process, of which there are none yet. There are no patterns."""
     known = RequestTemplates()
     monkeypatch.setattr(FastCheckProtocol, "templates", known)
+    monkeypatch.setattr(RequestPatterns, "match", lambda *_: None)
     return known
 
 

@@ -47,7 +47,7 @@ async def test_late_reply_drops_the_connection_with_all_that_wait(
     await asyncio.sleep(0.4 * TIMEOUT_SECONDS)
     second = asyncio.create_task(commands.execute("PING"))
     for task in first, second:
-        with pytest.raises(RedisConnectionError, match="no reply in time"):
+        with pytest.raises(RedisConnectionError, match="no reply in"):
             await task
         # The second did not wait for a time of its own: its reply comes after the first's.
         assert now() - begun == pytest.approx(TIMEOUT_SECONDS, abs=0.01)
@@ -85,7 +85,7 @@ async def test_silence_leaves_half_of_the_time_for_a_second_try(
     # New commands go to another connection, and what may not be repeated keeps its time.
     assert await commands.execute("PING", safe_to_repeat=True) == b"PONG"
     assert not kept.done()
-    with pytest.raises(RedisConnectionError, match="no reply in time"):
+    with pytest.raises(RedisConnectionError, match="no reply in"):
         await kept
     assert now() - begun == pytest.approx(TIMEOUT_SECONDS, abs=0.01)
     assert lost.swallowed == [[b"PING"], [b"PING"]]

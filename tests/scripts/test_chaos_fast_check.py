@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
             re.compile(rb"[A-Za-z]+ *(ses_[A-Za-z0-9_-]{45})"),
         ),
         (
-            "sesiones.http.fast_check._VERIFY_TARGET",
+            "sesiones.http.fast_check.VERIFY_TARGET",
             re.compile(rb"/sesiones/verificar.*", re.DOTALL),
         ),
         (
@@ -49,6 +49,23 @@ def test_template_that_ignores_what_stands_around_the_token_differs() -> None:
             return (token[0], kinds[0]) if token and kinds else None
 
     with patch.object(FastCheckProtocol, "templates", Lenient()):
+        assert compare("flaw", 12_000).violations
+
+
+@pytest.mark.parametrize(
+    ("what", "flaw"),
+    [
+        ("_ANY_VALUE", rb"[^\r]*+"),
+        ("_LITERAL", set()),
+        ("HOST", re.compile(rb"[^\r\n]*")),
+        ("VERIFY_TARGET", re.compile(rb"/sesiones/verificar[^ ]*")),
+    ],
+)
+def test_pattern_that_matches_too_much_differs(what: str, flaw: Any) -> None:
+    with (
+        patch(f"sesiones.http.patterns.{what}", flaw),
+        patch("tests.harness.fuzzer.VIOLATIONS_MAX", 1),
+    ):
         assert compare("flaw", 12_000).violations
 
 

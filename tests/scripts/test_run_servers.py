@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from tests.harness.make_run import make_parents, paste, processes, refused_run, running
-from tests.harness.redis_binary import find_binaries
+from tests.harness.redis_binary import find_binaries, find_binary
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +76,22 @@ def test_server_that_is_too_old_or_unknown_is_passed_over_or_refused(
     assert f"{path}/{name}" in line
     assert "7.0" in line
     assert not (folder / "var" / "redis").exists()
+
+
+def test_tests_use_no_other_server_than_the_named_one(
+    monkeypatch: pytest.MonkeyPatch, path_with: Callable[[str, str], str]
+) -> None:
+    """Else a run for Redis 8 could pass on another server."""
+    (best, *_), _ = find_binaries()
+    monkeypatch.setenv("REDIS_SERVER", best.path)
+    assert find_binary() == best.path
+    monkeypatch.setenv("REDIS_SERVER", "/no/such/redis-server")
+    with pytest.raises(FileNotFoundError, match="no /no/such/redis-server is on PATH"):
+        find_binary()
+    name, version = UNUSABLE[0]
+    monkeypatch.setenv("REDIS_SERVER", f"{path_with(name, version)}/{name}")
+    with pytest.raises(FileNotFoundError, match=r"6\.2\.14"):
+        find_binary()
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ async def unconfirmed(ask: Awaitable[Any], count: str = "0 of 1") -> None:
     """It fails, in time. (Where nothing else happens, Redis looks at its clock but ten times a
     second, so that 0.1 s may be 0.2.)"""
     begun = time.monotonic()
-    with pytest.raises(StoreUnavailable, match=f"confirmed by {count} replicas in time"):
+    with pytest.raises(StoreUnavailable, match=rf"confirmed by {count} replicas in 0\.1 s"):
         await ask
     assert time.monotonic() - begun < STALLED_SECONDS
 

@@ -32,10 +32,11 @@ from tests.store.scenarios import SCENARIOS
 
 pytestmark = pytest.mark.anyio
 
-DROPS = ROUNDS // 10
+DROPS = 3 * ROUNDS // 10
 """Rounds through a relay, each of which takes two new connections."""
 
 
+@pytest.mark.race
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_scenario_holds_in_races(server: RedisServer, scenario: str) -> None:
     assert await run(server, SCENARIOS[scenario]) == []

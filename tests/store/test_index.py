@@ -193,7 +193,8 @@ async def test_refused_update_ends_no_unindexed_session(
 
 
 @pytest.mark.parametrize(
-    "operation", ["create", "find", "update", "end", "end_all", "end_user", "end_again"]
+    "operation",
+    ["create", "find", "update", "end", "end_all", "end_user", "end_again", "end_begun"],
 )
 async def test_pruning_an_index_deletes_the_keys_that_it_names(
     redis: Redis, store: SessionStore, operation: str
@@ -218,6 +219,8 @@ async def test_pruning_an_index_deletes_the_keys_that_it_names(
             assert await store.end_user(7, other.ID_Sesion) == 1
         case "end_again":
             redis.eval(lua("end_again"), 1, session_key(other.Token_Sesion))
+        case "end_begun":
+            redis.eval(lua("end_begun"), 1, session_key(other.Token_Sesion), "")
     assert not redis.exists(*(session_key(s.Token_Sesion) for s in expired))
     assert not index(redis, 7).keys() & indexed(*expired).keys()
     assert redis.exists(session_key(neighbour.Token_Sesion))

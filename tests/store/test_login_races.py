@@ -31,6 +31,7 @@ from tests.store.races import PER_USER, ROUNDS, run
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.race
 @pytest.mark.parametrize("scenario", LOGIN_SCENARIOS)
 async def test_scenario_holds_in_races(server: RedisServer, scenario: str) -> None:
     assert await run(server, LOGIN_SCENARIOS[scenario]) == []
@@ -57,11 +58,12 @@ async def test_naive_variant_is_caught(
     assert any(caught in what for what in wrong), wrong
 
 
+@pytest.mark.race
 async def test_storm_of_logins_that_are_refused_at_the_limit_makes_as_many_as_allowed(
     redis: Redis, open_more: Opener
 ) -> None:
     stores = [open_more(at_limit="refuse", max_per_user=PER_USER) for _ in range(4)]
-    for user in range(max(1, ROUNDS // 60)):
+    for user in range(max(1, ROUNDS // 20)):
         answers = await asyncio.gather(
             *(stores[i % 4].create(user, "d") for i in range(LOGINS)), return_exceptions=True
         )
@@ -75,12 +77,13 @@ async def test_storm_of_logins_that_are_refused_at_the_limit_makes_as_many_as_al
             assert {each.ID_Sesion for each in answer.sessions} == numbers
 
 
+@pytest.mark.race
 async def test_login_that_is_refused_in_a_storm_ends_no_other_users_session(
     redis: Redis, open_more: Opener
 ) -> None:
     """Each login brings the token of a session of another user, in another hash slot."""
     stores = [open_more(at_limit="refuse", max_per_user=PER_USER) for _ in range(4)]
-    for user in range(max(1, ROUNDS // 100)):
+    for user in range(max(1, ROUNDS // 33)):
         owners = range(100_000 + 100 * user, 100_000 + 100 * user + 3 * PER_USER)
         others = [await stores[0].create(owner, "d") for owner in owners]
         logins = (Login(Token_Anterior=other.Token_Sesion) for other in others)

@@ -403,9 +403,9 @@ async def test_audit_names_a_malformed_life_and_no_other(
 ) -> None:
     await store.create(7, "a", Login(Vida_Maxima=600))
     await store.create(7, "b")
-    faults = [fault async for _, found in store.audit() for fault in found]
+    faults = [fault async for _, found in store.operators().audit() for fault in found]
     assert faults == []
     bad = session_key((await store.create(7, "c", Login(Vida_Maxima=60))).Token_Sesion)
     redis.hset(bad, "2", life)
-    faults = [fault async for _, found in store.audit() for fault in found]
+    faults = [fault async for _, found in store.operators().audit() for fault in found]
     assert faults == [(bad, "the field 2 is not a life in seconds")]

@@ -18,7 +18,7 @@ from sesiones.store.near_cache import Entry, NearCache, Read
 from tests.store import cache_play
 from tests.store.cache_world import Violation, World
 
-ROUNDS = int(os.environ.get("SESIONES_TEST_ROUNDS", "1"))
+ROUNDS = max(1, int(float(os.environ.get("SESIONES_TEST_ROUNDS", "1"))))
 SEEDS_MAX = 40
 """Within so many runs the simulation must find what breaks the promise."""
 
@@ -49,7 +49,7 @@ def fill_from_any_read(patch: pytest.MonkeyPatch) -> None:
     really = NearCache.fill
 
     def fill(self: NearCache, read: Read, *rest: Any) -> None:
-        stamps = [self._stamps[index] for index in read.indexes]
+        stamps = [self.stamps[index] for index in read.indexes]
         really(self, read._replace(stamps=stamps), *rest)
 
     patch.setattr(NearCache, "fill", fill)

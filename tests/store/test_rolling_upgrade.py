@@ -27,7 +27,7 @@ def field_2(redis: Redis, sesion: Sesion) -> Any:
 
 
 async def no_faults(store: SessionStore) -> None:
-    assert [fault async for _, found in store.audit() for fault in found] == []
+    assert [fault async for _, found in store.operators().audit() for fault in found] == []
 
 
 async def test_new_node_uses_changes_and_ends_sessions_of_the_previous(

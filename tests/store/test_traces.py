@@ -28,7 +28,7 @@ def store(open_more: Opener) -> SessionStore:
 
 
 async def gone(store: SessionStore, whose: int | str = 7) -> list[Trace]:
-    return (await store.why(whose))[1]
+    return (await store.operators().why(whose))[1]
 
 
 Ending = Callable[[SessionStore, Sesion, Sesion], Awaitable[object]]
@@ -67,7 +67,7 @@ async def test_ending_leaves_a_trace_and_a_line_that_say_who_did_it(
     caplog.set_level("INFO")
     await end(store, by, ended)
     actor = actor.format(by, tokens.fingerprint(by.Token_Sesion))
-    live, traces = await store.why(ended.Token_Sesion)
+    live, traces = await store.operators().why(ended.Token_Sesion)
     (trace,) = traces
     assert live == []
     assert trace == Trace(
@@ -121,7 +121,7 @@ async def test_trace_is_no_session(store: SessionStore, redis: Redis) -> None:
     assert [each.ID_Sesion for each in await store.sessions(7, deep=True)] == [two.ID_Sesion]
     assert await store.end(two.Token_Sesion, one.Token_Sesion) == 0
     assert await store.end_user(7, one.ID_Sesion) == 0
-    assert [found async for _, faults in store.audit() for found in faults] == []
+    assert [found async for _, faults in store.operators().audit() for found in faults] == []
     assert len(await gone(store)) == 1
     assert not redis.exists(session_key(one.Token_Sesion))
 
@@ -139,7 +139,7 @@ async def test_live_session_is_known_beside_its_traces(store: SessionStore, redi
     await store._create(7, "laptop", token)
     await store.revoke(token)
     again = await store._create(7, "laptop", token)
-    (live,), (trace,) = await store.why(token)
+    (live,), (trace,) = await store.operators().why(token)
     assert live.ID_Sesion == again.ID_Sesion != trace.ID_Sesion
 
 
@@ -150,7 +150,9 @@ async def test_without_the_setting_no_key_is_left(redis: Redis, open_more: Opene
     assert redis.expiretime(index_key(7)) == latest == one.Fecha_Expiracion
     assert await store.end_all(one.Token_Sesion, one.Token_Sesion) == 1
     assert redis.keys("*") == [f"{base(7)}n".encode()]
-    assert await store.why(7) == await store.why(one.Token_Sesion) == ([], [])
+    assert (
+        await store.operators().why(7) == await store.operators().why(one.Token_Sesion) == ([], [])
+    )
 
 
 async def test_traces_expire(store: SessionStore, redis: Redis) -> None:

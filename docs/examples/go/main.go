@@ -8,10 +8,13 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"regexp"
 	"time"
 )
 
 type contextKey struct{}
+
+var number = regexp.MustCompile(`^[0-9]+$`)
 
 // Usuario is the ID_Usuario of a request that Sesiones has let through.
 func Usuario(r *http.Request) string {
@@ -38,32 +41,36 @@ func Sesiones(url string, next http.Handler) http.Handler {
 		for _, name := range []string{"X-Auth-Token", "Authorization"} {
 			ask.Header[name] = r.Header.Values(name)
 		}
+		w.Header().Set("Cache-Control", "no-store")
 		reply, err := client.Do(ask)
 		if err != nil {
-			w.Header().Set("Retry-After", "1")
-			w.WriteHeader(http.StatusServiceUnavailable)
+			unavailable(w)
 			return
 		}
 		defer reply.Body.Close()
-		w.Header().Set("Cache-Control", "no-store")
-		if reply.StatusCode == http.StatusOK {
-			usuario := reply.Header.Get("X-ID-Usuario")
+		usuario := reply.Header.Get("X-ID-Usuario")
+		switch {
+		// A 200 without an identity is not from sesiones.
+		case reply.StatusCode == http.StatusOK && number.MatchString(usuario):
 			ctx := context.WithValue(r.Context(), contextKey{}, usuario)
 			next.ServeHTTP(w, r.WithContext(ctx))
-			return
-		}
-		for _, name := range []string{"WWW-Authenticate", "Content-Type", "Retry-After"} {
-			if value := reply.Header.Get(name); value != "" {
-				w.Header().Set(name, value)
+		case reply.StatusCode == http.StatusUnauthorized:
+			for _, name := range []string{"WWW-Authenticate", "Content-Type"} {
+				if value := reply.Header.Get(name); value != "" {
+					w.Header().Set(name, value)
+				}
 			}
+			w.WriteHeader(http.StatusUnauthorized)
+			io.Copy(w, reply.Body)
+		default:
+			unavailable(w)
 		}
-		status := http.StatusServiceUnavailable
-		if reply.StatusCode == http.StatusUnauthorized {
-			status = http.StatusUnauthorized
-		}
-		w.WriteHeader(status)
-		io.Copy(w, reply.Body)
 	})
+}
+
+func unavailable(w http.ResponseWriter) {
+	w.Header().Set("Retry-After", "1")
+	w.WriteHeader(http.StatusServiceUnavailable)
 }
 
 func main() {
@@ -78,5 +85,6 @@ func main() {
 		panic(err)
 	}
 	fmt.Printf("listening on http://%s\n", listener.Addr())
-	panic(http.Serve(listener, mux))
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	panic(server.Serve(listener))
 }

@@ -30,12 +30,15 @@ def expired(sesion: Sesion) -> Trace:
 async def test_expiry_is_known_of_a_user_who_is_not_back(clock: Clock, store: SessionStore) -> None:
     sesion = await store.create(7, "laptop")
     clock.now += 1800
-    assert await store.why(7) == ([], [expired(sesion)])
-    assert await store.why(sesion.Token_Sesion) == ([], [])
-    assert await store.why(sesion.Token_Sesion, deep=True) == ([], [expired(sesion)])
-    assert await store.why(tokens.fingerprint(sesion.Token_Sesion)) == ([], [expired(sesion)])
+    assert await store.operators().why(7) == ([], [expired(sesion)])
+    assert await store.operators().why(sesion.Token_Sesion) == ([], [])
+    assert await store.operators().why(sesion.Token_Sesion, deep=True) == ([], [expired(sesion)])
+    assert await store.operators().why(tokens.fingerprint(sesion.Token_Sesion)) == (
+        [],
+        [expired(sesion)],
+    )
     clock.now += KEEP_SECONDS + 1
-    assert await store.why(7) == ([], [])
+    assert await store.operators().why(7) == ([], [])
 
 
 async def test_expiry_is_known_of_a_user_who_is_back(
@@ -44,13 +47,13 @@ async def test_expiry_is_known_of_a_user_who_is_back(
     sesion = await store.create(7, "laptop")
     clock.now += 2000
     new = await store.create(7, "laptop")
-    live, traces = await store.why(7)
+    live, traces = await store.operators().why(7)
     assert ([each.ID_Sesion for each in live], traces) == ([new.ID_Sesion], [expired(sesion)])
-    assert await store.why(sesion.Token_Sesion) == ([], [expired(sesion)])
-    assert await store.why(8) == ([], [])
+    assert await store.operators().why(sesion.Token_Sesion) == ([], [expired(sesion)])
+    assert await store.operators().why(8) == ([], [])
     clock.now += KEEP_SECONDS
     await store.end_user(7)
-    assert expired(sesion) not in (await store.why(7))[1]
+    assert expired(sesion) not in (await store.operators().why(7))[1]
 
 
 @pytest.mark.parametrize("write", ["find", "update", "end", "end_all", "end_others", "list"])
@@ -73,8 +76,10 @@ async def test_every_write_to_the_index_leaves_the_trace_of_an_expiry(
             assert await store.end_others(token) == 0
         case "list":  # reads alone
             assert len(await store.sessions(7)) == 1
-    assert expired(short) in (await store.why(7))[1]
-    assert ((await store.why(short.Token_Sesion))[1] == [expired(short)]) == (write != "list")
+    assert expired(short) in (await store.operators().why(7))[1]
+    assert ((await store.operators().why(short.Token_Sesion))[1] == [expired(short)]) == (
+        write != "list"
+    )
 
 
 async def test_nothing_is_left_behind_in_the_end(
@@ -96,5 +101,5 @@ async def test_sessions_that_have_expired_count_for_no_limit(
         clock.now += 1800
     new = await store.create(7, "laptop", Login(Max_Sesiones=1))
     assert [each.ID_Sesion for each in await store.sessions(7)] == [new.ID_Sesion]
-    assert {trace.reason for trace in (await store.why(7))[1]} == {"expired"}
+    assert {trace.reason for trace in (await store.operators().why(7))[1]} == {"expired"}
     assert await store.end_all(last.Token_Sesion, "") != 1

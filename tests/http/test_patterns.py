@@ -1,0 +1,346 @@
+"""Request patterns: each invariant of sesiones/http/patterns.py, against the parser itself."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.applications import Starlette
+from uvicorn.server import ServerState
+
+from sesiones import tokens
+from sesiones.http import patterns
+from sesiones.http.fast_check import FastCheckProtocol
+from sesiones.http.heads import HEAD_MAX_BYTES
+from sesiones.http.patterns import RequestPatterns
+from sesiones.http.protocol import IDLE, HttpProtocol
+from sesiones.http.templates import Kind, RequestTemplates
+from sesiones.http.traffic import Traffic
+from sesiones.metrics import Metrics
+from tests.harness.in_process import Transport
+from tests.harness.stores import EXAMPLES
+from tests.harness.stub_server import SESION, TOKEN, plain, stub_server
+
+SELF = (False, False, False, True)
+CHECK = plain(b"/sesiones/self", TOKEN)
+OTHER = b"ses_LG" + b"M" * 43
+BROWSER = (
+    b"GET /sesiones/verificar/cuenta?a=b HTTP/1.1\r\nHost: localhost:8000\r\nUser-Agent: x\r\n"
+    b"X-Auth-Token: %b\r\nX-Request-Id: 1\r\nCookie: a=b\r\nConnection: keep-alive\r\n"
+    b"Cache-Control: max-age=0\r\nX-Sin-Deslizar: 0\r\nContent-Length: 0\r\n\r\n" % TOKEN
+)
+pytestmark = pytest.mark.anyio
+LOOP = asyncio.new_event_loop()
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patterns, "LEARN_SECONDS", 0.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def close_loop() -> Iterator[None]:
+    yield
+    LOOP.close()
+
+
+def parsed(data: bytes) -> tuple[bytes, Kind] | None:
+    """What the parser and the fast check make of the data: the token and the kind of a plain check,
+    if it is one and nothing else."""
+    asked: list[tuple[bytes, Kind]] = []
+
+    def check(token: str, _: Any) -> None:
+        asked.append((token.encode(), protocol._in_flight.kind))
+
+    # Made here, because it turns off a logger, and fixtures turn loggers on again.
+    config = uvicorn.Config(Starlette(), ws="none", log_config=None, access_log=False)
+    state = {"check": check, "traffic": Traffic(Metrics(), access_log=False)}
+    protocol = Parsing(config, ServerState(), state, LOOP)
+    transport = Transport()
+    protocol.connection_made(transport)  # type: ignore[arg-type]
+    protocol.data_received(data)
+    alone = protocol._in_flight is protocol.cycle and protocol._input is IDLE
+    protocol.connection_lost(None)
+    return asked[0] if len(asked) == 1 and alone and not transport.written else None
+
+
+class Parsing(FastCheckProtocol):
+    """Without templates and patterns, and without an application."""
+
+    templates = None
+
+    def _start_asgi_task(self, *_: object) -> None:
+        pass
+
+
+def learned(data: bytes) -> RequestPatterns:
+    """The pattern of a plain check."""
+    found = RequestPatterns()
+    request = parsed(data)
+    assert request is not None
+    found.learn(data, *request)
+    return found
+
+
+# 1. Made of one plain check
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        CHECK.replace(b"\r\nHost", b"\r\n\r\nHost"),
+        CHECK[:-2],
+        CHECK + b"G",
+        CHECK + CHECK,
+        b"\r\n" + CHECK,
+        CHECK.replace(b"Host: ", b"Host\x00: "),
+        CHECK.replace(TOKEN, OTHER),  # it is said to be of TOKEN
+    ],
+)
+def test_data_that_is_not_written_as_a_plain_check_makes_no_pattern(data: bytes) -> None:
+    found = RequestPatterns()
+    found.learn(data, TOKEN, SELF)
+    assert len(found) == 0
+
+
+async def test_only_what_the_parser_takes_for_one_plain_check_makes_a_pattern(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = RequestPatterns()
+    monkeypatch.setattr(FastCheckProtocol, "patterns", known)
+    async with stub_server() as served:
+        served.answer = SESION
+        for data in (
+            CHECK + b"G",
+            CHECK + CHECK,
+            CHECK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+            CHECK.replace(b"HTTP/1.1", b"HTTP/1.0"),
+            CHECK.replace(b"GET", b"POST"),
+            CHECK.replace(TOKEN, TOKEN[:-1]),
+        ):
+            await served.send(data)
+        assert len(known) == 0
+        await served.send(CHECK)
+        assert len(known) == 1
+
+
+# 2. and 3. What differs is a token, a host, a path or a value, and is what the parser accepts there
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (TOKEN, OTHER),
+        (b"localhost:8000", b"api.example.com"),
+        (b"localhost:8000", b"[::1]:80"),
+        (b"/cuenta?a=b", b""),
+        (b"/cuenta?a=b", b"?"),
+        (b"/cuenta?a=b", b"/../%2e%2e//~\"'"),
+        (b"User-Agent: x", b"User-Agent: Mozilla/5.0 (X11; Linux x86_64)"),
+        (b"User-Agent: x", b"User-Agent:"),
+        (b"User-Agent: x", b"User-Agent:\t \xff\xe9: ses_ \t"),
+        (b"Cookie: a=b", b"Cookie: " + OTHER),
+        (b"Cookie: a=b", b"Cookie: X-Auth-Token: " + OTHER),
+        (b"Cookie: a=b", b"Cookie: " + b"c" * 12_000),
+    ],
+)
+def test_head_with_other_values_matches(old: bytes, new: bytes) -> None:
+    data = BROWSER.replace(old, new)
+    assert data != BROWSER
+    assert learned(BROWSER).match(data) == parsed(data) != None  # noqa: E711
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (TOKEN, TOKEN[:-1]),
+        (TOKEN, TOKEN + b"A"),
+        (TOKEN, TOKEN + b" " + OTHER),
+        (b"X-Auth-Token", b"x-auth-token"),
+        (b"localhost:8000", b"a b"),
+        (b"localhost:8000", b"localhost:8000, b"),
+        (b"localhost:8000", b"a\xff"),
+        (b"/cuenta?a=b", b"/#"),
+        (b"/cuenta?a=b", b"s"),
+        (b"/cuenta?a=b", b"/a b"),
+        (b"GET", b"HEAD"),
+        (b"HTTP/1.1", b"HTTP/1.0"),
+        (b"User-Agent: x", b"User-Agent: x\x00"),
+        (b"User-Agent: x", b"User-Agent: x\x7f"),
+        (b"User-Agent: x", b"User-Agent: x\rX: y"),
+        (b"User-Agent: x", b"User-Agent: x\nX: y"),
+        (b"User-Agent: x", b"User-Agent: x\r\n y"),
+        (b"User-Agent: x", b"User-Agent : x"),
+        (b"User-Agent: x", b"Content-Length: 5"),
+        (b"User-Agent: x", b"X-Auth-Token: " + OTHER),
+        (b"User-Agent: x\r\n", b"User-Agent: x\r\nUser-Agent: y\r\n"),
+        (b"User-Agent: x\r\n", b""),
+        (b"Connection: keep-alive", b"Connection: close"),
+        (b"Cache-Control: max-age=0", b"Cache-Control: no-cache"),
+        (b"X-Sin-Deslizar: 0", b"X-Sin-Deslizar: 1"),
+        (b"Content-Length: 0", b"Content-Length: 1"),
+        (b"\r\n\r\n", b"\r\n\r\nG"),
+    ],
+)
+def test_head_that_differs_in_more_does_not_match(old: bytes, new: bytes) -> None:
+    data = BROWSER.replace(old, new)
+    assert data != BROWSER
+    assert learned(BROWSER).match(data) is None
+
+
+FIELDS = [
+    *(b"Accept: */*", b"accept-encoding: gzip, br", b"X-Forwarded-For: 10.1.2.3", b"X-Odd:\xe9"),
+    *(b"Connection: keep-alive", b"Proxy-Connection: Keep-Alive", b"Content-Length: 0", b"X-1:"),
+    *(b"Cache-Control: no-cache", b"Cache-Control: max-age=1", b"X-Sin-Deslizar: 1", b"TE: x"),
+    *(b"Cookie: X-Auth-Token: " + OTHER, b"Keep-Alive: 5", b"Forwarded: for=a;host=b", b"Via: 1.1"),
+]
+CREDENTIALS = [
+    b"X-Auth-Token: %b" % TOKEN,
+    b"x-auth-token:%b" % TOKEN,
+    b"Authorization: bEARER %b" % TOKEN,
+]
+TARGETS = [b"/sesiones/self", b"/sesiones/verificar", b"/sesiones/verificar/a?b=c"]
+
+
+@st.composite
+def plain_checks(draw: st.DrawFn) -> bytes:
+    lines = [b"Host: localhost", draw(st.sampled_from(CREDENTIALS))]
+    lines += draw(st.lists(st.sampled_from(FIELDS), max_size=6))
+    target = draw(st.sampled_from(TARGETS))
+    method = draw(
+        st.sampled_from([b"GET", b"HEAD", b"POST"] if target[10:11] == b"v" else [b"GET"])
+    )
+    shuffled = draw(st.permutations(lines))
+    return b"%b %b HTTP/1.1\r\n%b\r\n\r\n" % (method, target, b"\r\n".join(shuffled))
+
+
+PIECES = [
+    b"",
+    b"A",
+    b" ",
+    b"\t",
+    b"\r",
+    b"\n",
+    b"\r\n",
+    b"\x00",
+    b"\x7f",
+    b"\xff",
+    b":",
+    b"#",
+    b"?",
+]
+PIECES += [
+    OTHER,
+    b"ses_",
+    b"X: y\r\n",
+    b"close",
+    b"Content-Length: 5\r\n",
+    b"chunked",
+    b", no-cache",
+]
+
+
+@settings(max_examples=20 * EXAMPLES)
+@given(
+    known=plain_checks(),
+    changes=st.lists(
+        st.tuples(
+            st.floats(0, 1),
+            st.sampled_from([0, 0, 0, 1, 2, 4, 49]),
+            st.sampled_from(PIECES) | st.binary(max_size=3),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_match_is_what_the_parser_finds(
+    known: bytes, changes: list[tuple[float, int, bytes]]
+) -> None:
+    if parsed(known) is None:  # two fields exclude each other
+        return
+    data = known
+    for where, removed, inserted in changes:
+        at = int(where * len(data))
+        data = data[:at] + inserted + data[at + removed :]
+    found = learned(known).match(data)
+    assert found is None or found == parsed(data)
+
+
+# 4. No longer than a head may be
+
+
+def test_head_of_16_kib_matches_and_a_byte_more_does_not() -> None:
+    found = learned(BROWSER)
+    for size, matches in (HEAD_MAX_BYTES, True), (HEAD_MAX_BYTES + 1, False):
+        value = b"c" * (size - len(BROWSER) + len(b"a=b"))
+        data = BROWSER.replace(b"Cookie: a=b", b"Cookie: " + value)
+        assert len(data) == size
+        assert (found.match(data) is not None) is matches
+
+
+# How many there are, and when
+
+
+def test_second_pattern_is_made_a_second_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patterns, "LEARN_SECONDS", 1.0)
+    clock = iter([1000.0, 1000.9, 1001.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    found = RequestPatterns()
+    for request, number in (CHECK, 1), (BROWSER, 1), (BROWSER, 2):
+        found.learn(request, TOKEN, SELF)
+        assert len(found) == number
+
+
+def test_pattern_that_was_used_last_stays_and_their_number_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(patterns, "MAX_PATTERNS", 20)
+    found = learned(CHECK)
+    for number in range(50):
+        other = CHECK.replace(b"Host:", b"X-%d: 1\r\nHost:" % number)
+        found.learn(other, TOKEN, SELF)
+        assert found.match(CHECK.replace(TOKEN, OTHER)) == (OTHER, SELF)
+        assert found.match(other) == (TOKEN, SELF)
+    assert len(found) == 1 + patterns.MAX_OF_A_LENGTH
+    for number in range(50):
+        found.learn(CHECK.replace(b"Host:", b"X: 1\r\n" * number + b"Host:"), TOKEN, SELF)
+        assert len(found) <= 20
+
+
+def test_head_of_an_enormous_expression_makes_no_pattern() -> None:
+    found = RequestPatterns()
+    found.learn(CHECK.replace(b"Host:", b"X-%b: 1\r\nHost:" % (b"a" * 5000)), TOKEN, SELF)
+    assert len(found) == 0
+
+
+def test_pattern_holds_no_token_and_no_value_of_a_client() -> None:
+    request = BROWSER.replace(b"a=b\r\n", b"a=secret\r\n")
+    (kept,) = learned(request)._of_length.values()
+    expression = kept[0][0].pattern
+    assert TOKEN not in expression
+    assert b"secret" not in expression
+
+
+async def test_request_that_matches_needs_no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed_heads: list[bytes] = []
+    parse = HttpProtocol.data_received
+
+    def data_received(self: HttpProtocol, data: bytes) -> None:
+        parsed_heads.append(data)
+        parse(self, data)
+
+    monkeypatch.setattr(HttpProtocol, "data_received", data_received)
+    monkeypatch.setattr(FastCheckProtocol, "patterns", RequestPatterns())
+    monkeypatch.setattr(FastCheckProtocol, "templates", RequestTemplates())
+    async with stub_server() as served:
+        served.answer = SESION
+        for number in range(5):
+            token = tokens.make(number).encode()
+            data = BROWSER.replace(b"Request-Id: 1", b"Request-Id: %d" % number)
+            assert b" 200 " in await served.send(data.replace(TOKEN, token))
+            assert served.asked[-1] == token.decode()
+    assert len(parsed_heads) == 1

@@ -1,0 +1,112 @@
+"""Requests that had an answer from memory before: when the same bytes have it again."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from sesiones import tokens
+from sesiones.http import repeats
+from sesiones.http.repeats import Repeats
+from sesiones.metrics import (
+    CACHE_LOOKUPS,
+    CHECKS,
+    FAMILIES,
+    HTTP_RESPONSES,
+    SERVICE_FAMILIES,
+    Metrics,
+    cell,
+)
+from sesiones.redis_client import Lease
+from sesiones.store.near_cache import InvalidationTable, NearCache
+from tests.harness.stub_server import SESION, TOKEN, plain
+
+REQUEST, RESPONSE = plain(b"/sesiones/self", TOKEN), b"the response"
+DIGEST = tokens.digest(TOKEN.decode())
+LEASE_SECONDS, ENTRY_SECONDS = 5, 3
+
+
+class Kept:
+    """A request that is kept, its lease and what it is counted in. ``now``: the clock."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now = time.monotonic()
+        patch.setattr(time, "monotonic", lambda: self.now)
+        self.lease, self.table, self.metrics = Lease(), InvalidationTable(), Metrics()
+        self.lease.extend(self.now + LEASE_SECONDS)
+        self.cache = NearCache(ENTRY_SECONDS, 60, self.table, lambda _: self.lease, self.metrics)
+        self.repeats = Repeats(self.cache, self.metrics)
+        self.answer = self.repeats.answerer()
+        self.keep(REQUEST)
+
+    def keep(self, request: bytes) -> None:
+        read = self.cache.begin([TOKEN.decode()], [DIGEST])
+        lasting = SESION._replace(Fecha_Expiracion=2**40, Ultima_Actividad=1000)
+        self.cache.fill(read, [lasting], [1800], 1000.0)
+        entry = self.cache.get(TOKEN.decode())
+        assert entry is not None
+        self.repeats.keep(request, entry, RESPONSE)
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
+    return Kept(monkeypatch)
+
+
+def test_same_bytes_have_the_same_answer_until_their_entry_is_too_old(kept: Kept) -> None:
+    kept.now += ENTRY_SECONDS - 0.001
+    assert kept.answer(REQUEST) is RESPONSE
+    kept.now += 0.001
+    assert kept.answer(REQUEST) is None
+
+
+def test_other_bytes_have_no_answer(kept: Kept) -> None:
+    assert kept.answer(REQUEST[:-1]) is None
+    assert kept.answer(REQUEST + REQUEST) is None
+
+
+def _end_lease(kept: Kept) -> None:
+    kept.lease.extend(kept.now)
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [
+        pytest.param(_end_lease, id="its lease has run out"),
+        pytest.param(lambda kept: kept.lease.revoke(), id="its lease is revoked"),
+        pytest.param(lambda kept: kept.cache.invalidate([DIGEST.encode()]), id="it has ended here"),
+        pytest.param(
+            lambda kept: kept.table.invalidate([DIGEST.encode()]), id="another worker was told"
+        ),
+        pytest.param(lambda kept: kept.cache.message(DIGEST.encode()), id="a message names it"),
+    ],
+)
+def test_request_whose_entry_no_longer_counts_has_no_answer(
+    kept: Kept, lose: Callable[[Kept], None]
+) -> None:
+    assert kept.answer(REQUEST) is RESPONSE
+    lose(kept)
+    assert kept.answer(REQUEST) is None
+    assert kept.cache.get(TOKEN.decode()) is None
+
+
+def test_answer_counts_as_one_hit_one_valid_check_and_one_response(kept: Kept) -> None:
+    before = kept.metrics.sums()
+    kept.answer(REQUEST)
+    kept.answer(REQUEST[:-1])
+    after = kept.metrics.sums()
+    counted = (CACHE_LOOKUPS, "hit"), (CHECKS, "valid"), (HTTP_RESPONSES, "200")
+    for family in FAMILIES + SERVICE_FAMILIES:
+        for value in family.values:
+            index = cell(family, value)
+            assert after[index] - before[index] == ((family, value) in counted)
+
+
+def test_oldest_requests_make_room(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "ENTRIES_MAX", 3)
+    requests = [REQUEST + bytes([each]) for each in range(3)]
+    for request in requests:
+        kept.keep(request)
+    assert len(kept.repeats) == 3
+    assert kept.answer(REQUEST) is None
+    assert [kept.answer(request) for request in requests] == 3 * [RESPONSE]
