@@ -10,6 +10,7 @@ from redis import Redis
 from sesiones import tokens
 from sesiones.sesion import Login, Refusal, Sesion, StoreUnavailable
 from sesiones.store import SessionStore
+from sesiones.store.operators import Ending
 from sesiones.store.traces import Trace
 from tests.harness.records import base, digest, index_key, session_key
 from tests.harness.redis_server import RedisServer
@@ -84,6 +85,18 @@ async def test_ending_leaves_a_trace_and_a_line_that_say_who_did_it(
     assert f"{name}: {trace.reason} by {actor}" in caplog.messages
     assert trace in await gone(store)
     assert await gone(store, trace.fingerprint) == [trace]
+
+
+async def test_ending_of_every_session_leaves_a_trace_of_each(
+    store: SessionStore, redis: Redis
+) -> None:
+    made = [await store.create(user, "laptop") for user in (7, 7, 8)]
+    async for _ in store.operators().end_begun(None, Ending()):
+        pass
+    for sesion in made:
+        (trace,) = await gone(store, sesion.Token_Sesion)
+        known = trace.ID_Sesion, trace.reason, trace.actor
+        assert known == (sesion.ID_Sesion, "operator", "SessionStore")
 
 
 async def test_ending_that_nothing_asked_for_has_no_actor(
