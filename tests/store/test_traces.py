@@ -32,8 +32,8 @@ async def gone(store: SessionStore, whose: int | str = 7) -> list[Trace]:
     return (await store.operators().why(whose))[1]
 
 
-Ending = Callable[[SessionStore, Sesion, Sesion], Awaitable[object]]
-ENDINGS: dict[str, tuple[Ending, str]] = {
+End = Callable[[SessionStore, Sesion, Sesion], Awaitable[object]]
+ENDINGS: dict[str, tuple[End, str]] = {
     "logout": (lambda store, by, ended: store.end(by.Token_Sesion, ended.Token_Sesion), CALLER),
     "logout_all": (lambda store, by, _: store.end_all(by.Token_Sesion, by.Token_Sesion), CALLER),
     "others": (lambda store, by, _: store.end_others(by.Token_Sesion), CALLER),
