@@ -34,6 +34,7 @@ from sesiones.http.repeats import Repeats
 from sesiones.metrics import Metrics
 from sesiones.redis_client.subscription import Lease
 from sesiones.sesion import Sesion
+from sesiones.store import SessionStore
 from sesiones.store.near_cache import ENTRIES_MAX, InvalidationTable, NearCache
 from tests.harness.client import Client
 from tests.harness.deployment import JSON
@@ -45,6 +46,8 @@ WRITES = 4000
 AT_ONCE = 64
 """Requests in flight."""
 MESSAGES = 20_000
+USERS = 60
+SESSIONS_OF_A_USER = 1000
 SUBSCRIBERS = 40
 PREDICTED_SESSIONS = 10_000
 PREDICTED_CONNECTIONS = 256
@@ -62,7 +65,8 @@ def main() -> int:
     if parser.parse_args().predict:
         predict()
         return 0
-    for name, figure, unit in itertools.chain(of_entries(), of_service(), of_messages()):
+    parts = of_entries(), of_service(), of_messages(), of_traces()
+    for name, figure, unit in itertools.chain.from_iterable(parts):
         print(f"{name:<52}{figure:>10,.2f} {unit}", flush=True)
     return 0
 
@@ -258,6 +262,32 @@ def _drain(connection: socket.socket) -> None:
             pass
     except OSError:
         pass
+
+
+def of_traces() -> Iterator[Figure]:
+    """What SESIONES_WHY_SECONDS costs, in logoutAlls of users with many sessions each."""
+    with RedisServer() as redis:
+        for seconds, name in (0, "an ending by logoutAll"), (3600, "the same, with its trace"):
+            yield f"{name}: Redis", uvloop.run(_cost_of_endings(redis, seconds)), "us"
+        with redis.client() as client:
+            keys = list(client.scan_iter("*:w"))
+            memory = sum(client.memory_usage(key, samples=0) or 0 for key in keys)
+            traces = sum(client.zcard(key) for key in keys)
+        yield "memory of a trace", memory / traces, "bytes"
+
+
+async def _cost_of_endings(redis: RedisServer, why_seconds: int) -> float:
+    """CPU time of Redis for each session that ends."""
+    spent = 0.0
+    async with SessionStore.from_url(
+        redis.url, timeout_seconds=5.0, why_seconds=why_seconds
+    ) as store:
+        for user in range(USERS):
+            made = [await store.create(user, "laptop") for _ in range(SESSIONS_OF_A_USER)]
+            before = _cpu_us(redis)
+            assert await store.end_all(made[0].Token_Sesion, "") == SESSIONS_OF_A_USER
+            spent += _cpu_us(redis) - before
+    return spent / (USERS * SESSIONS_OF_A_USER)
 
 
 TOUCH_60 = "--touch-seconds", "60"

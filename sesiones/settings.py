@@ -18,6 +18,7 @@ SECONDS_MAX = 2**31 - 1
 MAX_PER_USER_MAX = 10_000
 """Scripts over larger indexes would stop Redis for too long."""
 CACHE_SECONDS_MAX = 3600
+WHY_SECONDS_MAX = 30 * 24 * 3600
 SERVICE_KEY = r"[!-+\--~]{32,}"
 """The pattern of one service key: no comma, which separates keys."""
 FILE_MAX_BYTES = 64 * 1024
@@ -207,6 +208,11 @@ class Settings:
         0,
         _integer(0, CACHE_SECONDS_MAX),
         "seconds for which a check may be answered from memory; 0: every check asks Redis",
+    )
+    why_seconds: int = _setting(
+        0,
+        _integer(0, WHY_SECONDS_MAX),
+        "seconds for which `sesiones why` can tell of a session that is gone; 0: not at all",
     )
     service_key: tuple[str, ...] = _setting(
         (), _service_keys, "keys that POST and PUT require, separated by commas", secret=True

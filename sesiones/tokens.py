@@ -70,6 +70,11 @@ def fingerprint(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()[:8]
 
 
+def fingerprint_of_name(value: str) -> str | None:
+    """The fingerprint in a token's name in the log, ``ses_#1a2b3c4d``; None of anything else."""
+    return value.removeprefix("ses_#") if _FINGERPRINT.fullmatch(value) else None
+
+
 def masked(value: object) -> str:
     """The fingerprint of a Token_Sesion as a log shows it. A fingerprint stays as it is."""
     if (token := parse(value)) is not None:

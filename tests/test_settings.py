@@ -58,6 +58,7 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "redis_ca_file": [],  # a good one needs a URL with TLS: redis_client/test_tls.py
     "wait_replicas": [("0", 0), ("2", 2)],
     "cache_seconds": [("0", 0), ("60", 60), ("3600", 3600)],
+    "why_seconds": [("0", 0), ("86400", 86400), ("2592000", 2592000)],
     "service_key": [(KEY, (KEY,)), (f"{KEY}, {'~' * 40}", (KEY, "~" * 40))],
     "key_prefix": [("a", "a"), ("A-z_0.9:" * 4, "A-z_0.9:" * 4)],
     "http": [("httptools", "httptools"), ("fast", "fast")],
@@ -90,6 +91,7 @@ BAD: dict[str, list[str]] = {
     "redis_ca_file": ["", "/none", "/dev/null", "/"],
     "wait_replicas": [*NOT_A_COUNT, "101"],
     "cache_seconds": [*NOT_A_COUNT, "3601"],
+    "why_seconds": [*NOT_A_COUNT, "2592001"],
     "service_key": [
         *("", ",", "k" * 31, f"{KEY},", f"{KEY},short", f"{'k' * 31}ñ", f"{KEY} {KEY}"),
         *("hunter2", f"hunter2,{KEY}", f"{KEY},hunter2ñ"),

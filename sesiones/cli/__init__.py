@@ -7,7 +7,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from sesiones.cli import doctor, end_all, health, stats, users
+from sesiones.cli import doctor, end_all, health, stats, users, why
 from sesiones.cli.arguments import parse
 from sesiones.cli.console import OutputError, complain, prepare, show
 from sesiones.cli.exits import CommandError, Exit
@@ -52,6 +52,8 @@ def _run(options: Namespace) -> Exit:
             return asyncio.run(doctor.run(settings, options))
         case "users":
             return asyncio.run(users.run(settings, options))
+        case "why":
+            return asyncio.run(why.run(settings, options))
         case "stats":
             return asyncio.run(stats.run(settings, options))
         case "end-all":

@@ -26,6 +26,7 @@ COMMANDS = {
     "users": "one user's sessions, or those of a name of the log: list them, end one or all",
     "stats": "how many sessions and users there are",
     "end-all": "end every session, or those that began before a moment",
+    "why": "what is known of a user's sessions or of a token: which live, why others ended",
     "health": "whether the service on this machine answers, at the address of its settings",
 }
 
@@ -85,7 +86,7 @@ def _parser() -> ArgumentParser:
     parser = _Parser(prog="sesiones", description=sesiones.__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=sesiones.__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    serve, doctor, users, stats, end_all, health = (
+    serve, doctor, users, stats, end_all, why, health = (
         commands.add_parser(
             name,
             help=text,
@@ -135,7 +136,7 @@ def _parser() -> ArgumentParser:
         help="look through every key for sessions that the user's index does not name",
     )
     users.add_argument("--json", action="store_true", help="print JSON")
-    Settings.add_flags(users, *redis, "log_format")
+    Settings.add_flags(users, *redis, "why_seconds", "log_format")
     stats.add_argument("--json", action="store_true", help="print JSON")
     Settings.add_flags(stats, *redis)
     end_all.add_argument(
@@ -149,7 +150,21 @@ def _parser() -> ArgumentParser:
         "--yes", action="store_true", help="end them; without it, they are only counted"
     )
     end_all.add_argument("--json", action="store_true", help="print JSON")
-    Settings.add_flags(end_all, *redis, "log_format")
+    Settings.add_flags(end_all, *redis, "why_seconds", "log_format")
+    why.add_argument(
+        "whose",
+        metavar="WHOSE",
+        help="the user's number; a token; a token's name in the log, ses_#1a2b3c4d; or -, which "
+        "reads one of them from standard input, so that no shell remembers a token",
+    )
+    why.add_argument(
+        "--deep",
+        action="store_true",
+        help="look through every key, as always for a name: a session that has expired stands in "
+        "its user's index alone until the user is back",
+    )
+    why.add_argument("--json", action="store_true", help="print a JSON array of sessions")
+    Settings.add_flags(why, *redis, "why_seconds")
     Settings.add_flags(health, "host", "port", "uds")
     return parser
 

@@ -13,7 +13,7 @@ TIMEOUT_SECONDS_MIN = 5.0
 
 def open_patient_store(settings: Settings) -> SessionStore:
     """The service's store, without a near-cache: a command asks once."""
-    return open_store(_patient(settings))
+    return open_store(_patient(settings), actor="command line")
 
 
 def commands_of(settings: Settings) -> Commands:

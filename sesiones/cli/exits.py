@@ -19,8 +19,8 @@ class Exit(IntEnum):
     OK = 0, "it is as it should be"
     NO = (
         1,
-        "there is no such session, or several of that name (users), an error was found (doctor), "
-        "the service is not alive (health) or cannot listen (serve)",
+        "there is no such session, or several of that name (users), nothing is known of one (why), "
+        "an error was found (doctor), the service is not alive (health) or cannot listen (serve)",
     )
     USAGE = 2, "a flag, an argument or a setting is bad, or packages are not installed (serve)"
     UNAVAILABLE = (

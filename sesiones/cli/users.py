@@ -57,7 +57,7 @@ async def _named(store: SessionStore, settings: Settings, options: Namespace) ->
 
 def _list(sesiones: list[UserSession], settings: Settings, options: Namespace, title: str) -> None:
     if options.json:
-        show(json.dumps([_members(sesion) for sesion in sesiones], separators=(",", ":")))
+        show(json.dumps([members(sesion) for sesion in sesiones], separators=(",", ":")))
         return
     found = counted(len(sesiones), "live session")
     lines = [_line(sesion, with_user=options.name is not None) for sesion in sesiones]
@@ -105,7 +105,7 @@ async def _warn_of_missing(
             )
 
 
-def _members(sesion: UserSession) -> dict[str, Any]:
+def members(sesion: UserSession) -> dict[str, Any]:
     """The members of a session in JSON. ``Token_Sesion`` is the token's name in the log."""
     members: dict[str, Any] = {}
     for field, value in sesion._asdict().items():

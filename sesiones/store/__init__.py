@@ -50,7 +50,8 @@ class SessionStore:
 
     ``policy``: how long sessions live, and how many a user may have. ``wait_replicas``: how many
     replicas must have what a method wrote before it returns, within 0.1 s (or two fifths of
-    ``timeout_seconds``, if that is less); else it raises StoreUnavailable.
+    ``timeout_seconds``, if that is less); else it raises StoreUnavailable. ``why_seconds``: for how
+    long `sesiones why` can tell of a session that has ended or expired.
 
     A store may be used in any number of event loops and threads. Each loop has connections of its
     own, which are closed when the loop ends (asyncio.run() does that) or by aclose() in it.
@@ -65,11 +66,14 @@ class SessionStore:
         timeout_seconds: float,
         wait_replicas: int = 0,
         cache_seconds: int = 0,
+        why_seconds: int = 0,
         table: InvalidationTable | None = None,
         metrics: Metrics | None = None,
+        actor: str = "SessionStore",
     ) -> None:
         """``connect_commands``: makes the commands of an event loop, without I/O. ``table``: the
-        one that the processes of a service share."""
+        one that the processes of a service share. ``actor``: who asks for what needs no token, in
+        the log and for `sesiones why`."""
         self.metrics = metrics or Metrics()
         self._connect = connect_commands
         self._policy = policy
@@ -77,6 +81,8 @@ class SessionStore:
         self._timeout_seconds = timeout_seconds
         self._wait_replicas = wait_replicas
         self._cache_seconds = cache_seconds
+        self._why_seconds = why_seconds
+        self._actor = actor
         self._table = table or (InvalidationTable() if cache_seconds else None)
         self._outages = Outages()
         self._timings = Timings(self.metrics)
@@ -98,6 +104,7 @@ class SessionStore:
         redis_ca_file: str | None = None,
         wait_replicas: int = 0,
         cache_seconds: int = 0,
+        why_seconds: int = 0,
         metrics: Metrics | None = None,
     ) -> Self:
         """A store on the Redis of the URL, in any of the forms of SESIONES_REDIS_URL; no I/O until
@@ -115,6 +122,7 @@ class SessionStore:
             redis_ca_file=redis_ca_file,
             wait_replicas=wait_replicas,
             cache_seconds=cache_seconds,
+            why_seconds=why_seconds,
         )
         return cls(
             partial(connect, url, timeout_seconds, redis_ca_file),
@@ -123,6 +131,7 @@ class SessionStore:
             timeout_seconds=timeout_seconds,
             wait_replicas=wait_replicas,
             cache_seconds=cache_seconds,
+            why_seconds=why_seconds,
             metrics=metrics,
         )
 
@@ -296,6 +305,8 @@ class SessionStore:
             self._connect(),
             wait_replicas=self._wait_replicas,
             timeout_seconds=self._timeout_seconds,
+            why_seconds=self._why_seconds,
+            actor=self._actor,
             outages=self._outages,
             metrics=self.metrics,
         )

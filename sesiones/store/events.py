@@ -32,34 +32,37 @@ class SessionEvents:
         self._tombstones = tombstones
         self._metrics = metrics
         self._cache = cache
-        self._waiting: deque[tuple[str, list[Any]]] = deque()
-        """Endings whose line is still to be written: the reason, and the script's entry."""
+        self._waiting: deque[tuple[str, str, list[Any]]] = deque()
+        """Endings whose line is still to be written: the reason, the actor, the script's entry."""
         self._scheduled = False
 
     def created(self, ID_Sesion: int, ID_Usuario: int, token: str) -> None:
         self._metrics.add(CREATED)
-        _log("created", ID_Sesion, ID_Usuario, tokens.fingerprint(token))
+        _log("created", ID_Sesion, ID_Usuario, tokens.fingerprint(token), "")
 
-    def updated(self, sesion: Sesion, fields: list[str]) -> None:
-        """``fields``: what has changed. An update that changed nothing is none."""
+    def updated(self, sesion: Sesion, fields: list[str], actor: str) -> None:
+        """``fields``: what has changed, with the new values of integers. An update that changed
+        nothing is none."""
         if self._cache is not None:  # a second try does not tell what the first has changed
             self._cache.invalidate([tokens.digest(sesion.Token_Sesion).encode()])
         if fields:
             self._metrics.add(UPDATED)
             changed = ", ".join(fields)
             fingerprint = tokens.fingerprint(sesion.Token_Sesion)
-            _log("changed", sesion.ID_Sesion, sesion.ID_Usuario, fingerprint, changed=changed)
+            session = sesion.ID_Sesion, sesion.ID_Usuario, fingerprint
+            _log("changed", *session, actor, changed=changed)
 
-    def ended(self, reason: str, base: str, entries: list[Any]) -> None:
+    def ended(self, reason: str, base: str, entries: list[Any], actor: str = "") -> None:
         """``entries``: the sessions that a script has ended, as delete() in lua/session.lua returns
-        them; ``base``: what their keys begin with. Raises MALFORMED_REPLY_ERRORS."""
+        them; ``base``: what their keys begin with; ``actor``: who asked for that, if anything did.
+        Raises MALFORMED_REPLY_ERRORS."""
         if not entries:
             return
         self._tombstones.add([f"{base}{SESSION}{digest.decode()}" for digest, _, _ in entries])
         if self._cache is not None:
             self._cache.invalidate([digest for digest, _, _ in entries])
         self._metrics.add(ENDED, reason, len(entries))
-        self._waiting.extend((reason, entry) for entry in entries)
+        self._waiting.extend((reason, actor, entry) for entry in entries)
         if not self._scheduled:
             self._write_slice()
 
@@ -78,9 +81,9 @@ class SessionEvents:
             asyncio.get_running_loop().call_later(0, self._write_slice)
 
     def _write_line(self) -> None:
-        reason, (digest, ID_Sesion, ID_Usuario) = self._waiting.popleft()
+        reason, actor, (digest, ID_Sesion, ID_Usuario) = self._waiting.popleft()
         fingerprint = tokens.fingerprint_of_digest(digest.decode())
-        _log("ended", number(ID_Sesion), number(ID_Usuario), fingerprint, reason=reason)
+        _log("ended", number(ID_Sesion), number(ID_Usuario), fingerprint, actor, reason=reason)
 
 
 def _log(
@@ -88,10 +91,15 @@ def _log(
     ID_Sesion: int | None,
     ID_Usuario: int | None,
     fingerprint: str,
+    actor: str,
     **detail: str,
 ) -> None:
-    """``detail``: what follows a colon, under the name of its field in JSON; if anything does."""
+    """``detail``: what follows a colon, under the name of its field in JSON; if anything does.
+    ``actor``: who asked for it; empty when nothing did."""
     why = "".join(f": {text}" for text in detail.values())
+    if actor:
+        why += f" by {actor}"
+        detail["actor"] = actor
     logger.info(
         "%s session %s of user %s, ses_#%s%s",
         *(event, ID_Sesion, ID_Usuario, fingerprint, why),

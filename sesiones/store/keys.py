@@ -2,6 +2,8 @@
 
 from sesiones import tokens
 
+INDEX = "u:"
+TRACES = "w"
 SESSION = "h:"
 """Stands between base() and a session's digest in the session's key. The letter names the layout of
 the record; the scripts have it too (lua/session.lua)."""
@@ -30,10 +32,13 @@ class Keys:
         return f"{self.base('??')}{SESSION}{digest_start}{'?' * rest}"
 
     def index(self, ID_Usuario: int) -> str:
-        return f"{self.base(tokens.user_bucket(ID_Usuario))}u:{ID_Usuario}"
+        return f"{self.base(tokens.user_bucket(ID_Usuario))}{INDEX}{ID_Usuario}"
 
     def counter(self, bucket: str) -> str:
         return f"{self.base(bucket)}n"
+
+    def traces(self, bucket: str) -> str:
+        return f"{self.base(bucket)}{TRACES}"
 
     def session(self, token: str) -> str:
         # base(), spelled out, because every check comes here.

@@ -14,13 +14,14 @@ from redis.exceptions import NoPermissionError, ReadOnlyError
 
 from sesiones import tokens
 from sesiones.redis_client import Execute
-from sesiones.sesion import UserSession
+from sesiones.sesion import UserSession, valid_integer
 from sesiones.store import scripts
 from sesiones.store.events import SessionEvents
-from sesiones.store.keys import DIGEST_LENGTH, SESSION, Keys, base_of
+from sesiones.store.keys import DIGEST_LENGTH, INDEX, SESSION, TRACES, Keys, base_of
 from sesiones.store.records import user_session_of, user_sessions_of
 from sesiones.store.runner import ScriptRunner, unavailable
 from sesiones.store.tombstones import Tombstones
+from sesiones.store.traces import Trace, is_live, trace_of
 
 logger = logging.getLogger("sesiones.store")
 
@@ -92,8 +93,9 @@ class OperatorTools:
             listed = await self._list(ID_Usuario, await self._digests_of_bucket(ID_Usuario))
         base = self._keys.base(tokens.user_bucket(ID_Usuario))
 
-        def on_reply(ended: Any) -> int:
-            self._events.ended("operator", base, ended)
+        def on_reply(reply: Any) -> int:
+            actor, *ended = reply
+            self._events.ended("operator", base, ended, actor.decode())
             return len(ended)
 
         with unavailable():
@@ -143,6 +145,55 @@ class OperatorTools:
                 extra={"ID_Usuario": ID_Usuario},
             )
         return listed
+
+    async def why(
+        self, whose: int | str, *, deep: bool = False
+    ) -> tuple[list[UserSession], list[Trace]]:
+        """What is known of the sessions of a user, or of a token, by itself or by its fingerprint:
+        those that live, and the traces of those that are gone, the latest first.
+
+        ``deep``: from a look at every key, as always for a fingerprint.
+        """
+        if isinstance(whose, int):
+            user = valid_integer("ID_Usuario", whose)
+            traces = self._keys.traces(tokens.user_bucket(user))
+            entries = await self._why("", user, [self._keys.index(user), traces])
+            return await self.sessions(user, deep=deep), _known(entries)[1]
+        if (token := tokens.parse(whose)) is None:
+            live, gone = _known(await self._search(self._keys.pattern, tokens.digest_start(whose)))
+            return (
+                [session for session in live if session.fingerprint == whose],
+                [trace for trace in gone if trace.fingerprint == whose],
+            )
+        digest, bucket = tokens.digest(token), tokens.bucket(token)
+        if deep:
+            return _known(await self._search(f"{self._keys.base(bucket)}*", digest))
+        keys = [self._keys.session(token), self._keys.traces(bucket)]
+        return _known(await self._why(digest, "", keys))
+
+    async def _why(self, beginning: str, ID_Usuario: int | str, keys: list[str]) -> list[Any]:
+        entries: list[Any] = await self._runner.run(
+            scripts.WHY,
+            keys[:1],
+            beginning,
+            ID_Usuario,
+            *keys,
+            execute=self._runner.main.execute_on_master,
+        )
+        return entries
+
+    async def _search(self, pattern: str, beginning: str) -> list[Any]:
+        """What lua/why.lua says of every key of the pattern that can know a digest."""
+        entries: list[Any] = []
+        kinds = tuple(kind.encode() for kind in (f"{SESSION}{beginning}", INDEX, TRACES))
+        with unavailable():
+            async for execute, keys in self._scan(pattern):
+                asked = [key for key in keys if key.partition(b"}:")[2].startswith(kinds)]
+                if asked:
+                    entries += await self._runner.run(
+                        scripts.WHY, [], beginning, "", *asked, execute=execute
+                    )
+        return entries
 
     async def _digests_of_bucket(self, ID_Usuario: int) -> set[bytes]:
         """What the keys of the sessions of the user's bucket end in."""
@@ -207,8 +258,9 @@ class OperatorTools:
     async def _end_begun(self, keys: list[str], before: int | None, done: Ending) -> None:
         """Those of one bucket. A second try finds those ended that the first one has ended."""
 
-        def on_reply(ended: Any) -> None:
-            self._events.ended("operator", base_of(keys[0]), ended)
+        def on_reply(reply: Any) -> None:
+            actor, *ended = reply
+            self._events.ended("operator", base_of(keys[0]), ended, actor.decode())
             done.sessions += len(ended)
 
         await self._runner.write(
@@ -273,3 +325,15 @@ class OperatorTools:
                     break
                 if pauses:
                     await asyncio.sleep(min(loop.time() - begun, PAUSE_SECONDS_MAX))
+
+
+def _known(entries: list[Any]) -> tuple[list[UserSession], list[Trace]]:
+    """The live sessions and the traces of a reply of lua/why.lua, the latest first."""
+    with unavailable():
+        sessions = [
+            user_session_of(digest.decode(), text, expiry)
+            for digest, text, expiry in filter(is_live, entries)
+        ]
+        traces = [trace_of(*entry) for entry in entries if not is_live(entry)]
+    live = [session for session in sessions if session is not None]
+    return live, sorted(set(traces), key=lambda trace: -trace.when)

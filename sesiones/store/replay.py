@@ -58,7 +58,8 @@ class Replay:
         answer and the batch must be retried."""
         generation = self._tombstones.generation
 
-        def on_reply(ended: Any) -> int:
+        def on_reply(reply: Any) -> int:
+            _, *ended = reply
             self._events.ended("failover", base_of(keys[0]), ended)
             return len(ended)
 

@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -84,6 +84,8 @@ class ScriptRunner:
         *,
         wait_replicas: int,
         timeout_seconds: float,
+        why_seconds: int,
+        actor: str,
         outages: Outages,
         metrics: Metrics,
     ) -> None:
@@ -91,7 +93,7 @@ class ScriptRunner:
         ``confirmed_writes``: for calls that wait for replicas, because a check must not wait behind
         one. Without WAIT, it is ``main``. ``degraded_reads``: for checks while Redis takes no
         writes, because a write that Redis holds back (CLIENT PAUSE) holds up everything that is
-        sent behind it on its connection."""
+        sent behind it on its connection. ``actor``: who asks for what needs no token."""
         self.main = main
         self.confirmed_writes = confirmed_writes
         self.degraded_reads = degraded_reads
@@ -100,6 +102,8 @@ class ScriptRunner:
         self._all_commands = {main, confirmed_writes, degraded_reads}
         self._wait_replicas = wait_replicas
         self.timeout_seconds = timeout_seconds
+        self._why_seconds = why_seconds
+        self.actor = actor
         self._outages = outages
         self._metrics = metrics
         self._closed = False
@@ -109,14 +113,17 @@ class ScriptRunner:
         script: Script,
         keys: list[str],
         *arguments: Argument,
+        actor: str | None = None,
         on_reply: OnReply,
         tries: int = 2,
     ) -> Any:
         """What ``on_reply`` makes of the script's reply, once enough replicas have what the script
-        wrote. ``on_reply`` is called even if they do not, and even if the caller was cancelled."""
+        wrote. ``on_reply`` is called even if they do not, and even if the caller was cancelled.
+        ``actor``: who asks for this; None: who asks for what needs no token."""
+        by = self.actor if actor is None else actor
         execute = partial(self.confirmed_writes.execute, replicas=self._wait_replicas)
         result = await self.run(
-            script, keys, *arguments, execute=execute, tries=tries, on_reply=on_reply
+            script, keys, *arguments, execute=execute, tries=tries, on_reply=on_reply, actor=by
         )
         self._outages.confirmation.succeeded()
         return result
@@ -130,6 +137,7 @@ class ScriptRunner:
         tries: int = 2,
         deadline: float | None = None,
         on_reply: OnReply | None = None,
+        actor: str = "",
     ) -> Any:
         """The script's reply, or what ``on_reply`` makes of it, by the deadline in the loop's time,
         or within ``timeout_seconds``. A second try follows at once, because Redis may have closed
@@ -142,11 +150,19 @@ class ScriptRunner:
         """
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + self.timeout_seconds
+        evaluate = partial(
+            scripts.evaluate,
+            execute or self.main.execute,
+            script,
+            keys,
+            *arguments,
+            why_seconds=self._why_seconds,
+            actor=actor,
+            on_reply=on_reply,
+        )
         try:
             async with Deadline(deadline):
-                reply = await self._evaluate_with_retries(
-                    script, keys, arguments, execute or self.main.execute, tries, on_reply
-                )
+                reply = await self._evaluate_with_retries(script, evaluate, tries)
         except (SlotMovedError, WritesSilent):
             raise
         except MALFORMED_REPLY_ERRORS as error:
@@ -158,20 +174,14 @@ class ScriptRunner:
         return reply
 
     async def _evaluate_with_retries(
-        self,
-        script: Script,
-        keys: list[str],
-        arguments: tuple[Argument, ...],
-        execute: Execute,
-        tries: int,
-        on_reply: OnReply | None,
+        self, script: Script, evaluate: Callable[[], Awaitable[Any]], tries: int
     ) -> Any:
         """A call whose keys are being moved has not been carried out, and does not count as a
         try."""
         while True:
             begun = time.monotonic()
             try:
-                reply = await scripts.evaluate(execute, script, keys, *arguments, on_reply=on_reply)
+                reply = await evaluate()
                 self._metrics.redis_replied(time.monotonic() - begun)
                 return reply
             except SlotMovedError:

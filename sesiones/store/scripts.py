@@ -29,6 +29,7 @@ OPERATE = "local reply = operation()\n"
 """Runs a script's body."""
 OPERATE_AND_PUBLISH = """\
 local done, reply = pcall(operation)
+pcall(write_traces)
 if invalidated[1] then
   local channel = string.match(invalidated.base, '^[^{]*') .. 'invalidated'
   -- A server that does not allow it must fail no operation, because only a cache needs it. It is
@@ -42,8 +43,16 @@ if not done then
   error(reply, 0)
 end
 """
-"""Runs a script's body. Its last write tells the caches of every node what it has ended or changed.
-That comes behind an error, too, because Redis takes nothing back that a script has written."""
+"""Runs a script's body. Its last writes are the traces of sessions that are gone, and a message to
+the caches of every node about what it has ended or changed. They come behind an error, too, because
+Redis takes nothing back that a script has written."""
+TAKE_ARGUMENTS = """\
+local tag, actor = table.remove(ARGV), table.remove(ARGV)
+local keep = tonumber(table.remove(ARGV))
+"""
+TAKE_TAG = """\
+local tag, actor, keep = table.remove(ARGV), '', 0
+"""
 
 
 class Script:
@@ -60,17 +69,17 @@ class Script:
         it, so that a wrong node answers MOVED."""
         names = ("session",) if self.cross_slot else ("session", "user")
         shared = "\n".join((folder / f"{name}.lua").read_text("utf-8") for name in names)
+        self.read_only = "no-writes" in flags
+        """While writes are paused, Redis holds back a script that it does not know by its digest,
+        because it might write. So a read-only script is sent with its source."""
         self.source = (
-            f"{shebang}\nlocal tag = table.remove(ARGV)\n{shared}\n"
+            f"{shebang}\n{TAKE_TAG if self.read_only else TAKE_ARGUMENTS}{shared}\n"
             f"local function operation()\n{body}\nend\n"
-            f"{OPERATE if 'no-writes' in flags else OPERATE_AND_PUBLISH}"
+            f"{OPERATE if self.read_only else OPERATE_AND_PUBLISH}"
             "if type(reply) == 'table' and reply.err then\n  return reply\nend\n"
             "return {tag, reply}\n"
         )
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
-        self.read_only = "no-writes" in flags
-        """While writes are paused, Redis holds back a script that it does not know by its digest,
-        because it might write. So a read-only script is sent with its source."""
         self.safe_to_repeat = self.cross_slot
         """Batches read or slide sessions, so one that is carried out late or twice does no harm. A
         create that is carried out late would bring back a session that has been logged out."""
@@ -84,7 +93,8 @@ CREATE, UPDATE = Script("create"), Script("update")
 END, END_ALL, END_USER = Script("end"), Script("end_all"), Script("end_user")
 REVOKE, END_AGAIN = Script("revoke"), Script("end_again")
 LIST, PROBE = Script("list"), Script("probe")
-AUDIT, SURVEY, END_BEGUN = Script("audit"), Script("survey"), Script("end_begun")
+AUDIT, SURVEY, WHY = Script("audit"), Script("survey"), Script("why")
+END_BEGUN = Script("end_begun")
 SERVICE_SCRIPTS = (
     *(CHECK, PEEK, CREATE, UPDATE, END, END_ALL, END_USER, REVOKE, END_AGAIN, LIST, PROBE),
 )
@@ -96,14 +106,18 @@ async def evaluate(
     script: Script,
     keys: list[str],
     *arguments: Argument,
+    why_seconds: int = 0,
+    actor: str = "",
     on_reply: OnReply | None = None,
 ) -> Any:
     """Run the script once. Return its reply, or what ``on_reply`` makes of it; see
-    Commands.execute(). Raises what ``execute`` and ``on_reply`` raise, MismatchedReplyError and
+    Commands.execute(). ``why_seconds`` and ``actor`` are `keep` and `actor` of lua/session.lua.
+    Raises what ``execute`` and ``on_reply`` raise, MismatchedReplyError and
     MALFORMED_REPLY_ERRORS."""
     tag = b"%d" % next(_tags)
     declared = keys if len(keys) == 1 or not script.cross_slot else ()
-    rest = (len(declared), *declared, *arguments, tag)
+    last = (tag,) if script.read_only else (why_seconds, actor, tag)
+    rest = (len(declared), *declared, *arguments, *last)
     options: dict[str, Any] = {"keys": keys, "safe_to_repeat": script.safe_to_repeat}
     if on_reply is not None:
         options["on_reply"] = lambda tagged: on_reply(untagged(tag, tagged))

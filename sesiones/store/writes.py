@@ -76,7 +76,7 @@ class SessionWrites:
         if isinstance(outcome, _Refused) and outcome.left_out:
             # They counted, though no list shows them: they came back after a failover, or are
             # malformed.
-            await self._end(scripts.END_AGAIN, "failover", outcome.left_out)
+            await self._end(scripts.END_AGAIN, "failover", "", outcome.left_out)
             outcome = await self._create(ID_Usuario, Dispositivo, login, token, previous)
         if isinstance(outcome, _Refused):
             raise LimitReached(outcome.sessions)
@@ -116,7 +116,7 @@ class SessionWrites:
             for reason, ended in zip(endings[::2], endings[1::2], strict=True):
                 new = [entry for entry in ended if entry[0] not in recorded]
                 recorded.update(digest for digest, _, _ in new)
-                self._events.ended(reason.decode(), base_of(key), new)
+                self._events.ended(reason.decode(), base_of(key), new, self._runner.actor)
             return session_of(token, text, expiry)
 
         life = self._policy.max_seconds if login.Vida_Maxima is None else login.Vida_Maxima
@@ -153,7 +153,8 @@ class SessionWrites:
                 case [b"ok", text, expiry, *changed]:
                     sesion = session_of(token, text, expiry)
                     if sesion is not None:
-                        self._events.updated(sesion, [field.decode() for field in changed])
+                        fields = [field.decode() for field in changed]
+                        self._events.updated(sesion, fields, self._runner.actor)
                     return sesion
                 case [b"absent", *reason]:
                     return session_of(token, *reason)
@@ -189,32 +190,37 @@ class SessionWrites:
         caller_key, designated_key = keys
         if designated_key is None:
             return 0
-        return await self._end(scripts.END, "logout", [caller_key, designated_key])
+        return await self._end(
+            scripts.END, "logout", tokens.masked(caller), [caller_key, designated_key]
+        )
 
     async def end_all(self, caller: str, designated: str) -> int | Refusal:
         """End every live session of the caller's user. Return how many ended."""
-        keys = await self._keys_to_end(caller, designated)
-        if isinstance(keys, Refusal):
-            return keys
-        caller_key, designated_key = keys
-        return await self._end(
-            scripts.END_ALL, "logout_all", [caller_key, designated_key or caller_key], "all"
-        )
+        found = await self._keys_to_end(caller, designated)
+        if isinstance(found, Refusal):
+            return found
+        caller_key, designated_key = found
+        keys = [caller_key, designated_key or caller_key]
+        return await self._end_many("logout_all", caller, keys)
 
     async def end_others(self, caller: str) -> int | Refusal:
         """End every live session of the caller's user but the caller's. Return how many ended."""
         key = self._keys.session(caller)
-        return await self._end(scripts.END_ALL, "others", [key, key], "others")
+        return await self._end_many("others", caller, [key, key])
+
+    async def _end_many(self, reason: str, caller: str, keys: list[str]) -> int | Refusal:
+        return await self._end(scripts.END_ALL, reason, tokens.masked(caller), keys, reason)
 
     async def end_one(self, caller: Sesion, ID_Sesion: int) -> int | Refusal:
         """End a session of the caller's user by its number. Return how many ended, 0 or 1."""
         keys = [self._keys.index(caller.ID_Usuario), self._keys.session(caller.Token_Sesion)]
-        return await self._end(scripts.END_USER, "id", keys, ID_Sesion)
+        actor = tokens.masked(caller.Token_Sesion)
+        return await self._end(scripts.END_USER, "id", actor, keys, ID_Sesion)
 
     async def revoke(self, token: str, reason: str) -> None:
         """End the session of the token, active or not, if one lives."""
         keys = [self._keys.session(token), self._keys.counter(tokens.bucket(token))]
-        await self._end(scripts.REVOKE, reason, keys)
+        await self._end(scripts.REVOKE, reason, self._runner.actor, keys, reason)
 
     async def _keys_to_end(self, caller: str, designated: str) -> tuple[str, str | None] | Refusal:
         """The keys of the two sessions, in one slot. The second is None when it cannot be a session
@@ -235,17 +241,20 @@ class SessionWrites:
         return caller_key, None
 
     async def _end(
-        self, script: Script, reason: str, keys: list[str], *arguments: Argument
+        self, script: Script, reason: str, actor: str, keys: list[str], *arguments: Argument
     ) -> int | Refusal:
-        """``reason``: why the sessions ended, for the log and the metric. Never tried twice."""
+        """``reason``: why the sessions ended, for the log and the metric. ``actor``: the name of
+        the caller's token, which the script completes, or who asks without a token. Never tried
+        twice."""
 
         def on_reply(reply: Any) -> int | Refusal:
             if isinstance(reply, int):
                 return Refusal(reply)
-            self._events.ended(reason, base_of(keys[0]), reply)
-            return len(reply)
+            by, *ended = reply
+            self._events.ended(reason, base_of(keys[0]), ended, by.decode())
+            return len(ended)
 
         outcome: int | Refusal = await self._runner.write(
-            script, keys, *arguments, on_reply=on_reply, tries=1
+            script, keys, *arguments, actor=actor, on_reply=on_reply, tries=1
         )
         return outcome

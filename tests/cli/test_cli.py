@@ -125,7 +125,9 @@ def test_sessions_end_though_the_output_cannot_be_written(
 ) -> None:
     code, _, errors = run(server, "users 9 --end-all", ">/dev/full")
     assert code == Exit.OUTPUT
-    assert re.search(r"ended session \d+ of user 9, ses_#[0-9a-f]{8}: operator\n", errors)
+    assert re.search(
+        r"ended session \d+ of user 9, ses_#[0-9a-f]{8}: operator by command line\n", errors
+    )
     assert not own.exists(index_key(9))
     assert run(server, "users 9 --json")[1] == "[]\n"
 

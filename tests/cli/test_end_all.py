@@ -75,7 +75,9 @@ def test_end_all_ends_every_session_and_leaves_the_counters(
     own.set("anothers", "x")
     code, out, errors = sesiones("end-all", "--yes")
     assert (code, out) == (0, f"44 sessions ended ({PLACE})\n")
-    ended = re.findall(r"ended session (\d+) of user \d+, ses_#[0-9a-f]{8}: operator\n", errors)
+    ended = re.findall(
+        r"ended session (\d+) of user \d+, ses_#[0-9a-f]{8}: operator by command line\n", errors
+    )
     assert sorted(map(int, ended)) == sorted(sesion.ID_Sesion for sesion in made)
     assert re.fullmatch(AUDIT.format("44 sessions", "done"), errors.splitlines(keepends=True)[-1])
     assert not own.keys("*:h:*")
@@ -196,7 +198,7 @@ def test_failure_is_in_the_audit_line_and_the_command_can_be_repeated(
     count = len(made) - len(own.keys("*:h:*"))
     assert count > 0
     assert re.fullmatch(AUDIT.format(f"{count} sessions", "failed: no such luck"), audit)
-    assert errors.count(": operator\n") == count
+    assert errors.count(": operator by command line\n") == count
     assert sesiones("end-all", "--yes")[1] == f"{20 - count} sessions ended ({PLACE})\n"
 
 

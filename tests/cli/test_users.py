@@ -31,7 +31,7 @@ from tests.harness.stores import open_store
 
 PLACE = "prefix sesiones, database 0"
 NOTHING = f"sesiones: warning: {PLACE}: there is nothing at all"
-ENDED = r"ended session \d+ of user 7, ses_#[0-9a-f]{8}: operator\n"
+ENDED = r"ended session \d+ of user 7, ses_#[0-9a-f]{8}: operator by command line\n"
 INCOMPLETE = "the index of user 7 is incomplete: it lacks {} of {} live sessions"
 
 
@@ -134,7 +134,7 @@ def test_each_ended_session_is_a_log_line_of_the_service(
     name = tokens.fingerprint(made[0].Token_Sesion)
     assert re.fullmatch(
         r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO sesiones\.store: "
-        rf"ended session {made[0].ID_Sesion} of user 7, ses_#{name}: operator\n",
+        rf"ended session {made[0].ID_Sesion} of user 7, ses_#{name}: operator by command line\n",
         errors,
     )
     monkeypatch.setenv("SESIONES_LOG_FORMAT", "json")
@@ -150,7 +150,9 @@ def test_each_of_many_ended_sessions_is_a_log_line(sesiones: CommandLine) -> Non
     """A service writes so many lines in slices."""
     made = sesiones.create(*[7] * 50)
     errors = sesiones.users("7", "--end-all")[2]
-    found = re.findall(r"ended session (\d+) of user 7, ses_#[0-9a-f]{8}: operator\n", errors)
+    found = re.findall(
+        r"ended session (\d+) of user 7, ses_#[0-9a-f]{8}: operator by command line\n", errors
+    )
     assert sorted(map(int, found)) == sorted(ids(made))
 
 
@@ -216,7 +218,7 @@ def test_script_ends_no_session_of_another_user(sesiones: CommandLine, own: "Red
     one, other = sesiones.create(7, NEIGHBOUR)
     own.delete(index_key(7))
     digests = [digest(sesion.Token_Sesion) for sesion in (one, other, one)]
-    ended = own.eval(lua("end_user"), 1, index_key(7), "", *digests)
+    _, *ended = own.eval(lua("end_user"), 1, index_key(7), "", *digests)
     assert [(each, usuario) for each, _, usuario in ended] == [(digests[0], "7")]
     assert own.exists(session_key(other.Token_Sesion))
 

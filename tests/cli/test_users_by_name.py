@@ -63,7 +63,7 @@ def test_end_by_name_ends_that_session_alone(sesiones: CommandLine, own: "Redis"
     one, other = sesiones.create(7, 7)
     code, out, errors = sesiones.users("--name", name_of(one), "--end")
     assert (code, out) == (0, f"1 session ended ({PLACE})\n")
-    ended = f"ended session {one.ID_Sesion} of user 7, {name_of(one)}: operator\n"
+    ended = f"ended session {one.ID_Sesion} of user 7, {name_of(one)}: operator by command line\n"
     assert errors.endswith(ended)
     assert sesiones.listed("7") == {other.ID_Sesion}
     assert sesiones.users("--name", name_of(one), "--end")[0] == Exit.NO

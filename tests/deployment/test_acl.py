@@ -32,7 +32,13 @@ OF_A_CLUSTER = {"cluster|slots", "asking"}
 
 @asynccontextmanager
 async def store_at(url: str, **options: Any) -> AsyncIterator[SessionStore]:
-    defaults = {"touch_seconds": 0, "max_per_user": 2, "timeout_seconds": 1, "wait_replicas": 1}
+    defaults = {
+        "touch_seconds": 0,
+        "max_per_user": 2,
+        "timeout_seconds": 1,
+        "wait_replicas": 1,
+        "why_seconds": 60,
+    }
     async with aclosing(open_store(url, **defaults | options)) as store:
         yield store
 
@@ -149,6 +155,8 @@ async def operate(server: RedisServer, admin: "Redis") -> None:
         async for _ in operators.end_begun(None, ending):
             pass
         assert ending.sessions == 2
+        assert len((await operators.why(7, deep=True))[1]) == 3
+        assert len((await operators.why(one.fingerprint or ""))[1]) == 1
 
 
 USES = {SERVICE: serve, OPERATOR: operate}

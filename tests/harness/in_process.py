@@ -109,15 +109,17 @@ class FixedStore(Sessions):
                     return -1
                 if designated and designated[5] != caller[5]:
                     return -2
-                return [[b"A" * 22, *designated[4:]]] if designated else []
+                return [b"", [b"A" * 22, *designated[4:]]] if designated else [b""]
             case LIST.source:
                 return [[digest, *record, 1] for digest, record in self._of_user(keys[0])]
             case END_USER.sha:
                 ended = [_numbers(text) for _, (text, _) in self._of_user(keys[0])]
                 number = str(arguments[3 + len(keys)]).encode()
-                return [[b"A" * 22, *one[4:]] for one in ended if number in (b"", one[4])]
+                chosen = (one for one in ended if number in (b"", one[4]))
+                return [b"", *([b"A" * 22, *one[4:]] for one in chosen)]
             case REVOKE.sha:
-                return [[b"A" * 22, *_numbers(found[0][0])[4:]]] if found[0][0] else []
+                text = found[0][0]
+                return [b"", *([[b"A" * 22, *_numbers(text)[4:]]] if text else [])]
         return [*itertools.chain(*found), NOW * 1_000_000, 0, []]
 
     def _of_user(self, index: str) -> list[tuple[bytes, tuple[bytes, int]]]:

@@ -22,12 +22,12 @@ NEIGHBOUR = 2061
 
 
 def lua(name: str) -> str:
-    """The source of a script, as the store loads it."""
+    """The source of a script, without the arguments that the store adds to each."""
     folder = files("sesiones.store") / "lua"
     first, _, rest = (folder / f"{name}.lua").read_text("utf-8").partition("\n")
     names = ("session",) if "allow-cross-slot-keys" in first else ("session", "user")
     shared = "\n".join((folder / f"{each}.lua").read_text("utf-8") for each in names)
-    return f"{first}\n{shared}\n{rest}"
+    return f"{first}\nlocal actor, keep = '', 0\n{shared}\n{rest}"
 
 
 # Names.

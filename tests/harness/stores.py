@@ -42,6 +42,7 @@ def store_on(
     kind: Callable[..., SessionStore] = SessionStore,
     *,
     timeout_seconds: float = 5.0,
+    why_seconds: int = 0,
     **policy: Any,
 ) -> SessionStore:
     """A store on commands that exist, with the service's defaults."""
@@ -50,6 +51,7 @@ def store_on(
         SessionPolicy(**policy),
         key_prefix="sesiones",
         timeout_seconds=timeout_seconds,
+        why_seconds=why_seconds,
     )
 
 

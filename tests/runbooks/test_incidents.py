@@ -56,7 +56,7 @@ def test_everybody_is_out_and_the_log_says_by_whom(start: Start) -> None:
     assert "1 session ended (" in shown
     assert live(url, after) == [False]
     log = (runbook.folder / "end-all.log").read_text()
-    assert log.count(": operator\n") == 3
+    assert log.count(": operator by command line\n") == 3
     assert log.count(" INFO sesiones.cli: end-all by ") == 2
 
 

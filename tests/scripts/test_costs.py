@@ -14,6 +14,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.redis]
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "OPERATIONS", "WRITES", "MESSAGES":
         monkeypatch.setattr(costs, name, 10 * costs.AT_ONCE)
+    monkeypatch.setattr(costs, "USERS", 2)
+    monkeypatch.setattr(costs, "SESSIONS_OF_A_USER", 200)
     monkeypatch.setattr(costs, "ENTRIES_MAX", 1024)
     monkeypatch.setattr("sesiones.store.near_cache.ENTRIES_MAX", 1024)
 
@@ -21,12 +23,13 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_cost_is_measured() -> None:
     figures = {
         name: figure
-        for part in (costs.of_entries, costs.of_service, costs.of_messages)
+        for part in (costs.of_entries, costs.of_service, costs.of_messages, costs.of_traces)
         for name, figure, _ in part()
     }
-    assert len(figures) == 16
+    assert len(figures) == 19
     # CPU times come in steps of 10 ms, which a few hundred operations may not reach.
     assert 500 < figures["memory of an entry"] < 10_000
+    assert 100 < figures["memory of a trace"] < 400
     assert figures["a check: caller to node and back"] > 400
     assert figures["memory of a worker"] > 10_000_000
 

@@ -231,7 +231,7 @@ class World:
     def execute(self, master: Master, link: Link, command: list[bytes]) -> Any:
         match command:
             case [b"EVALSHA", sha, number, *rest]:
-                declared, arguments = rest[: int(number)], rest[int(number) : -1]
+                declared, arguments = rest[: int(number)], rest[int(number) : -3]
                 keys = declared if sha.decode() == END.sha else arguments[2:]
                 for key in keys:
                     if self.owner(key.decode()) is not master:
@@ -243,7 +243,7 @@ class World:
                     return RuntimeError("READONLY it is a replica")
                 texts = [key.decode() for key in keys]
                 if sha.decode() == END.sha:
-                    return [rest[-1], self._end(texts[1])]
+                    return [rest[-1], [b"", *self._end(texts[1])]]
                 return [rest[-1], self._check(texts) if sha.decode() == CHECK.sha else []]
             case [b"SUBSCRIBE", channel]:
                 link.subscribed = True

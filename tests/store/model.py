@@ -56,6 +56,7 @@ class Holding(RuleBasedStateMachine):
     touch: int
     idle: int
     at_limit: str
+    keep: int
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,7 +200,7 @@ class Holding(RuleBasedStateMachine):
                         pipeline.get(name)
                     case "h":
                         pipeline.hgetall(name)
-                    case "u":
+                    case "u" | "w":
                         pipeline.zrange(name, 0, -1, withscores=True)
                     case "e":
                         pipeline.hgetall(name)
@@ -219,6 +220,11 @@ class Holding(RuleBasedStateMachine):
                     assert bucket == tokens.user_bucket(held.sesion.ID_Usuario)
             elif kind == "e":
                 assert expiry >= self.now
+            elif kind == "w":
+                assert self.now <= expiry <= self.now + self.keep
+                for trace, score in value:
+                    assert trace.partition(b" ")[0].decode() not in live
+                    assert score <= self.now
             else:
                 assert kind == "u"
                 for digest, score in value:

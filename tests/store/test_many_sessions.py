@@ -86,7 +86,7 @@ async def test_large_logout_all_hardly_delays_checks(
             if min(delays) < delay_seconds:
                 break
     assert min(delays) < delay_seconds
-    lines = [line for line in caplog.messages if line.endswith(": logout_all")]
+    lines = [line for line in caplog.messages if ": logout_all by session " in line]
     assert len(lines) == len(set(lines)) == sessions
 
 
@@ -100,4 +100,4 @@ async def test_log_lines_of_a_large_logout_all_survive_the_end_of_the_store(
         token = (await store.create(3, "laptop")).Token_Sesion
     ended = await store.end_all(token, "")
     await store.aclose()
-    assert sum(line.endswith(": logout_all") for line in caplog.messages) == ended
+    assert sum(": logout_all by session " in line for line in caplog.messages) == ended

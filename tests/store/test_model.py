@@ -28,9 +28,11 @@ class Model(Holding):
         touch=st.sampled_from([0, 1, 3, 60]),
         idle=st.sampled_from([2, 5, MAX]),
         at_limit=st.sampled_from(["end", "refuse"]),
+        keep=st.sampled_from([0, 0, 3, 600]),
     )
-    def begin(self, touch: int, idle: int, at_limit: str) -> None:
+    def begin(self, touch: int, idle: int, at_limit: str, keep: int) -> None:
         self.touch, self.idle, self.at_limit = touch, idle, at_limit
+        self.keep = keep
         self.store = store_on(
             self.fake,
             idle_seconds=idle,
@@ -38,6 +40,7 @@ class Model(Holding):
             touch_seconds=touch,
             max_per_user=PER_USER,
             at_limit=at_limit,
+            why_seconds=keep,
         )
 
     @precondition(lambda self: self.live_ones())

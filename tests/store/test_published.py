@@ -124,7 +124,7 @@ async def test_script_that_an_error_ends_publishes_what_it_has_ended(
         redis_server.client(username="narrow", password="x") as narrow,
         pytest.raises(RedisError, match=r"access|permission"),
     ):
-        narrow.eval(CHECK.source, 0, "0", "43200", *keys, "tag")
+        narrow.eval(CHECK.source, 0, "0", "43200", *keys, "0", "", "tag")
     redis.acl_deluser("narrow")
     assert not redis.exists(keys[0])
     assert published() == [digests(lost)]

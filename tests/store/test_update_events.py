@@ -56,15 +56,24 @@ async def test_update_logs_and_counts_what_it_changed(
             for field, value in changes.items()
         }
     )
-    for _ in range(2):  # the second one changes nothing
-        assert isinstance(await store.update(given), Sesion)
+    updated = await store.update(given)
+    assert isinstance(updated, Sesion)
+    assert await store.update(given) == updated  # it changes nothing
+    ventana = updated.Fecha_Expiracion - updated.Ultima_Actividad
+    values = {**updated._asdict(), "Ventana": ventana}
+    changed = ", ".join(
+        field if field == "Dispositivo" else f"{field}={values[field]}"
+        for field in (named or "").split(", ")
+        if field
+    )
     name = tokens.fingerprint(sesion.Token_Sesion)
-    line = f"changed session {sesion.ID_Sesion} of user 7, ses_#{name}: {named}"
+    line = f"changed session {sesion.ID_Sesion} of user 7, ses_#{name}: {changed} by SessionStore"
     assert caplog.messages == ([line] if named else [])
-    updated = counted(store.metrics).get("sesiones_sessions_updated_total[]", 0)
-    assert updated == len(caplog.messages)
+    count = counted(store.metrics).get("sesiones_sessions_updated_total[]", 0)
+    assert count == len(caplog.messages)
     for record in caplog.records:
-        assert (record.event, record.changed) == ("changed", named)  # type: ignore[attr-defined]
+        fields = {"event": "changed", "changed": changed, "actor": "SessionStore"}
+        assert fields.items() <= vars(record).items()
 
 
 @pytest.mark.parametrize("field", ["ID_Usuario", "Fecha_Expiracion"])

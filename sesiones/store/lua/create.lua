@@ -128,7 +128,7 @@ if n < floor then
 end
 
 local function finish(one, why)
-  local ended = delete(base, one)
+  local ended = delete(base, one, why, actor)
   if ended then
     endings[why] = endings[why] or {}
     table.insert(endings[why], ended)

@@ -4,7 +4,8 @@
 --
 -- KEYS[1..]  hashes: the sessions, of one bucket
 --
--- Return value: an array of the sessions that ended, each as delete() in session.lua returns it.
+-- Return value: an array: the actor, and the sessions that ended, each as delete() in session.lua
+-- returns it.
 
 local base = split(KEYS[1])
 local indexes = {}
@@ -18,7 +19,7 @@ for i, key in ipairs(KEYS) do
     redis.call('EXPIRETIME', indexes[i])
   end
 end
-local ended = {}
+local reply = {actor}
 for i, key in ipairs(KEYS) do
   local _, digest = split(key)
   if indexes[i] then
@@ -26,6 +27,6 @@ for i, key in ipairs(KEYS) do
     redis.pcall('ZREM', indexes[i], digest)
     prune_and_expire(indexes[i])
   end
-  ended[#ended + 1] = delete(base, digest)
+  reply[#reply + 1] = delete(base, digest, 'failover')
 end
-return ended
+return reply

@@ -4,7 +4,8 @@
 -- KEYS[1..]  hashes: the sessions, of one bucket
 -- ARGV[1]    integer: the moment, in epoch seconds; or '' for all, malformed records too
 --
--- Return value: an array of the sessions that ended, each as delete() in session.lua returns it.
+-- Return value: an array: the actor, and the sessions that ended, each as delete() in session.lua
+-- returns it.
 
 local base = split(KEYS[1])
 local before = tonumber(ARGV[1])
@@ -22,7 +23,7 @@ for _, key in ipairs(KEYS) do
     end
   end
 end
-local ended = {}
+local reply = {actor}
 for _, key in ipairs(chosen) do
   local _, digest = split(key)
   if indexes[key] then
@@ -30,6 +31,6 @@ for _, key in ipairs(chosen) do
     redis.pcall('ZREM', indexes[key], digest)
     prune_and_expire(indexes[key])
   end
-  ended[#ended + 1] = delete(base, digest)
+  reply[#reply + 1] = delete(base, digest, 'operator', actor)
 end
-return ended
+return reply

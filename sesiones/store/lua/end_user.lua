@@ -8,9 +8,9 @@
 -- ARGV[2..]  digests of sessions of the bucket, which end too if their records name the user: an
 --            index that has lost members, or is absent, does not name them
 --
--- Return value: an array of the sessions that ended, each as delete() in session.lua returns it; or
--- a negative integer, as refusal() returns it for the caller's session; -1 too when the index has
--- lost that.
+-- Return value: an array: the actor, and the sessions that ended, each as delete() in session.lua
+-- returns it; or a negative integer, as refusal() returns it for the caller's session; -1 too when
+-- the index has lost that.
 
 local base, usuario = string.match(KEYS[1], '^([^}]*}:)u:(.*)$')
 local chosen, seen = {}, {}
@@ -18,6 +18,8 @@ local caller = KEYS[2] and read(KEYS[2])
 local refused = KEYS[2] and refusal(caller)
 if refused then
   return refused
+elseif caller then
+  act_as(caller)
 end
 
 -- Everything is read before anything is deleted: this fails when a Cluster has moved one of the
@@ -44,13 +46,13 @@ for i = 2, #ARGV do
   consider(ARGV[i], session, session and session.usuario == usuario)
 end
 
-local ended = {}
+local reply, reason = {actor}, caller and 'id' or 'operator'
 for _, digest in ipairs(chosen) do
   wrong_type(redis.pcall('ZREM', KEYS[1], digest))
-  ended[#ended + 1] = delete(base, digest)
+  reply[#reply + 1] = delete(base, digest, reason, actor)
 end
 prune_and_expire(KEYS[1])
 if #chosen == 0 then
   write_anything(base .. 'n')
 end
-return ended
+return reply

@@ -4,19 +4,21 @@
 -- KEYS[1]  hash: the session
 -- KEYS[2]  string: the bucket's counter
 --
--- Return value: an array of the sessions that ended, one or none, each as delete() in session.lua
--- returns it.
+-- ARGV[1]  text: the reason
+--
+-- Return value: an array: the actor, and the sessions that ended, one or none, each as delete() in
+-- session.lua returns it.
 
 local session = read(KEYS[1])
 if not session then
   write_anything(KEYS[2])
-  return {}
+  return {actor}
 end
 
 local base, digest = split(KEYS[1])
 local index = base .. 'u:' .. session.usuario
 -- First the key that a Cluster may have moved away already: then nothing has been written.
 wrong_type(redis.pcall('ZREM', index, digest))
-local ended = delete(base, digest)
+local ended = delete(base, digest, ARGV[1], actor)
 prune_and_expire(index)
-return {ended}
+return {actor, ended}

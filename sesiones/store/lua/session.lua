@@ -1,6 +1,8 @@
 -- Shared by every script: the store puts this text after the script's first line, and then user.lua
--- unless the script takes a batch of sessions. Before it, the store takes the tag of the call, the
--- last argument, out of ARGV.
+-- unless the script takes a batch of sessions. Before it, the store takes the last arguments out of
+-- ARGV: the tag of the call, and those of every script that may write:
+--   actor  text: who asks for this, for the traces; a token has its name in the log
+--   keep   integer: for how many seconds a trace is kept of a session that is gone; 0: none is kept
 --
 -- An integer in ARGV is decimal text. An array in a reply ends before its first nil, so a script
 -- puts `false` in the place of a value that is absent; Redis replies it as nil.
@@ -12,6 +14,11 @@
 -- <prefix>:{<bucket>}:u:<usuario>  sorted set  the user's digests, scored by expiry
 -- <prefix>:{<bucket>}:e:<digest>   hash        for some seconds, in the field 1: what has ended when
 --                                              that session was made (create.lua)
+-- <prefix>:{<bucket>}:w            sorted set  where `keep` is not 0: the traces of the bucket's
+--                                              sessions that have ended or expired, scored by when.
+--                                              A trace is six words, '-' for what is not known: the
+--                                              digest, the reason, usuario, id, the last use, and
+--                                              the actor, which may have blanks or be empty
 -- <prefix>:{<bucket>}:n            string      the bucket's counter, never expires
 --
 -- The first key of a script gives it all others: they differ only after "}:".
@@ -23,6 +30,8 @@ local RECORD = '^(%d+) (%d+) (%d+) ([01]) (%d+) (%d+):(.+)$'
 
 local SECONDS_MAX = 1e12 -- of any date or window: EXPIREAT refuses what is far beyond
 local INT_MAX = 9007199254740991
+local TRACES_MAX = 10000 -- of a bucket: more would keep Redis busy for too long when they go at once
+local TRACES_AT_ONCE = 100
 
 local time = redis.call('TIME')
 local now = tonumber(time[1])
@@ -115,14 +124,49 @@ local function own_life(key)
   end
 end
 
--- Deletes the session of a digest.
+-- The traces that this call leaves: for each base, scores and members by turns. They are written
+-- after the operation, so that an operation neither fails for them nor is done by half.
+local traces = {}
+local function trace_text(digest, reason, session, by)
+  return table.concat({digest, reason, session.usuario or '-', session.id or '-',
+    session.actividad and int(session.actividad) or '-', by or ''}, ' ')
+end
+local function trace(base, digest, when, reason, session, by)
+  if keep > 0 then
+    local of_bucket = traces[base] or {}
+    traces[base] = of_bucket
+    of_bucket[#of_bucket + 1] = int(when)
+    of_bucket[#of_bucket + 1] = trace_text(digest, reason, session, by)
+  end
+end
+
+-- An error ends this early, and does no harm: the key may be on another node of a Cluster. When the
+-- memory is full, each session that is gone has freed more than its trace takes.
+local function write_traces()
+  for base, of_bucket in pairs(traces) do
+    local key = base .. 'w'
+    for first = 1, #of_bucket, 2 * TRACES_AT_ONCE do
+      local last = math.min(first + 2 * TRACES_AT_ONCE - 1, #of_bucket)
+      redis.call('ZADD', key, unpack(of_bucket, first, last))
+    end
+    redis.call('EXPIREAT', key, int(now + keep))
+    redis.call('ZREMRANGEBYSCORE', key, '-inf', int(now - keep))
+    local surplus = redis.call('ZCARD', key) - TRACES_MAX
+    for _, oldest in ipairs(surplus > 0 and redis.call('ZRANGE', key, 0, surplus - 1) or {}) do
+      redis.call('ZREM', key, oldest)
+    end
+  end
+end
+
+-- Deletes the session of a digest, and leaves a trace of it. `by`: the actor, if one asked for that.
 -- Return value: an array of its digest, ID_Sesion and ID_Usuario, as text ('' twice for a malformed
 -- record); or nil when there was none.
-local function delete(base, digest)
+local function delete(base, digest, reason, by)
   local key = base .. 'h:' .. digest
   local session = parse(redis.pcall('HGET', key, '1')) or {}
   if redis.call('DEL', key) == 1 then
     invalidate(base, digest)
+    trace(base, digest, now, reason, session, by)
     return {digest, session.id or '', session.usuario or ''}
   end
 end
@@ -132,12 +176,14 @@ end
 -- when its key may be on another node of a Cluster: in a slot that is being moved, Redis takes an
 -- absent key to be there. An index of another type stays as it is.
 local function prune(index)
-  local base = string.match(index, '^[^}]*}:')
-  local expired = redis.pcall('ZRANGEBYSCORE', index, '-inf', int(now))
-  for _, digest in ipairs(expired) do -- nothing, when the reply is an error
+  local base, usuario = string.match(index, '^([^}]*}:)u:(.*)$')
+  local expired = redis.pcall('ZRANGEBYSCORE', index, '-inf', int(now), 'WITHSCORES')
+  for i = 1, #expired, 2 do -- nothing, when the reply is an error
+    local digest, expiracion = expired[i], expired[i + 1]
     local deleted = redis.pcall('DEL', base .. 'h:' .. digest)
     if type(deleted) == 'number' then
       redis.call('ZREM', index, digest)
+      trace(base, digest, tonumber(expiracion), 'expired', {usuario = usuario})
     end
     if deleted == 1 then
       invalidate(base, digest)
@@ -145,14 +191,20 @@ local function prune(index)
   end
 end
 
--- Prunes the index and makes it expire with its latest member. It must not fail for an index of
--- another type, nor for one that is gone with its last member.
+-- When an index expires: with its latest member; or `keep` seconds later, because until then it
+-- tells when its sessions expired.
+local function index_expiry(latest)
+  return int(math.min(latest + keep, INT_MAX))
+end
+
+-- Prunes the index and sets its expiry. It must not fail for an index of another type, nor for one
+-- that is gone with its last member.
 local function prune_and_expire(index)
   prune(index)
   local latest = redis.pcall('ZRANGE', index, -1, -1, 'WITHSCORES')
   if latest[2] then
     -- Rounded and bounded: a score that no script of ours gives must not fail the others' checks.
-    redis.call('EXPIREAT', index, int(math.min(math.ceil(latest[2]), INT_MAX)))
+    redis.call('EXPIREAT', index, index_expiry(math.ceil(latest[2])))
   end
 end
 
@@ -175,7 +227,7 @@ local function write(key, session, expiracion)
     return 'index: ' .. refused
   elseif added == 1 then
     redis.call('ZREM', index, digest)
-    return delete(base, digest)
+    return delete(base, digest, 'unindexed')
   elseif expiracion <= now then
     prune_and_expire(index)
     session.text, session.expiracion = false, false
@@ -184,7 +236,7 @@ local function write(key, session, expiracion)
   if expiracion >= (session.expiracion or math.huge) then
     -- The index has expired with its latest member so far. To look for that takes longer.
     prune(index)
-    if redis.call('EXPIREAT', index, int(expiracion), 'GT') == 0
+    if redis.call('EXPIREAT', index, index_expiry(expiracion), 'GT') == 0
       and redis.call('EXPIRETIME', index) == -1 then
       prune_and_expire(index) -- no script of ours leaves an index without an expiry
     end

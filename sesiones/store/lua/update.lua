@@ -13,7 +13,8 @@
 --
 -- Return value: an array that begins with one of these words:
 --   'ok', text, expiry,       the session as it now stands, as fetch() in session.lua returns it;
---     text...                 and the names of what has changed, 'Ventana' for the window
+--     text...                 and what has changed, 'Ventana' for the window: the name, and of an
+--                             integer "=" and its new value
 --   'absent', text or false   no session lives at the key; what is wrong with its record, if it has
 --                             one
 --   'unindexed', array        an array with the session, as delete() returns it: it has ended,
@@ -67,7 +68,8 @@ end
 local reply = {'ok', false, false}
 local function note(field, stored, new)
   if stored ~= new then
-    reply[#reply + 1] = field
+    local value = field ~= 'Dispositivo' and '=' .. int(new) or ''
+    reply[#reply + 1] = field .. value
   end
   return new
 end

@@ -12,6 +12,11 @@ local function refusal(caller, designated)
   end
 end
 
+-- The caller's session is the actor. The name of its token is there already.
+local function act_as(caller)
+  actor = 'session ' .. caller.id .. ', ' .. actor
+end
+
 -- WAIT confirms only what its own connection wrote, so a success must write something, also where
 -- no key of the user is left. Without a counter there has been no session.
 local function write_anything(counter)

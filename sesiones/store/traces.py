@@ -1,0 +1,44 @@
+"""The traces of sessions that are gone: when and why each ended or expired."""
+
+from typing import Any, NamedTuple
+
+from sesiones import tokens
+from sesiones.store.records import number
+
+
+class Trace(NamedTuple):
+    """A session that is gone. Redis keeps traces for SESIONES_WHY_SECONDS."""
+
+    fingerprint: str
+    """The first 8 hex digits of the token's SHA-256: ``ses_#<fingerprint>`` in the log."""
+    when: int
+    """When it ended or expired, in epoch seconds."""
+    reason: str
+    """`expired`, or as in the log."""
+    ID_Sesion: int | None
+    """None for one that has expired, and one whose record was malformed; so are the next two."""
+    ID_Usuario: int | None
+    """Known of one that has expired."""
+    Ultima_Actividad: int | None
+    actor: str
+    """Who ended it; empty when nothing asked for it."""
+
+
+def trace_of(text: bytes, score: bytes) -> Trace:
+    """The trace of a member of the sorted set, and its score (lua/session.lua). Raises
+    MALFORMED_REPLY_ERRORS."""
+    digest, reason, usuario, id_, uso, actor = text.decode().split(" ", 5)
+    return Trace(
+        tokens.fingerprint_of_digest(digest),
+        int(float(score)),
+        reason,
+        number(id_.encode()),
+        number(usuario.encode()),
+        number(uso.encode()),
+        actor,
+    )
+
+
+def is_live(entry: list[Any]) -> bool:
+    """Whether an entry of lua/why.lua is a live session's: it has an expiry, too."""
+    return len(entry) == 3
