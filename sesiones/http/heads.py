@@ -74,6 +74,14 @@ def body_bytes(headers: Headers) -> int | None:
     return None if b"transfer-encoding" in fields else int(fields.get(b"content-length", 0))
 
 
+def without_upgrade(method: bytes, target: bytes, version: bytes, headers: Headers) -> bytes:
+    """A head without its Upgrade field, which a server may ignore (RFC 9110, 7.8): a parser takes
+    what follows an upgrade for another protocol. Java's client asks for h2c with every request."""
+    lines = [b"%b %b HTTP/%b" % (method, target, version)]
+    lines += [b"%b: %b" % field for field in headers if field[0] != b"upgrade"]
+    return b"\r\n".join([*lines, b"", b""])
+
+
 def names_http(head: bytes) -> bool:
     """Whether the request line, once the whole of it has come, is that of HTTP/1.0 or HTTP/1.1.
 

@@ -187,7 +187,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self.parser.feed_data(piece)
             except httptools.HttpParserUpgrade:  # behind the head, where the piece ends
                 if self._input is not DISCARD:
-                    self._without_upgrade()
+                    self._parse_without_upgrade()
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if isinstance(error, httptools.HttpParserInvalidURLError):
                 self.url = b"?"  # so that _send_error() knows that the method was read
@@ -205,15 +205,12 @@ class HttpProtocol(HttpToolsProtocol):
             if self._deadline is None:
                 self._deadline = self._timer(RECEIVE_SECONDS, self._too_slow)
 
-    def _without_upgrade(self) -> None:
-        """Parse the head without its Upgrade field, which a server may ignore (RFC 9110, 7.8): the
-        parser takes what follows an upgrade for another protocol. Java's client asks for h2c."""
+    def _parse_without_upgrade(self) -> None:
         version = self.parser.get_http_version().encode()
-        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
-        lines += [b"%b: %b" % field for field in self.headers if field[0] != b"upgrade"]
+        head = heads.without_upgrade(self.parser.get_method(), self.url, version, self.headers)
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
+        self.parser.feed_data(head)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -26,17 +26,13 @@ from sesiones.sesion import (
     valid_integer,
 )
 from sesiones.settings import Settings
-from sesiones.store.checks import Answer, CheckQueue, Submit
-from sesiones.store.events import SessionEvents
+from sesiones.store.checks import Answer, Submit
 from sesiones.store.keys import Keys
-from sesiones.store.loop_state import LoopState
+from sesiones.store.loop_state import LoopState, Shared, open_loop
 from sesiones.store.near_cache import InvalidationTable, NearCache
 from sesiones.store.operators import OperatorTools
-from sesiones.store.replay import Replay
-from sesiones.store.runner import Outages, ScriptRunner
 from sesiones.store.timings import Timings
 from sesiones.store.tombstones import Tombstones
-from sesiones.store.writes import SessionWrites
 from sesiones.tasks import PerLoop
 
 
@@ -75,19 +71,25 @@ class SessionStore:
         one that the processes of a service share. ``actor``: who asks for what needs no token, in
         the log and for `sesiones why`."""
         self.metrics = metrics or Metrics()
-        self._connect = connect_commands
         self._policy = policy
         self._keys = Keys(key_prefix)
-        self._timeout_seconds = timeout_seconds
-        self._wait_replicas = wait_replicas
-        self._cache_seconds = cache_seconds
-        self._why_seconds = why_seconds
-        self._actor = actor
-        self._table = table or (InvalidationTable() if cache_seconds else None)
-        self._outages = Outages()
         self._timings = Timings(self.metrics)
         self._tombstones = Tombstones(self._last_answered_sent_at)
-        self._loops = PerLoop(self._open_loop, self._close_loop)
+        shared = Shared(
+            connect_commands,
+            policy,
+            self._keys,
+            self._tombstones,
+            self._timings,
+            self.metrics,
+            table or (InvalidationTable() if cache_seconds else None),
+            timeout_seconds=timeout_seconds,
+            wait_replicas=wait_replicas,
+            cache_seconds=cache_seconds,
+            why_seconds=why_seconds,
+            actor=actor,
+        )
+        self._loops = PerLoop(partial(open_loop, shared), self._close_loop)
 
     @classmethod
     def from_url(
@@ -296,53 +298,6 @@ class SessionStore:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-    def _open_loop(self) -> LoopState:
-        commands = self._connect()
-        runner = ScriptRunner(
-            commands,
-            self._connect() if self._wait_replicas else commands,
-            self._connect(),
-            wait_replicas=self._wait_replicas,
-            timeout_seconds=self._timeout_seconds,
-            why_seconds=self._why_seconds,
-            actor=self._actor,
-            outages=self._outages,
-            metrics=self.metrics,
-        )
-        keys, policy, tombstones = self._keys, self._policy, self._tombstones
-        cache = None
-        if self._table is not None and self._cache_seconds:
-            cache = NearCache(
-                self._cache_seconds, policy.touch_seconds, self._table, commands.lease, self.metrics
-            )
-            commands.subscribe(keys.channel, cache.message, cache.lease_changed)
-        events = SessionEvents(tombstones, self.metrics, cache)
-        checks = CheckQueue(
-            runner,
-            keys,
-            policy,
-            tombstones,
-            events,
-            self.metrics,
-            cache,
-            timeout_seconds=self._timeout_seconds,
-            observe=self._timings.checks_answered,
-        )
-        loop = LoopState(
-            runner,
-            events,
-            cache,
-            checks,
-            SessionWrites(runner, keys, policy, tombstones, events, checks),
-            OperatorTools(runner, keys, tombstones, events),
-            Replay(runner, tombstones, events),
-        )
-        # This loop's master may lack recent deletions, and a loop that was closed by hand has not
-        # queued its own. PerLoop still has the value of that loop, so that
-        # _last_answered_sent_at() counts it.
-        loop.replay.owner_changed(tokens.BUCKETS)
-        return loop
 
     async def _close_loop(self, loop: LoopState) -> None:
         await loop.aclose()
