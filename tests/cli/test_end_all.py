@@ -5,7 +5,8 @@ import os
 import re
 import signal
 import time
-from contextlib import aclosing
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import orjson
@@ -202,6 +203,18 @@ def test_failure_is_in_the_audit_line_and_the_command_can_be_repeated(
     assert sesiones("end-all", "--yes")[1] == f"{20 - count} sessions ended ({PLACE})\n"
 
 
+@contextmanager
+def not_ignored(number: signal.Signals) -> Iterator[None]:
+    """nohup ignores SIGHUP for the tests, and a shell SIGINT for what it starts in the background:
+    the command would respect that."""
+    default = signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, default)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interruption_is_in_the_audit_line(
     sesiones: CommandLine, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
@@ -213,7 +226,8 @@ def test_interruption_is_in_the_audit_line(
         await asyncio.sleep(10)
 
     fails_at(2, monkeypatch, interrupt)
-    code, out, errors = sesiones("end-all", "--yes")
+    with not_ignored(number):
+        code, out, errors = sesiones("end-all", "--yes")
     assert (code, out) == (Exit.INTERRUPTED, "")
     assert re.search(AUDIT.format("[01] sessions?", "interrupted"), errors)
 
