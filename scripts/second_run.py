@@ -1,6 +1,9 @@
 """`python -m scripts.second_run COMMAND`: run a command that runs pytest, and then the tests that
 failed in it once more, alone.
 
+A run of pytest must be the last thing that the command does, because what would follow a failure is
+not done.
+
 On a busy machine a test can fail because time ran out for it. So the command succeeds when each
 test that failed passes the second time; those tests are printed, and kept in `var/second-run.txt`.
 There is no second run where it would prove nothing:
