@@ -15,6 +15,7 @@ import stat
 import sys
 import threading
 import time
+from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -114,7 +115,8 @@ class StderrHandler(logging.Handler):
         self._is_failing = False
         # Reentrant: the garbage collector may run in emit(), and what it destroys may log.
         self._lock = threading.RLock()
-        self._drainer: threading.Thread | None = None
+        self._draining = threading.Lock()
+        """Held while a thread writes the backlog."""
         self._write: Callable[[bytes], int] = len  # discards everything
         self._write_now: Callable[[bytes], int] = len
         self._release: Callable[[], None] = lambda: None
@@ -136,19 +138,18 @@ class StderrHandler(logging.Handler):
                 if not line:
                     return
             self._add_to_backlog(line)
-            if self._drainer is None:
-                drainer = threading.Thread(target=self._drain, name="log", daemon=True)
+            if self._draining.acquire(blocking=False):
                 try:
-                    drainer.start()
+                    # Not threading.Thread, whose start() waits until the thread runs: in the new
+                    # thread the garbage collector may run first, and log, and wait for this one.
+                    start_new_thread(self._drain, ())
                 except RuntimeError:  # no more threads: the next record tries again
-                    return
-                self._drainer = drainer
+                    self._draining.release()
 
     def flush(self) -> None:
         """Wait FLUSH_SECONDS at the most until the backlog is written."""
-        drainer = self._drainer
-        if drainer is not None and not self._is_failing:
-            drainer.join(FLUSH_SECONDS)
+        if not self._is_failing and self._draining.acquire(timeout=FLUSH_SECONDS):
+            self._draining.release()
 
     def close(self) -> None:
         self._release()
@@ -194,7 +195,7 @@ class StderrHandler(logging.Handler):
                     self._backlog.append(self._dropped_line())
                     self._backlog_bytes += len(self._backlog[0])
                 if not self._backlog:
-                    self._drainer = None
+                    self._draining.release()
                     return
                 line = self._backlog[0]
             written = 0

@@ -327,7 +327,7 @@ def test_lines_do_not_mix_where_no_thread_can_be_started(
     reading, writing = narrow_pipe()
     with handler_on(writing, 100_000) as handler:
         with monkeypatch.context() as patched:
-            patched.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError))
+            patched.setattr(logs, "start_new_thread", Mock(side_effect=RuntimeError))
             handler.handle(info("a" * 6000))
         os.set_blocking(reading, False)
         shown = os.read(reading, 65536)

@@ -1,6 +1,7 @@
 """From the bytes of a request to validated values, or a Problem. Nothing here asks Redis."""
 
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -26,6 +27,10 @@ from sesiones.sesion import (
 
 BODY_MAX_BYTES = 16 * 1024
 
+JSON_DEPTH_MAX = 500
+_NO_JSON_NESTING = re.compile(r'"(?:[^"\\]|\\.)*+"|[^][{}]', re.DOTALL)
+"""Whole strings, which may hold brackets, and all characters but brackets."""
+
 DECIMAL = re.compile(r"0|[1-9][0-9]{0,15}")
 _MALFORMED_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
@@ -43,17 +48,29 @@ def parse_json(body: bytes, unique: Collection[str] = SESSION_FIELDS) -> Members
     name and reads integers over 2^64 as floats.
     """
     try:
+        text = body.decode("utf-8")
+        if _is_too_deep(text):
+            raise ValueError("deeper than the parser of every version of Python goes")
         value = json.loads(
-            body.decode("utf-8"),
+            text,
             object_pairs_hook=partial(_without_repeated, fields=unique),
             parse_constant=_no_constant,
             parse_int=_bounded,
         )
-    except (ValueError, RecursionError):
+    except ValueError:
         raise Problem(400, "El cuerpo no es JSON válido.") from None
     if not isinstance(value, dict):
         raise Problem(400, "El cuerpo debe ser un objeto JSON.")
     return value
+
+
+def _is_too_deep(text: str) -> bool:
+    """Whether arrays and objects are nested too deep (RFC 8259, 9, allows a limit)."""
+    if text.count("[") + text.count("{") <= JSON_DEPTH_MAX:  # the usual case
+        return False
+    marks = _NO_JSON_NESTING.sub("", text)
+    depths = itertools.accumulate(1 if mark in "[{" else -1 for mark in marks)
+    return max(depths, default=0) > JSON_DEPTH_MAX
 
 
 def parse_form(text: bytes, unique: Collection[str] = SESSION_FIELDS) -> Members:

@@ -83,6 +83,11 @@ def create_form(body: bytes) -> tuple[int, str]:
 # JSON
 
 
+def nested(depth: int) -> bytes:
+    """Arrays in arrays."""
+    return b"[" * depth + b"]" * depth
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -126,6 +131,7 @@ def create_form(body: bytes) -> tuple[int, str]:
         b'{"a": ' + b"[" * 8000,
         b'{"a": ' + b"[" * 8000 + b"]" * 8000 + b"}",
         b'{"a":' * 3000 + b"1" + b"}" * 3000,
+        b'{"a":' + nested(requests.JSON_DEPTH_MAX) + b"}",
         b"[]",
         b'[{"a": 1}]',
         b'"a"',
@@ -136,6 +142,20 @@ def create_form(body: bytes) -> tuple[int, str]:
 )
 def test_body_that_is_no_json_object_is_a_400(body: bytes) -> None:
     assert refused(lambda: requests.parse_json(body)).status == 400
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        nested(requests.JSON_DEPTH_MAX - 1),
+        b"[" + b"{}," * 2000 + b"{}]",
+        b'"%b"' % (b"[" * 5000),
+        b'"%b"' % (b'\\"[{\\\\' * 1000),
+        b'["%b", "%b"]' % (b"[" * 600, b"{" * 600),
+    ],
+)
+def test_brackets_that_are_not_nested_deep_are_read(value: bytes) -> None:
+    assert requests.parse_json(b'{"a": ' + value + b"}")["a"] == json.loads(value)
 
 
 @given(st.dictionaries(st.text(), JSON))
