@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Iterator
+from unittest.mock import patch
 
 import pytest
 from hypothesis import settings
@@ -39,6 +40,13 @@ def no_token_in_any_log() -> Iterator[None]:
     yield
     logging.getLogger().removeHandler(handler)
     assert handler.found == []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_operation_is_slow() -> Iterator[None]:
+    """A busy machine makes any operation slow, and tests compare the lines that are logged."""
+    with patch("sesiones.store.timings.SLOW_SECONDS", 60.0):
+        yield
 
 
 def pytest_configure(config: pytest.Config) -> None:
