@@ -177,9 +177,13 @@ class NearCache:
         for sesion, window, token, lease, index, stamp in zip(
             sesiones, windows, *read[1:], strict=True
         ):
+            entry = entries.get(token)
+            if entry is not None and entry.sesion != sesion:
+                # The message is still to come. The same answer may be kept elsewhere: by the
+                # requests that had it (http/repeats.py), and by other workers.
+                del entries[token]
+                self.stamps[index] = secrets.randbits(64)
             if sesion is None or sesion.Estado_Sesion != 1:
-                if entries.pop(token, None) is not None:  # the message is still to come
-                    self.stamps[index] = secrets.randbits(64)
                 continue
             if (
                 read.sent_at >= lease.until

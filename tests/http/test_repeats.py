@@ -18,11 +18,13 @@ from sesiones.metrics import (
     cell,
 )
 from sesiones.redis_client import Lease
+from sesiones.sesion import Sesion
 from sesiones.store.near_cache import InvalidationTable, NearCache
 from tests.harness.stub_server import SESION, TOKEN, plain
 
 REQUEST, RESPONSE = plain(b"/sesiones/self", TOKEN), b"the response"
 DIGEST = tokens.digest(TOKEN.decode())
+LASTING = SESION._replace(Fecha_Expiracion=2**40, Ultima_Actividad=1000)
 LEASE_SECONDS, ENTRY_SECONDS = 5, 3
 
 
@@ -41,8 +43,7 @@ class Kept:
 
     def keep(self, request: bytes) -> None:
         read = self.cache.begin([TOKEN.decode()], [DIGEST])
-        lasting = SESION._replace(Fecha_Expiracion=2**40, Ultima_Actividad=1000)
-        self.cache.fill(read, [lasting], [1800], 1000.0)
+        self.cache.fill(read, [LASTING], [1800], 1000.0)
         entry = self.cache.get(TOKEN.decode())
         assert entry is not None
         self.repeats.keep(request, entry, RESPONSE)
@@ -86,6 +87,23 @@ def test_request_whose_entry_no_longer_counts_has_no_answer(
 ) -> None:
     assert kept.answer(REQUEST) is RESPONSE
     lose(kept)
+    assert kept.answer(REQUEST) is None
+    assert kept.cache.get(TOKEN.decode()) is None
+
+
+@pytest.mark.parametrize(
+    "found",
+    [None, LASTING._replace(Estado_Sesion=0), LASTING._replace(Fecha_Expiracion=2**41)],
+    ids=["ended", "inactive", "changed"],
+)
+def test_request_has_no_answer_once_redis_has_said_otherwise(
+    kept: Kept, found: Sesion | None
+) -> None:
+    read = kept.cache.begin([TOKEN.decode()], [DIGEST])  # for a check that asks for no-cache
+    kept.cache.fill(read, [LASTING], [1800], 1000.0)
+    assert kept.answer(REQUEST) is RESPONSE
+    read = kept.cache.begin([TOKEN.decode()], [DIGEST])
+    kept.cache.fill(read, [found], [1800], 1000.0)
     assert kept.answer(REQUEST) is None
     assert kept.cache.get(TOKEN.decode()) is None
 
