@@ -48,7 +48,7 @@ from sesiones.store.runner import Outage
 
 ENTRIES_MAX = 65_536
 """Entries of one event loop: the oldest are removed for new ones. One takes about 1,900 bytes, with
-its request and response."""
+its response and a request of 200 bytes, and up to 2 KB more with a longer one."""
 CLOCK_RATE = 0.999
 """Redis's clock may run faster than this machine's: while it is adjusted, by up to 0.05 %."""
 

@@ -7,7 +7,10 @@ import pytest
 
 from sesiones import tokens
 from sesiones.http import repeats
+from sesiones.http.fast_check import FastCheckProtocol
+from sesiones.http.patterns import RequestPatterns
 from sesiones.http.repeats import Repeats
+from sesiones.http.templates import RequestTemplates
 from sesiones.metrics import (
     CACHE_LOOKUPS,
     CHECKS,
@@ -20,7 +23,8 @@ from sesiones.metrics import (
 from sesiones.redis_client import Lease
 from sesiones.sesion import Sesion
 from sesiones.store.near_cache import InvalidationTable, NearCache
-from tests.harness.stub_server import SESION, TOKEN, plain
+from tests.harness.in_process import FixedStore, Wire, open_application
+from tests.harness.stub_server import SESION, TOKEN, plain, until
 
 REQUEST, RESPONSE = plain(b"/sesiones/self", TOKEN), b"the response"
 DIGEST = tokens.digest(TOKEN.decode())
@@ -118,6 +122,36 @@ def test_answer_counts_as_one_hit_one_valid_check_and_one_response(kept: Kept) -
         for value in family.values:
             index = cell(family, value)
             assert after[index] - before[index] == ((family, value) in counted)
+
+
+HEAD = b"GET /sesiones/self HTTP/1.1\r\nHost: h\r\nX-Auth-Token: %b\r\nX-Request-Id: %d\r\n\r\n"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("step", [0, 1], ids=["the same bytes", "the same token and kind"])
+async def test_last_answer_before_the_server_stops_says_so(
+    monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    monkeypatch.setattr(FastCheckProtocol, "templates", RequestTemplates())
+    monkeypatch.setattr(FastCheckProtocol, "patterns", RequestPatterns())
+    redis = FixedStore()
+    (token, _), *_ = redis.live.values()
+    async with open_application(redis, cached=True) as application:
+        wire = Wire(application)
+
+        async def answer(number: int) -> bytes:
+            wire.send(HEAD % (token, number * step))
+            await until(lambda: not wire.owed)
+            return wire.take()
+
+        answers = [await answer(number) for number in range(5)]
+        assert len(application.app_state["repeats"]) > 0
+        wire.protocol.shutdown()
+        last = await answer(5)
+        assert wire.ended
+        wire.lose()
+    assert answers == [answers[0]] * 5
+    assert last.replace(b"connection: close\r\n", b"") == answers[0] != last
 
 
 def test_oldest_requests_make_room(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
