@@ -154,6 +154,26 @@ async def test_last_answer_before_the_server_stops_says_so(
     assert last.replace(b"connection: close\r\n", b"") == answers[0] != last
 
 
+@pytest.mark.anyio
+async def test_nothing_is_learned_from_two_checks_that_are_answered_from_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learned: list[bytes] = []
+    monkeypatch.setattr(RequestTemplates, "learn", lambda _, data, *__: learned.append(data))
+    monkeypatch.setattr(RequestPatterns, "learn", lambda _, data, *__: learned.append(data))
+    redis = FixedStore()
+    (token, _), *_ = redis.live.values()
+    check = HEAD % (token, 1)
+    async with open_application(redis, cached=True) as application:
+        wire = Wire(application)
+        for data in check, check + check, b"\r\n\r\n" + check, check + b"\r\n", check + b"G":
+            wire.send(data)
+            await until(lambda: not wire.owed)
+            assert wire.take().count(b" 200 ") == data.count(check)
+        wire.lose()
+    assert learned == [check, check]
+
+
 def test_oldest_requests_make_room(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeats, "ENTRIES_MAX", 3)
     requests = [REQUEST + bytes([each]) for each in range(3)]
