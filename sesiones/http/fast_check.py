@@ -21,7 +21,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sesiones import paths
 from sesiones.http import responses
-from sesiones.http.heads import HEAD_MAX_BYTES, HEAD_MAX_FIELDS, HOST, asks_for_fresh
+from sesiones.http.heads import (
+    BLANK_LINE,
+    HEAD_MAX_BYTES,
+    HEAD_MAX_FIELDS,
+    HOST,
+    asks_for_fresh,
+)
 from sesiones.http.patterns import VERIFY_TARGET, RequestPatterns
 from sesiones.http.problems import unauthorized, unavailable
 from sesiones.http.protocol import HEAD, IDLE, HttpProtocol
@@ -130,10 +136,9 @@ class FastCheckProtocol(HttpProtocol):
         newest = self._in_flight
         newest.token = b""
         super().data_received(data)
-        # The data is one plain check and nothing else when that check is the newest request, and
-        # the input is idle. A whole request behind it would be the newest one, and a part of a
-        # request would leave the input not idle.
-        if newest.token and self._in_flight is self.cycle and self._input is IDLE:
+        # The data is one plain check and nothing else when there was one in it, and its first blank
+        # line ends it. Several checks may have been answered from memory by now.
+        if newest.token and data.find(BLANK_LINE) == len(data) - len(BLANK_LINE):
             templates.learn(data, newest.token, newest.kind)
             self.patterns.learn(data, newest.token, newest.kind)
 

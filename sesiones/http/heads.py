@@ -6,9 +6,10 @@ from sesiones.http.credentials import Headers
 from sesiones.http.problems import Problem
 
 HOST = re.compile(
-    rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[A-Za-z0-9._~!$&'()*+,;=%:-]+\])(?::[0-9]*)?"
+    rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*+|\[[A-Za-z0-9._~!$&'()*+,;=%:-]++\])(?::[0-9]*+)?"
 )
-"""RFC 3986, 3.2.2 and 3.2.3."""
+"""RFC 3986, 3.2.2 and 3.2.3. The repeats are possessive: a part of a host that fits is not tried
+again when what follows does not fit."""
 
 HEAD_MAX_BYTES = 16 * 1024
 HEAD_MAX_FIELDS = 100

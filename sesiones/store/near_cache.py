@@ -48,7 +48,7 @@ from sesiones.store.runner import Outage
 
 ENTRIES_MAX = 65_536
 """Entries of one event loop: the oldest are removed for new ones. One takes about 1,900 bytes, with
-its request and response."""
+its response and a request of 200 bytes, and up to 2 KB more with a longer one."""
 CLOCK_RATE = 0.999
 """Redis's clock may run faster than this machine's: while it is adjusted, by up to 0.05 %."""
 
@@ -177,9 +177,13 @@ class NearCache:
         for sesion, window, token, lease, index, stamp in zip(
             sesiones, windows, *read[1:], strict=True
         ):
+            entry = entries.get(token)
+            if entry is not None and entry.sesion != sesion:
+                # The message is still to come. The same answer may be kept elsewhere: by the
+                # requests that had it (http/repeats.py), and by other workers.
+                del entries[token]
+                self.stamps[index] = secrets.randbits(64)
             if sesion is None or sesion.Estado_Sesion != 1:
-                if entries.pop(token, None) is not None:  # the message is still to come
-                    self.stamps[index] = secrets.randbits(64)
                 continue
             if (
                 read.sent_at >= lease.until

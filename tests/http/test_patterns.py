@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import timeit
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +34,7 @@ BROWSER = (
     b"X-Auth-Token: %b\r\nX-Request-Id: 1\r\nCookie: a=b\r\nConnection: keep-alive\r\n"
     b"Cache-Control: max-age=0\r\nX-Sin-Deslizar: 0\r\nContent-Length: 0\r\n\r\n" % TOKEN
 )
+ENORMOUS = CHECK.replace(b"Host:", b"X-%b: 1\r\nHost:" % (b"a" * 5000))
 pytestmark = pytest.mark.anyio
 LOOP = asyncio.new_event_loop()
 
@@ -296,10 +298,32 @@ def test_second_pattern_is_made_a_second_later(monkeypatch: pytest.MonkeyPatch) 
         assert len(found) == number
 
 
-def test_pattern_that_was_used_last_stays_and_their_number_is_bounded(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    "unfit", [ENORMOUS, CHECK.replace(b"\r\nHost", b"\r\n a\r\nHost")], ids=["enormous", "folded"]
+)
+def test_pattern_is_tried_no_sooner_after_a_head_that_makes_none(
+    monkeypatch: pytest.MonkeyPatch, unfit: bytes
 ) -> None:
-    monkeypatch.setattr(patterns, "MAX_PATTERNS", 20)
+    monkeypatch.setattr(patterns, "LEARN_SECONDS", 1.0)
+    clock = iter([1000.0, 1000.9, 1001.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    found = RequestPatterns()
+    for request, number in (unfit, 0), (CHECK, 0), (CHECK, 1):
+        found.learn(request, TOKEN, SELF)
+        assert len(found) == number
+
+
+def test_pattern_in_use_stays_whatever_heads_come() -> None:
+    found = learned(CHECK)
+    for fields in range(1, 80, 8):
+        head = CHECK.replace(b"Host:", b"X: 1\r\n" * fields + b"Host:")
+        for number in range(patterns.MAX_OF_A_LENGTH + 1):
+            found.learn(head.replace(b"X:", b"X%d:" % number), TOKEN, SELF)
+        assert found.match(CHECK) == (TOKEN, SELF)
+    assert len(found) == 1 + 10 * patterns.MAX_OF_A_LENGTH
+
+
+def test_pattern_that_was_used_last_stays_among_those_of_its_length() -> None:
     found = learned(CHECK)
     for number in range(50):
         other = CHECK.replace(b"Host:", b"X-%d: 1\r\nHost:" % number)
@@ -307,14 +331,35 @@ def test_pattern_that_was_used_last_stays_and_their_number_is_bounded(
         assert found.match(CHECK.replace(TOKEN, OTHER)) == (OTHER, SELF)
         assert found.match(other) == (TOKEN, SELF)
     assert len(found) == 1 + patterns.MAX_OF_A_LENGTH
-    for number in range(50):
-        found.learn(CHECK.replace(b"Host:", b"X: 1\r\n" * number + b"Host:"), TOKEN, SELF)
-        assert len(found) <= 20
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"localhost:8000", b"a" * 15_000),
+        (b"localhost:8000", b"a" * 7_500 + b":" + b"1" * 7_500),
+        (b"localhost:8000", b"[" + b":" * 15_000 + b"]"),
+        (b"/cuenta?a=b", b"/" + b"a" * 15_000),
+        (b"a=b\r\n", b"a" * 15_000 + b"\r\n"),
+    ],
+    ids=["host", "host and port", "IPv6 address", "target", "value"],
+)
+def test_long_head_is_refused_in_the_time_in_which_it_matches(old: bytes, new: bytes) -> None:
+    found = learned(BROWSER)
+    matching = BROWSER.replace(old, new)
+    other = matching.removesuffix(b"\r\n") + b"X: y\r\n"  # as many lines
+    assert found.match(matching) is not None
+    assert found.match(other) is None
+
+    def seconds(data: bytes) -> float:
+        return min(timeit.repeat(lambda: found.match(data), number=5, repeat=30))
+
+    assert seconds(other) < 4 * seconds(matching)
 
 
 def test_head_of_an_enormous_expression_makes_no_pattern() -> None:
     found = RequestPatterns()
-    found.learn(CHECK.replace(b"Host:", b"X-%b: 1\r\nHost:" % (b"a" * 5000)), TOKEN, SELF)
+    found.learn(ENORMOUS, TOKEN, SELF)
     assert len(found) == 0
 
 

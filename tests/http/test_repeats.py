@@ -7,7 +7,10 @@ import pytest
 
 from sesiones import tokens
 from sesiones.http import repeats
+from sesiones.http.fast_check import FastCheckProtocol
+from sesiones.http.patterns import RequestPatterns
 from sesiones.http.repeats import Repeats
+from sesiones.http.templates import RequestTemplates
 from sesiones.metrics import (
     CACHE_LOOKUPS,
     CHECKS,
@@ -18,11 +21,14 @@ from sesiones.metrics import (
     cell,
 )
 from sesiones.redis_client import Lease
+from sesiones.sesion import Sesion
 from sesiones.store.near_cache import InvalidationTable, NearCache
-from tests.harness.stub_server import SESION, TOKEN, plain
+from tests.harness.in_process import FixedStore, Wire, open_application
+from tests.harness.stub_server import SESION, TOKEN, plain, until
 
 REQUEST, RESPONSE = plain(b"/sesiones/self", TOKEN), b"the response"
 DIGEST = tokens.digest(TOKEN.decode())
+LASTING = SESION._replace(Fecha_Expiracion=2**40, Ultima_Actividad=1000)
 LEASE_SECONDS, ENTRY_SECONDS = 5, 3
 
 
@@ -41,8 +47,7 @@ class Kept:
 
     def keep(self, request: bytes) -> None:
         read = self.cache.begin([TOKEN.decode()], [DIGEST])
-        lasting = SESION._replace(Fecha_Expiracion=2**40, Ultima_Actividad=1000)
-        self.cache.fill(read, [lasting], [1800], 1000.0)
+        self.cache.fill(read, [LASTING], [1800], 1000.0)
         entry = self.cache.get(TOKEN.decode())
         assert entry is not None
         self.repeats.keep(request, entry, RESPONSE)
@@ -90,6 +95,23 @@ def test_request_whose_entry_no_longer_counts_has_no_answer(
     assert kept.cache.get(TOKEN.decode()) is None
 
 
+@pytest.mark.parametrize(
+    "found",
+    [None, LASTING._replace(Estado_Sesion=0), LASTING._replace(Fecha_Expiracion=2**41)],
+    ids=["ended", "inactive", "changed"],
+)
+def test_request_has_no_answer_once_redis_has_said_otherwise(
+    kept: Kept, found: Sesion | None
+) -> None:
+    read = kept.cache.begin([TOKEN.decode()], [DIGEST])  # for a check that asks for no-cache
+    kept.cache.fill(read, [LASTING], [1800], 1000.0)
+    assert kept.answer(REQUEST) is RESPONSE
+    read = kept.cache.begin([TOKEN.decode()], [DIGEST])
+    kept.cache.fill(read, [found], [1800], 1000.0)
+    assert kept.answer(REQUEST) is None
+    assert kept.cache.get(TOKEN.decode()) is None
+
+
 def test_answer_counts_as_one_hit_one_valid_check_and_one_response(kept: Kept) -> None:
     before = kept.metrics.sums()
     kept.answer(REQUEST)
@@ -100,6 +122,56 @@ def test_answer_counts_as_one_hit_one_valid_check_and_one_response(kept: Kept) -
         for value in family.values:
             index = cell(family, value)
             assert after[index] - before[index] == ((family, value) in counted)
+
+
+HEAD = b"GET /sesiones/self HTTP/1.1\r\nHost: h\r\nX-Auth-Token: %b\r\nX-Request-Id: %d\r\n\r\n"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("step", [0, 1], ids=["the same bytes", "the same token and kind"])
+async def test_last_answer_before_the_server_stops_says_so(
+    monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    monkeypatch.setattr(FastCheckProtocol, "templates", RequestTemplates())
+    monkeypatch.setattr(FastCheckProtocol, "patterns", RequestPatterns())
+    redis = FixedStore()
+    (token, _), *_ = redis.live.values()
+    async with open_application(redis, cached=True) as application:
+        wire = Wire(application)
+
+        async def answer(number: int) -> bytes:
+            wire.send(HEAD % (token, number * step))
+            await until(lambda: not wire.owed)
+            return wire.take()
+
+        answers = [await answer(number) for number in range(5)]
+        assert len(application.app_state["repeats"]) > 0
+        wire.protocol.shutdown()
+        last = await answer(5)
+        assert wire.ended
+        wire.lose()
+    assert answers == [answers[0]] * 5
+    assert last.replace(b"connection: close\r\n", b"") == answers[0] != last
+
+
+@pytest.mark.anyio
+async def test_nothing_is_learned_from_two_checks_that_are_answered_from_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learned: list[bytes] = []
+    monkeypatch.setattr(RequestTemplates, "learn", lambda _, data, *__: learned.append(data))
+    monkeypatch.setattr(RequestPatterns, "learn", lambda _, data, *__: learned.append(data))
+    redis = FixedStore()
+    (token, _), *_ = redis.live.values()
+    check = HEAD % (token, 1)
+    async with open_application(redis, cached=True) as application:
+        wire = Wire(application)
+        for data in check, check + check, b"\r\n\r\n" + check, check + b"\r\n", check + b"G":
+            wire.send(data)
+            await until(lambda: not wire.owed)
+            assert wire.take().count(b" 200 ") == data.count(check)
+        wire.lose()
+    assert learned == [check, check]
 
 
 def test_oldest_requests_make_room(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
