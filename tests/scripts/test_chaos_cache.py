@@ -4,7 +4,8 @@ import pytest
 
 from scripts.chaos import Bar, cache
 
-pytestmark = [pytest.mark.slow, pytest.mark.redis]
+# Each of the rounds may take a quarter of a minute.
+pytestmark = [pytest.mark.slow, pytest.mark.redis, pytest.mark.timeout(300)]
 
 A_LEASE_THAT_OUTLASTS_ITS_SUBSCRIPTION = """
 from sesiones.redis_client import subscription
