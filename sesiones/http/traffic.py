@@ -72,8 +72,8 @@ def _log(status: int, scope: Mapping[str, Any], seconds: float | None) -> None:
         host, port = client
         fields["client"] = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if method is not None:
-        # No query: that of a DELETE may hold a token, and a gateway may pass on that of the original
-        # request.
+        # No query: that of a DELETE may hold a token, and a gateway may pass on that of the request
+        # that it asks about.
         fields |= {"method": method, "path": quote(_decoded(scope["path"]))}
         line = f"{method} {fields['path']} HTTP/{scope['http_version']}"
     if seconds is not None:

@@ -189,7 +189,7 @@ class OperatorTools:
         with unavailable():
             async for execute, keys in self._scan(pattern):
                 names = {key: key.partition(b"}:")[2] for key in keys}
-                # A bucket has so many traces that those of a page would keep Redis busy for too long.
+                # The traces of all buckets of a page would keep Redis busy for too long.
                 groups = [[key] for key, name in names.items() if name == TRACES.encode()]
                 groups.append([key for key, name in names.items() if name.startswith(kinds)])
                 for group in filter(None, groups):

@@ -238,7 +238,7 @@ async def test_full_memory_takes_traces_which_are_smaller_than_sessions(
     ],
 )
 async def test_malformed_trace_hides_no_other(
-    store: SessionStore, redis: Redis, key: str, member: str | bytes, score: float | str
+    store: SessionStore, redis: Redis, key: str, member: Any, score: float | str
 ) -> None:
     gone_one, live_one = await store.create(7, "laptop"), await store.create(7, "phone")
     await store.revoke(gone_one.Token_Sesion)
