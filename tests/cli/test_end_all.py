@@ -266,3 +266,14 @@ def test_other_prefix_and_database_are_left(sesiones: CommandLine, own: "Redis")
             assert sesiones("end-all", "--yes", *words)[1].startswith("0 sessions ended")
     assert there("end-all", "--yes")[1] == "1 session ended (prefix sesiones, database 3)\n"
     assert live(sesiones, *made) == [True]
+
+
+@pytest.mark.parametrize("words", [[], ["--yes"], ["--yes", "--before", "1"]])
+def test_end_all_of_nothing_warns_of_the_prefix(sesiones: CommandLine, words: list[str]) -> None:
+    made = sesiones.create(7)
+    code, _, errors = sesiones("end-all", "--key-prefix", "otros", *words)
+    assert code == Exit.OK
+    assert "warning: prefix otros, database 0: there is nothing at all" in errors
+    assert "nothing at all" not in sesiones("end-all", *words)[2]
+    assert live(sesiones, *made) == [words != ["--yes"]]
+    assert "nothing at all" not in sesiones("end-all", *words)[2]
