@@ -187,6 +187,7 @@ class OperatorTools:
         entries: list[Any] = []
         kinds = tuple(kind.encode() for kind in (f"{SESSION}{beginning}", INDEX))
         with unavailable():
+            await self._require_masters()
             async for execute, keys in self._scan(pattern):
                 names = {key: key.partition(b"}:")[2] for key in keys}
                 # The traces of all buckets of a page would keep Redis busy for too long.
@@ -241,6 +242,7 @@ class OperatorTools:
         meanwhile, some have. Those that began at ``before`` or later go on. It can be repeated.
         """
         with unavailable():
+            await self._require_masters()
             async for _, keys in self._scan(self._keys.sessions_of(""), pauses=False):
                 buckets: defaultdict[str, list[str]] = defaultdict(list)
                 for key in keys:

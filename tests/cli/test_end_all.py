@@ -26,8 +26,8 @@ from tests.harness.records import (
     state,
     write_record,
 )
-from tests.harness.redis_server import RedisServer
-from tests.harness.stores import open_store
+from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.stores import open_store, replica_of
 
 PLACE = "prefix sesiones, database 0"
 AUDIT = (
@@ -277,3 +277,16 @@ def test_end_all_of_nothing_warns_of_the_prefix(sesiones: CommandLine, words: li
     assert "nothing at all" not in sesiones("end-all", *words)[2]
     assert live(sesiones, *made) == [words != ["--yes"]]
     assert "nothing at all" not in sesiones("end-all", *words)[2]
+
+
+def test_replica_is_refused_though_it_takes_writes(sesiones: CommandLine) -> None:
+    """What ends there lives on at the master."""
+    with (
+        RedisServer(port=str(free_port())) as master,
+        replica_of(master, appendonly="no", replica_read_only="no") as replica,
+    ):
+        made = sesiones.at(master.url).create(7)
+        code, out, errors = sesiones.at(replica.url)("end-all", "--yes")
+        assert (code, out) == (Exit.UNAVAILABLE, "")
+        assert errors.endswith("sesiones: the server is a replica\n")
+        assert live(sesiones.at(master.url), *made) == [True]
