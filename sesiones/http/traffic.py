@@ -70,6 +70,7 @@ def _log(status: int, scope: Mapping[str, Any], seconds: float | None) -> None:
     fields: dict[str, object] = {"status": status}
     if client:
         host, port = client
+        host = quote(host, safe=":")  # of X-Forwarded-For, it may be any text
         fields["client"] = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if method is not None:
         # No query: that of a DELETE may hold a token, and a gateway may pass on that of the request

@@ -210,3 +210,15 @@ def test_text_form_is_a_readable_line(redis_server: RedisServer) -> None:
             rf"{named(made['Token_Sesion'])} ID_Sesion {made['ID_Sesion']} ID_Usuario 52917\n",
             service.log,
         )
+
+
+def test_forwarded_address_cannot_look_like_another_part_of_the_line(
+    redis_server: RedisServer,
+) -> None:
+    variables = {"SESIONES_ACCESS_LOG": "1", "SESIONES_FORWARDED_ALLOW_IPS": "127.0.0.1"}
+    with Service(**service_variables(redis_server.url) | variables) as service:
+        for address in '9.9.9.9:0 - "GET /forged HTTP/1.1" 200', "2001:db8::1", "192.0.2.7":
+            service.request("GET", "/sesiones/self", {"X-Forwarded-For": address})
+        assert comes_true(lambda: "192.0.2.7:0 - " in service.log, 5), service.log
+        assert "[2001:db8::1]:0 - " in service.log
+        assert '"GET /forged' not in service.log
