@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from sesiones import redis_url
 from sesiones.cli.connections import commands_of, open_patient_store
-from sesiones.cli.console import counted, show, show_progress
+from sesiones.cli.console import complain, counted, show, show_progress
 from sesiones.cli.exits import Exit
 from sesiones.cli.findings import PERMISSION_ADVICE, Finding, unreachable
 from sesiones.cli.masters import examine_master
@@ -62,6 +62,14 @@ def place(settings: Settings) -> str:
     """Where the sessions are in Redis. With a mistyped prefix or database a service looks empty."""
     database = redis_url.parse(settings.redis_url).database
     return f"prefix {settings.key_prefix}, database {database}"
+
+
+async def warn_if_unused(store: SessionStore, settings: Settings) -> bool:
+    """Warn when there never was a session there. Return whether that is so."""
+    unused = not await store.operators().was_used()
+    if unused:
+        complain(f"sesiones: warning: {place(settings)}: there is nothing at all. {NOTHING_ADVICE}")
+    return unused
 
 
 async def examine(commands: Commands, settings: Settings) -> AsyncIterator[Finding]:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from sesiones import redis_url
 from sesiones.cli.connections import open_patient_store
 from sesiones.cli.console import counted, date, events_logged, show
-from sesiones.cli.doctor import place
+from sesiones.cli.doctor import place, warn_if_unused
 from sesiones.cli.exits import Exit
 from sesiones.cli.stats import survey
 from sesiones.settings import Settings
@@ -62,6 +62,8 @@ async def _end(settings: Settings, before: int | None, which: str) -> int:
                         reported = time.monotonic()
                         seen = counted(done.keys, "key")
                         logger.info("%s looked at, %d ended", seen, done.sessions)
+                if not done.keys:
+                    await warn_if_unused(store, settings)
         outcome = "done"
     except Exception as error:
         outcome = f"failed: {error}"

@@ -4,8 +4,8 @@ import json
 from argparse import Namespace
 
 from sesiones.cli.connections import open_patient_store
-from sesiones.cli.console import complain, counted, date, show, show_progress
-from sesiones.cli.doctor import NOTHING_ADVICE, place
+from sesiones.cli.console import counted, date, show, show_progress
+from sesiones.cli.doctor import place, warn_if_unused
 from sesiones.cli.exits import Exit
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
@@ -45,6 +45,6 @@ async def survey(store: SessionStore, settings: Settings, before: int | None = N
             show_progress(counted(counts.keys, "key"))
     finally:
         show_progress("")
-    if not counts.keys and not await store.operators().was_used():
-        complain(f"sesiones: warning: {place(settings)}: there is nothing at all. {NOTHING_ADVICE}")
+    if not counts.keys:
+        await warn_if_unused(store, settings)
     return counts

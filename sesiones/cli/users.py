@@ -9,7 +9,7 @@ from typing import Any
 from sesiones.cli.arguments import ANY
 from sesiones.cli.connections import commands_of, open_patient_store
 from sesiones.cli.console import complain, counted, date, events_logged, show
-from sesiones.cli.doctor import NOTHING_ADVICE, place
+from sesiones.cli.doctor import place, warn_if_unused
 from sesiones.cli.exits import Exit
 from sesiones.cli.masters import evictions
 from sesiones.logs import escaped
@@ -37,8 +37,8 @@ async def run(settings: Settings, options: Namespace) -> Exit:
 async def _named(store: SessionStore, settings: Settings, options: Namespace) -> Exit:
     """--name. With --end, exactly one session of the name must be there, or have that ID_Sesion."""
     sesiones = await store.operators().named(options.name)
-    if not sesiones and not await store.operators().was_used():
-        complain(f"sesiones: warning: {place(settings)}: there is nothing at all. {NOTHING_ADVICE}")
+    if not sesiones:
+        await warn_if_unused(store, settings)
     if options.end is None:
         _list(sesiones, settings, options, f"ses_#{options.name}")
         return Exit.OK
@@ -88,10 +88,9 @@ async def _warn_of_missing(
     store: SessionStore, settings: Settings, options: Namespace, ID_Usuario: int, *, found: int
 ) -> None:
     """Say on standard error why the user may have more sessions than were found."""
-    where = place(settings)
-    if not found and not await store.operators().was_used():
-        complain(f"sesiones: warning: {where}: there is nothing at all. {NOTHING_ADVICE}")
-    elif not options.deep:
+    if not found and await warn_if_unused(store, settings):
+        return
+    if not options.deep:
         async with aclosing(commands_of(settings)) as commands:
             async for finding in evictions(commands):
                 complain(

@@ -9,7 +9,7 @@ from typing import Any
 from sesiones import tokens
 from sesiones.cli.connections import open_patient_store
 from sesiones.cli.console import complain, counted, date, show
-from sesiones.cli.doctor import NOTHING_ADVICE, place
+from sesiones.cli.doctor import place, warn_if_unused
 from sesiones.cli.exits import CommandError, Exit
 from sesiones.cli.moments import distance
 from sesiones.cli.users import members
@@ -43,7 +43,7 @@ async def run(settings: Settings, options: Namespace) -> Exit:
     whose = _whose(sys.stdin.readline().strip() if options.whose == "-" else options.whose)
     async with open_patient_store(settings) as store:
         live, gone = await store.operators().why(whose, deep=options.deep)
-        unused = not live and not gone and not await store.operators().was_used()
+        unused = not live and not gone and await warn_if_unused(store, settings)
     if options.json:
         known = [*map(_live_members, live), *map(_gone_members, gone)]
         show(json.dumps(known, separators=(",", ":")))
@@ -52,8 +52,8 @@ async def run(settings: Settings, options: Namespace) -> Exit:
         title = f"{_subject(whose)}: {counts} ({place(settings)})"
         show("\n".join([title, *map(_live_line, live), *map(_gone_line, gone)]))
     if unused:
-        complain(f"sesiones: warning: {place(settings)}: there is nothing at all. {NOTHING_ADVICE}")
-    elif not gone and (isinstance(whose, int) or not live):
+        return Exit.NO
+    if not gone and (isinstance(whose, int) or not live):
         _explain(settings, whose, options.deep)
     elif not isinstance(whose, int) and any(each.Estado_Sesion for each in live):
         complain(f"sesiones: {LIVE}")

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Mapping, MutableMapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from starlette.types import Message, Scope, Send
 
@@ -18,6 +18,8 @@ logger = logging.getLogger("sesiones.access")
 
 _SUBJECT, _RESPONDED = "sesiones.subject", "sesiones.responded"
 """What is noted in a scope."""
+DECODINGS_MAX = 8
+"""How often a path is decoded that stays percent-encoded: each time takes time."""
 
 
 def note_subject(scope: Scope, subject: Sesion | str) -> None:
@@ -68,11 +70,12 @@ def _log(status: int, scope: Mapping[str, Any], seconds: float | None) -> None:
     fields: dict[str, object] = {"status": status}
     if client:
         host, port = client
+        host = quote(host, safe=":")  # of X-Forwarded-For, it may be any text
         fields["client"] = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if method is not None:
-        # The decoded path, so that a token in it is masked however it was encoded. No query: that
-        # of a DELETE may hold a token, and a gateway may pass on that of the original request.
-        fields |= {"method": method, "path": quote(scope["path"])}
+        # No query: that of a DELETE may hold a token, and a gateway may pass on that of the request
+        # that it asks about.
+        fields |= {"method": method, "path": quote(_decoded(scope["path"]))}
         line = f"{method} {fields['path']} HTTP/{scope['http_version']}"
     if seconds is not None:
         fields["seconds"] = round(seconds, 6)
@@ -82,6 +85,16 @@ def _log(status: int, scope: Mapping[str, Any], seconds: float | None) -> None:
     shown += [str(fields["token"])] if "token" in fields else []
     shown += [f"{name} {fields[name]}" for name in ("ID_Sesion", "ID_Usuario") if name in fields]
     logger.info("%s - %s", fields.get("client", ""), " ".join(shown), extra=fields)
+
+
+def _decoded(path: str) -> str:
+    """The path without any percent-encoding: a token in it has to be found, so that it is masked,
+    also when a gateway has encoded the path once more. "-" of a path that was encoded too often."""
+    for _ in range(DECODINGS_MAX):
+        encoded, path = path, unquote(path)
+        if path == encoded:
+            return path
+    return "-"
 
 
 def _subject(scope: Mapping[str, Any]) -> dict[str, object]:

@@ -185,13 +185,17 @@ class OperatorTools:
     async def _search(self, pattern: str, beginning: str) -> list[Any]:
         """What lua/why.lua says of every key of the pattern that can know a digest."""
         entries: list[Any] = []
-        kinds = tuple(kind.encode() for kind in (f"{SESSION}{beginning}", INDEX, TRACES))
+        kinds = tuple(kind.encode() for kind in (f"{SESSION}{beginning}", INDEX))
         with unavailable():
+            await self._require_masters()
             async for execute, keys in self._scan(pattern):
-                asked = [key for key in keys if key.partition(b"}:")[2].startswith(kinds)]
-                if asked:
+                names = {key: key.partition(b"}:")[2] for key in keys}
+                # The traces of all buckets of a page would keep Redis busy for too long.
+                groups = [[key] for key, name in names.items() if name == TRACES.encode()]
+                groups.append([key for key, name in names.items() if name.startswith(kinds)])
+                for group in filter(None, groups):
                     entries += await self._runner.run(
-                        scripts.WHY, [], beginning, "", *asked, execute=execute
+                        scripts.WHY, [], beginning, "", *group, execute=execute
                     )
         return entries
 
@@ -238,6 +242,7 @@ class OperatorTools:
         meanwhile, some have. Those that began at ``before`` or later go on. It can be repeated.
         """
         with unavailable():
+            await self._require_masters()
             async for _, keys in self._scan(self._keys.sessions_of(""), pauses=False):
                 buckets: defaultdict[str, list[str]] = defaultdict(list)
                 for key in keys:
@@ -328,12 +333,14 @@ class OperatorTools:
 
 
 def _known(entries: list[Any]) -> tuple[list[UserSession], list[Trace]]:
-    """The live sessions and the traces of a reply of lua/why.lua, the latest first."""
+    """The live sessions and the traces of a reply of lua/why.lua, the latest first. Malformed ones
+    are left out."""
     with unavailable():
         sessions = [
             user_session_of(digest.decode(), text, expiry)
             for digest, text, expiry in filter(is_live, entries)
         ]
-        traces = [trace_of(*entry) for entry in entries if not is_live(entry)]
+        traces = {trace_of(*entry) for entry in entries if not is_live(entry)}
     live = [session for session in sessions if session is not None]
-    return live, sorted(set(traces), key=lambda trace: -trace.when)
+    gone = [trace for trace in traces if trace is not None]
+    return live, sorted(gone, key=lambda trace: -trace.when)

@@ -29,7 +29,9 @@ OPERATE = "local reply = operation()\n"
 """Runs a script's body."""
 OPERATE_AND_PUBLISH = """\
 local done, reply = pcall(operation)
-pcall(write_traces)
+if keep > 0 then
+  pcall(write_traces)
+end
 if invalidated[1] then
   local channel = string.match(invalidated.base, '^[^{]*') .. 'invalidated'
   -- A server that does not allow it must fail no operation, because only a cache needs it. It is
@@ -47,8 +49,9 @@ end
 the caches of every node about what it has ended or changed. They come behind an error, too, because
 Redis takes nothing back that a script has written."""
 TAKE_ARGUMENTS = """\
-local tag, actor = table.remove(ARGV), table.remove(ARGV)
-local keep = tonumber(table.remove(ARGV))
+local last = #ARGV
+local keep, actor, tag = tonumber(ARGV[last - 2]), ARGV[last - 1], ARGV[last]
+ARGV[last], ARGV[last - 1], ARGV[last - 2] = nil, nil, nil
 """
 TAKE_TAG = """\
 local tag, actor, keep = table.remove(ARGV), '', 0

@@ -1,9 +1,12 @@
 """The traces of sessions that are gone: when and why each ended or expired."""
 
+import logging
 from typing import Any, NamedTuple
 
 from sesiones import tokens
 from sesiones.store.records import number
+
+logger = logging.getLogger("sesiones.store")
 
 
 class Trace(NamedTuple):
@@ -24,19 +27,23 @@ class Trace(NamedTuple):
     """Who ended it; empty when nothing asked for it."""
 
 
-def trace_of(text: bytes, score: bytes) -> Trace:
-    """The trace of a member of the sorted set, and its score (lua/session.lua). Raises
-    MALFORMED_REPLY_ERRORS."""
-    digest, reason, usuario, id_, uso, actor = text.decode().split(" ", 5)
-    return Trace(
-        tokens.fingerprint_of_digest(digest),
-        int(float(score)),
-        reason,
-        number(id_.encode()),
-        number(usuario.encode()),
-        number(uso.encode()),
-        actor,
-    )
+def trace_of(text: bytes, score: bytes) -> Trace | None:
+    """The trace of a member of the sorted set, and its score (lua/session.lua). A malformed one is
+    logged, and None: it must not hide the others."""
+    try:
+        digest, reason, usuario, id_, uso, actor = text.decode().split(" ", 5)
+        return Trace(
+            tokens.fingerprint_of_digest(digest),
+            int(float(score)),
+            reason,
+            number(id_.encode()),
+            number(usuario.encode()),
+            number(uso.encode()),
+            actor,
+        )
+    except (ValueError, OverflowError) as error:  # the score may be infinite
+        logger.error("bad trace %r: %s", text, error)
+        return None
 
 
 def is_live(entry: list[Any]) -> bool:

@@ -27,8 +27,8 @@ from tests.harness.records import (
     state,
     write_record,
 )
-from tests.harness.redis_server import RedisServer
-from tests.harness.stores import open_store
+from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.stores import open_store, replica_of
 
 PLACE = "prefix sesiones, database 0"
 AUDIT = (
@@ -280,3 +280,27 @@ def test_other_prefix_and_database_are_left(sesiones: CommandLine, own: "Redis")
             assert sesiones("end-all", "--yes", *words)[1].startswith("0 sessions ended")
     assert there("end-all", "--yes")[1] == "1 session ended (prefix sesiones, database 3)\n"
     assert live(sesiones, *made) == [True]
+
+
+@pytest.mark.parametrize("words", [[], ["--yes"], ["--yes", "--before", "1"]])
+def test_end_all_of_nothing_warns_of_the_prefix(sesiones: CommandLine, words: list[str]) -> None:
+    made = sesiones.create(7)
+    code, _, errors = sesiones("end-all", "--key-prefix", "otros", *words)
+    assert code == Exit.OK
+    assert "warning: prefix otros, database 0: there is nothing at all" in errors
+    assert "nothing at all" not in sesiones("end-all", *words)[2]
+    assert live(sesiones, *made) == [words != ["--yes"]]
+    assert "nothing at all" not in sesiones("end-all", *words)[2]
+
+
+def test_replica_is_refused_though_it_takes_writes(sesiones: CommandLine) -> None:
+    """What ends there lives on at the master."""
+    with (
+        RedisServer(port=str(free_port())) as master,
+        replica_of(master, appendonly="no", replica_read_only="no") as replica,
+    ):
+        made = sesiones.at(master.url).create(7)
+        code, out, errors = sesiones.at(replica.url)("end-all", "--yes")
+        assert (code, out) == (Exit.UNAVAILABLE, "")
+        assert errors.endswith("sesiones: the server is a replica\n")
+        assert live(sesiones.at(master.url), *made) == [True]

@@ -17,7 +17,8 @@ from sesiones.metrics import ENDED
 from sesiones.sesion import Sesion
 from tests.harness.command_line import CommandLine
 from tests.harness.records import NEIGHBOUR, base
-from tests.harness.stores import open_store
+from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.stores import open_store, replica_of
 
 PLACE = "prefix sesiones, database 0"
 DATE = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ \(\d+ s ago\)"
@@ -179,3 +180,14 @@ def test_each_kind_of_deployment_answers(
     for words in ["7"], ["7", "--deep"], [ended.Token_Sesion], [name(ended)]:
         code, out, _ = sesiones("why", *words)
         assert (code, out.count(f"session {ended.ID_Sesion} of user 7")) == (0, 1), words
+
+
+def test_replica_is_not_asked(sesiones: CommandLine) -> None:
+    """It may lack what has ended last."""
+    with (
+        RedisServer(port=str(free_port())) as master,
+        replica_of(master, appendonly="no") as replica,
+    ):
+        (one,) = sesiones.at(master.url).create(7)
+        for words in (["7"], [one.Token_Sesion], [one.Token_Sesion, "--deep"], [name(one)]):
+            assert sesiones.at(replica.url)("why", *words)[:2] == (Exit.UNAVAILABLE, "")

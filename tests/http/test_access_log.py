@@ -142,10 +142,13 @@ def test_line_of_the_backends_requests_names_whom_they_are_about(logged: Service
 def test_path_shows_no_token_however_it_is_encoded(logged: Service) -> None:
     token = tokens.make(7)
     hexadecimal = "".join(f"%{byte:02X}" for byte in token.encode())
-    for written in token, hexadecimal, token.replace("_", "%5F"):
+    underscores = "%5F", "%255F", "%2%35%35F", "%2525255F"  # by gateways that encode once more
+    encoded = [token.replace("_", underscore) for underscore in underscores]
+    for written in token, hexadecimal, hexadecimal.replace("%", "%25"), *encoded:
         line = line_of(logged, "GET", f"/sesiones/verificar/{written}?a={written}#{written}")
         assert line == {"path": f"/sesiones/verificar/{named(token)}"}
     assert line_of(logged, "GET", "/a%20b%0A%C3%B1?secreto") == {"path": "/a%20b%0A%C3%B1"}
+    assert line_of(logged, "GET", f"/{token[:20]}%{'25' * 200}41{token[21:]}") == {"path": "-"}
 
 
 def test_requests_of_operators_have_no_line(logged: Service) -> None:
@@ -207,3 +210,15 @@ def test_text_form_is_a_readable_line(redis_server: RedisServer) -> None:
             rf"{named(made['Token_Sesion'])} ID_Sesion {made['ID_Sesion']} ID_Usuario 52917\n",
             service.log,
         )
+
+
+def test_forwarded_address_cannot_look_like_another_part_of_the_line(
+    redis_server: RedisServer,
+) -> None:
+    variables = {"SESIONES_ACCESS_LOG": "1", "SESIONES_FORWARDED_ALLOW_IPS": "127.0.0.1"}
+    with Service(**service_variables(redis_server.url) | variables) as service:
+        for address in '9.9.9.9:0 - "GET /forged HTTP/1.1" 200', "2001:db8::1", "192.0.2.7":
+            service.request("GET", "/sesiones/self", {"X-Forwarded-For": address})
+        assert comes_true(lambda: "192.0.2.7:0 - " in service.log, 5), service.log
+        assert "[2001:db8::1]:0 - " in service.log
+        assert '"GET /forged' not in service.log

@@ -221,3 +221,44 @@ async def test_full_memory_takes_traces_which_are_smaller_than_sessions(
         assert await store.end_all(made[0].Token_Sesion, "") == 399
         assert len(await gone(store)) == 400
         assert redis.memory_usage(TRACES, samples=0) < sessions
+
+
+@pytest.mark.parametrize(
+    ("key", "member", "score"),
+    [
+        (TRACES, f"{'A' * 22} logout 7 1 1 x", "-inf"),
+        (TRACES, f"{'A' * 22} logout 7 1 1 x", "inf"),
+        (TRACES, f"{'A' * 22} logout 7 1", 1),
+        (TRACES, b"%b logout 7 1 1 \xff" % (b"A" * 22), 1),
+        (TRACES, "é logout 7 1 1 x", 1),
+        (index_key(7), "A", 1),
+        (index_key(7), "a digest with blanks", 1),
+        (index_key(7), b"\xff" * 22, 1),
+        (index_key(7), "A" * 22, "-inf"),
+    ],
+)
+async def test_malformed_trace_hides_no_other(
+    store: SessionStore, redis: Redis, key: str, member: Any, score: float | str
+) -> None:
+    gone_one, live_one = await store.create(7, "laptop"), await store.create(7, "phone")
+    await store.revoke(gone_one.Token_Sesion)
+    redis.zadd(key, {member: score})
+    live, traces = await store.operators().why(7)
+    assert [session.ID_Sesion for session in live] == [live_one.ID_Sesion]
+    assert [trace.ID_Sesion for trace in traces] == [gone_one.ID_Sesion]
+
+
+async def test_search_asks_for_the_traces_of_one_bucket_at_a_time(
+    store: SessionStore, redis: Redis
+) -> None:
+    """Redis serves checks between two of those calls."""
+    users = range(100, 130)
+    for user in users:
+        await store.revoke((await store.create(user, "laptop")).Token_Sesion)
+    buckets = len({base(user) for user in users})
+    made = await store.create(7, "laptop")
+    await store.revoke(made.Token_Sesion)
+    redis.config_resetstat()
+    (trace,) = await gone(store, tokens.fingerprint(made.Token_Sesion))
+    assert trace.ID_Sesion == made.ID_Sesion
+    assert redis.info("commandstats")["cmdstat_eval"]["calls"] > buckets
