@@ -9,7 +9,7 @@ Address = tuple[str, int]
 
 _HOST = re.compile(r"[^\s,/?#@\[\]\x00-\x20\x7f]+")
 _DATABASE = re.compile(r"[0-9]{1,9}")
-_OPTION = re.compile(r"db|username|password|ssl_(?!cert_reqs|min_version)\w+")
+_OPTION = re.compile(r"db|username|password|ssl_(?!cert_reqs|check_hostname|min_version)\w+")
 """redis-py's options that the URL of a single server may have: those that say where the server is
 and who asks. How to ask is the service's own choice."""
 

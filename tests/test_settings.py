@@ -29,7 +29,8 @@ BAD_URLS = """
     redis://h/notadatabase unix:// redis+sentinel://h:1 redis+sentinel:///mymaster
     redis+sentinel://h/mymaster/one redis+cluster:// redis+cluster://h, redis+cluster://h:65536
     redis+cluster://h/1
-    rediss://h?protocol=9 rediss://h?retry=3 rediss://h?ssl_cert_reqs=sometimes
+    rediss://h?protocol=9 rediss://h?retry=3 rediss://h?ssl_cert_reqs=none
+    rediss://h?ssl_cert_reqs=sometimes rediss://h?ssl_check_hostname=no
     rediss://h?maint_notifications_config=1 rediss://h?credential_provider=x
     rediss://h?username=u&password=p&credential_provider=x
     rediss://h?redis_connect_func=x rediss://h?encoding=klingon

@@ -25,15 +25,19 @@ class MismatchedReplyError(RedisError):
         return "a reply of another call"
 
 
+_LUA = files("sesiones.store") / "lua"
+
 OPERATE = "local reply = operation()\n"
 """Runs a script's body."""
-OPERATE_AND_PUBLISH = """\
+OPERATE_AND_PUBLISH = f"""\
 local done, reply = pcall(operation)
-if keep > 0 then
-  pcall(write_traces)
+if next(traces) then
+  pcall(function()
+{(_LUA / "traces.lua").read_text("utf-8")}
+  end)
 end
 if invalidated[1] then
-  local channel = string.match(invalidated.base, '^[^{]*') .. 'invalidated'
+  local channel = string.match(invalidated.base, '^[^{{]*') .. 'invalidated'
   -- A server that does not allow it must fail no operation, because only a cache needs it. It is
   -- asked first: each refused command is an entry in ACL LOG, where it looks like an intruder.
   local known, allowed = pcall(redis.acl_check_cmd, 'PUBLISH', channel, '')
@@ -64,14 +68,13 @@ class Script:
     error goes out alone, because it says nothing about a session."""
 
     def __init__(self, name: str) -> None:
-        folder = files("sesiones.store") / "lua"
-        shebang, _, body = (folder / f"{name}.lua").read_text("utf-8").partition("\n")
+        shebang, _, body = (_LUA / f"{name}.lua").read_text("utf-8").partition("\n")
         flags = shebang.partition("flags=")[2].split(",")
         self.cross_slot = "allow-cross-slot-keys" in flags
         """A batch has keys of many slots, so it declares none to Redis. A batch of one key declares
         it, so that a wrong node answers MOVED."""
         names = ("session",) if self.cross_slot else ("session", "user")
-        shared = "\n".join((folder / f"{name}.lua").read_text("utf-8") for name in names)
+        shared = "\n".join((_LUA / f"{name}.lua").read_text("utf-8") for name in names)
         self.read_only = "no-writes" in flags
         """While writes are paused, Redis holds back a script that it does not know by its digest,
         because it might write. So a read-only script is sent with its source."""

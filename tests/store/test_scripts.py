@@ -10,7 +10,7 @@ from sesiones.store.scripts import Script
 NAMES = sorted(
     path.name.removesuffix(".lua")
     for path in (files("sesiones.store") / "lua").iterdir()
-    if path.name not in ("session.lua", "user.lua")
+    if path.name not in ("session.lua", "traces.lua", "user.lua")
 )
 WRITES = re.compile(
     r"'(DEL|EXPIREAT|HSET|INCRBY|ZADD|ZREM|ZREMRANGEBYSCORE)'"

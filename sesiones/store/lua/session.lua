@@ -30,8 +30,6 @@ local RECORD = '^(%d+) (%d+) (%d+) ([01]) (%d+) (%d+):(.+)$'
 
 local SECONDS_MAX = 1e12 -- of any date or window: EXPIREAT refuses what is far beyond
 local INT_MAX = 9007199254740991
-local TRACES_MAX = 10000 -- of a bucket: more would keep Redis busy for too long when they go at once
-local TRACES_AT_ONCE = 100
 
 local time = redis.call('TIME')
 local now = tonumber(time[1])
@@ -125,36 +123,15 @@ local function own_life(key)
 end
 
 -- The traces that this call leaves: for each base, scores and members by turns. They are written
--- after the operation, so that an operation neither fails for them nor is done by half.
+-- after the operation (traces.lua), so that an operation neither fails for them nor is done by half.
 local traces = {}
-local function trace_text(digest, reason, session, by)
-  return table.concat({digest, reason, session.usuario or '-', session.id or '-',
-    session.actividad and int(session.actividad) or '-', by or ''}, ' ')
-end
 local function trace(base, digest, when, reason, session, by)
   if keep > 0 then
     local of_bucket = traces[base] or {}
     traces[base] = of_bucket
     of_bucket[#of_bucket + 1] = int(when)
-    of_bucket[#of_bucket + 1] = trace_text(digest, reason, session, by)
-  end
-end
-
--- An error ends this early, and does no harm: the key may be on another node of a Cluster. When the
--- memory is full, each session that is gone has freed more than its trace takes.
-local function write_traces()
-  for base, of_bucket in pairs(traces) do
-    local key = base .. 'w'
-    for first = 1, #of_bucket, 2 * TRACES_AT_ONCE do
-      local last = math.min(first + 2 * TRACES_AT_ONCE - 1, #of_bucket)
-      redis.call('ZADD', key, unpack(of_bucket, first, last))
-    end
-    redis.call('EXPIREAT', key, int(now + keep))
-    redis.call('ZREMRANGEBYSCORE', key, '-inf', int(now - keep))
-    local surplus = redis.call('ZCARD', key) - TRACES_MAX
-    for _, oldest in ipairs(surplus > 0 and redis.call('ZRANGE', key, 0, surplus - 1) or {}) do
-      redis.call('ZREM', key, oldest)
-    end
+    of_bucket[#of_bucket + 1] = table.concat({digest, reason, session.usuario or '-',
+      session.id or '-', session.actividad and int(session.actividad) or '-', by or ''}, ' ')
   end
 end
 

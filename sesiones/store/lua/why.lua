@@ -38,7 +38,7 @@ for i = 3, #ARGV do
     local expired = members('ZRANGEBYSCORE', key, '-inf', int(now), 'WITHSCORES')
     for member = 1, #expired, 2 do
       local digest = expired[member]
-      add(rest, digest, trace_text(digest, 'expired', {usuario = rest}), expired[member + 1])
+      add(rest, digest, digest .. ' expired ' .. rest .. ' - - ', expired[member + 1])
     end
   elseif kind == 'w' then
     local gone = members('ZRANGE', key, 0, -1, 'WITHSCORES')
