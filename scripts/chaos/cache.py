@@ -239,12 +239,12 @@ def _is_master(cluster: RedisCluster, port: int) -> bool:
 
 def _kill_master(cluster: RedisCluster, _: float) -> None:
     cluster.wait(cluster.in_sync, RETURN_SECONDS)
-    masters = {port for port in cluster.servers if _is_master(cluster, port)}
-    victim = min(masters)
-    others = cluster.servers.keys() - masters
+    replicas = {port for port in cluster.servers if not _is_master(cluster, port)}
+    # A master that has lost its slots to its replica may stay one, and then none follows it.
+    victim = min(cluster.clients[port].info("replication")["master_port"] for port in replicas)
 
     def replaced() -> bool:
-        return any(_is_master(cluster, port) for port in others)
+        return any(_is_master(cluster, port) for port in replicas)
 
     cluster.servers[victim].stop(signal.SIGKILL)
     wait_until(replaced, "a replica to take over", 30)
