@@ -57,6 +57,10 @@ class _Parser(ArgumentParser):
         show(message.removesuffix("\n"))
 
 
+_REDIS = "redis_url", "redis_ca_file", "redis_timeout", "wait_replicas", "key_prefix"
+"""The settings of every command that asks Redis."""
+
+
 def parse(argv: Sequence[str] | None) -> Namespace:
     """The command and its arguments. Raises SystemExit for arguments that are bad."""
     parser = _parser()
@@ -97,11 +101,44 @@ def _parser() -> ArgumentParser:
         )
         for name, text in COMMANDS.items()
     )
-    redis = "redis_url", "redis_ca_file", "redis_timeout", "wait_replicas", "key_prefix"
     Settings.add_flags(serve)
     doctor.add_argument("--deep", action="store_true", help="look through every key of ours too")
     doctor.add_argument("--json", action="store_true", help="print a JSON array of findings")
-    Settings.add_flags(doctor, *redis, "cache_seconds", "touch_seconds")
+    Settings.add_flags(doctor, *_REDIS, "cache_seconds", "touch_seconds")
+    _add_users_flags(users)
+    stats.add_argument("--json", action="store_true", help="print JSON")
+    Settings.add_flags(stats, *_REDIS)
+    end_all.add_argument(
+        "--before",
+        type=_moment,
+        metavar="TIME",
+        help="end only sessions that began before this: 2026-11-27T09:00:00Z, or another time with "
+        "its time zone, or epoch seconds",
+    )
+    end_all.add_argument(
+        "--yes", action="store_true", help="end them; without it, they are only counted"
+    )
+    end_all.add_argument("--json", action="store_true", help="print JSON")
+    Settings.add_flags(end_all, *_REDIS, "why_seconds", "log_format")
+    why.add_argument(
+        "whose",
+        metavar="WHOSE",
+        help="the user's number; a token; a token's name in the log, ses_#1a2b3c4d; or -, which "
+        "reads one of them from standard input, so that no shell remembers a token",
+    )
+    why.add_argument(
+        "--deep",
+        action="store_true",
+        help="look through every key, as always for a name: a session that has expired stands in "
+        "its user's index alone until the user is back",
+    )
+    why.add_argument("--json", action="store_true", help="print a JSON array of sessions")
+    Settings.add_flags(why, *_REDIS, "why_seconds")
+    Settings.add_flags(health, "host", "port", "uds")
+    return parser
+
+
+def _add_users_flags(users: ArgumentParser) -> None:
     user = users.add_argument("ID_Usuario", type=_user, help="the user's number")
 
     class Name(Action):
@@ -136,37 +173,7 @@ def _parser() -> ArgumentParser:
         help="look through every key for sessions that the user's index does not name",
     )
     users.add_argument("--json", action="store_true", help="print JSON")
-    Settings.add_flags(users, *redis, "why_seconds", "log_format")
-    stats.add_argument("--json", action="store_true", help="print JSON")
-    Settings.add_flags(stats, *redis)
-    end_all.add_argument(
-        "--before",
-        type=_moment,
-        metavar="TIME",
-        help="end only sessions that began before this: 2026-11-27T09:00:00Z, or another time with "
-        "its time zone, or epoch seconds",
-    )
-    end_all.add_argument(
-        "--yes", action="store_true", help="end them; without it, they are only counted"
-    )
-    end_all.add_argument("--json", action="store_true", help="print JSON")
-    Settings.add_flags(end_all, *redis, "why_seconds", "log_format")
-    why.add_argument(
-        "whose",
-        metavar="WHOSE",
-        help="the user's number; a token; a token's name in the log, ses_#1a2b3c4d; or -, which "
-        "reads one of them from standard input, so that no shell remembers a token",
-    )
-    why.add_argument(
-        "--deep",
-        action="store_true",
-        help="look through every key, as always for a name: a session that has expired stands in "
-        "its user's index alone until the user is back",
-    )
-    why.add_argument("--json", action="store_true", help="print a JSON array of sessions")
-    Settings.add_flags(why, *redis, "why_seconds")
-    Settings.add_flags(health, "host", "port", "uds")
-    return parser
+    Settings.add_flags(users, *_REDIS, "why_seconds", "log_format")
 
 
 def _number(text: str, field: str) -> int:
