@@ -52,14 +52,17 @@ class Visitor:
 
     def devices(self, count: int) -> list[str]:
         """The devices that the page shows, once there are as many."""
-        rows: list[Any] = []
+        shown: list[str] = []
 
         def are_shown() -> bool:
-            rows[:] = self.browser.find_elements(By.CSS_SELECTOR, "#devices li")
-            return len(rows) == count
+            # In one call: the page may make its list anew between two.
+            shown[:] = self.browser.execute_script(
+                "return [...document.querySelectorAll('#devices li')].map(e => e.dataset.sesion)"
+            )
+            return len(shown) == count
 
         self.wait(are_shown, f"{count} devices")
-        return [row.get_attribute("data-sesion") for row in rows]
+        return shown
 
     def is_refused(self) -> None:
         """The page of the devices is a 401."""
