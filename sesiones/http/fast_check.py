@@ -181,7 +181,7 @@ class FastCheckProtocol(HttpProtocol):
         self._ask(self._check, *plain)
 
     def _ask(self, check: Check, token: bytes, kind: Kind, repeat: Repeat | None = None) -> None:
-        """``repeat``: what the next such request will be recognized by, if by its bytes."""
+        """``repeat``: what the same request will be known by next time; None if it was parsed."""
         in_flight = self._in_flight
         in_flight.token = token
         in_flight.kind = kind

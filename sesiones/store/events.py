@@ -66,6 +66,13 @@ class SessionEvents:
         if not self._scheduled:
             self._write_slice()
 
+    def ended_by(self, reason: str, base: str, reply: Any) -> int:
+        """The same, of the reply of a script that ends sessions: the actor, and those that ended.
+        Return how many."""
+        actor, *entries = reply
+        self.ended(reason, base, entries, actor.decode())
+        return len(entries)
+
     def flush(self) -> None:
         """Write the lines that are left."""
         while self._waiting:

@@ -94,9 +94,7 @@ class OperatorTools:
         base = self._keys.base(tokens.user_bucket(ID_Usuario))
 
         def on_reply(reply: Any) -> int:
-            actor, *ended = reply
-            self._events.ended("operator", base, ended, actor.decode())
-            return len(ended)
+            return self._events.ended_by("operator", base, reply)
 
         with unavailable():
             count: int = await self._runner.write(
@@ -264,9 +262,7 @@ class OperatorTools:
         """Those of one bucket. A second try finds those ended that the first one has ended."""
 
         def on_reply(reply: Any) -> None:
-            actor, *ended = reply
-            self._events.ended("operator", base_of(keys[0]), ended, actor.decode())
-            done.sessions += len(ended)
+            done.sessions += self._events.ended_by("operator", base_of(keys[0]), reply)
 
         await self._runner.write(
             scripts.END_BEGUN, keys, "" if before is None else before, on_reply=on_reply

@@ -250,9 +250,7 @@ class SessionWrites:
         def on_reply(reply: Any) -> int | Refusal:
             if isinstance(reply, int):
                 return Refusal(reply)
-            by, *ended = reply
-            self._events.ended(reason, base_of(keys[0]), ended, by.decode())
-            return len(ended)
+            return self._events.ended_by(reason, base_of(keys[0]), reply)
 
         outcome: int | Refusal = await self._runner.write(
             script, keys, *arguments, actor=actor, on_reply=on_reply, tries=1
