@@ -142,6 +142,20 @@ def ours(
     return Server(name, what, command, request, shows=shows, cluster=cluster)
 
 
+def nginx_alone(name: str, what: str, request: str) -> Server:
+    content = "default_type application/json; return 200 '" + '{"ID_Sesion":1}' * 15 + "';"
+    return Server(
+        name,
+        what,
+        nginx(content),
+        request,
+        product="nginx",
+        program="nginx",
+        install="apt-get install nginx-light",
+        shows=None,
+    )
+
+
 TOUCH_60 = "--touch-seconds", "60"
 CACHED = *TOUCH_60, "--cache-seconds", "60"
 SERVERS = [
@@ -181,14 +195,6 @@ SERVERS = [
         program="nginx",
         install="apt-get install nginx-light libnginx-mod-http-lua lua-nginx-redis lua-cjson",
     ),
-    Server(
-        "nginx",
-        "`return 200`, no Redis",
-        nginx("default_type application/json; return 200 '" + '{"ID_Sesion":1}' * 15 + "';"),
-        product="nginx",
-        request=KEY_REQUEST,
-        program="nginx",
-        install="apt-get install nginx-light",
-        shows=None,
-    ),
+    nginx_alone("nginx", "`return 200`, no Redis", KEY_REQUEST),
+    nginx_alone("nginx-varied", "`return 200`, heads that differ", VARIED_REQUEST),
 ]

@@ -28,10 +28,10 @@ from sesiones.http.heads import (
     HOST,
     asks_for_fresh,
 )
-from sesiones.http.patterns import VERIFY_TARGET, RequestPatterns
+from sesiones.http.patterns import VERIFY_TARGET, RequestPattern, RequestPatterns
 from sesiones.http.problems import unauthorized, unavailable
 from sesiones.http.protocol import HEAD, IDLE, HttpProtocol
-from sesiones.http.repeats import Repeat, Repeats
+from sesiones.http.repeats import Repeats
 from sesiones.http.templates import TOKEN, Kind, RequestTemplates
 from sesiones.sesion import Sesion
 from sesiones.store.near_cache import Entry
@@ -80,7 +80,7 @@ class _InFlightCheck:
 class FastCheckProtocol(HttpProtocol):
     """One connection."""
 
-    __slots__ = ("_answer_repeat", "_check", "_in_flight", "_repeats", "_successes")
+    __slots__ = ("_answer_repeat", "_check", "_in_flight", "_pattern", "_repeats", "_successes")
 
     templates: ClassVar[RequestTemplates | None] = RequestTemplates()
     """Those of the process. None turns them and the patterns off: every request is parsed."""
@@ -96,6 +96,7 @@ class FastCheckProtocol(HttpProtocol):
         self._check_without_slide: Check | None = app_state.get("check_without_slide")
         self._repeats: Repeats | None = app_state.get("repeats") if plain else None
         self._answer_repeat = None if self._repeats is None else self._repeats.answerer()
+        self._pattern: RequestPattern | None = None  # that the last check matched
         self._plain: tuple[bytes, Kind] | None = None  # the check whose head is complete
         self._fields: list[tuple[bytes, bytes]] = []
         self._in_flight: Any = _InFlightCheck()  # or the one that was in flight last
@@ -109,28 +110,41 @@ class FastCheckProtocol(HttpProtocol):
         ):
             super().data_received(data)
             return
+        pattern, repeat, found = self._pattern, data, None
+        if pattern is not None:
+            found = pattern.fullmatch(data) if len(data) <= HEAD_MAX_BYTES else None
+            if found is None:
+                self._pattern = None
+            else:
+                repeat = found[1] + pattern.suffix
+                pattern.is_used = True
         answer = self._answer_repeat
-        response = None if answer is None else answer(data)
-        if response is None:
-            check, templates = self._check, self.templates
-            if check is None or templates is None:
-                super().data_received(data)
-                return
-            match = templates.match(data)
-            if match is not None:
-                self._ask(check, *match, data)
-                return
-            match = self.patterns.match(data)
-            if match is None:
-                self._parse_and_learn(data, templates)
-                return
-            response = None if answer is None else answer(match)
-            if response is None:
-                templates.learn(data, *match)
-                self._ask(check, *match, match)
-                return
-        self.transport.write(responses.success_lines(self.server_state.default_headers) + response)
-        self._last_active = self.loop.time()
+        response = None if answer is None else answer(repeat)
+        if response is not None:
+            defaults = self.server_state.default_headers
+            self.transport.write(responses.success_lines(defaults) + response)
+            self._last_active = self.loop.time()
+        elif self._check is None:
+            super().data_received(data)
+        elif pattern is not None and found is not None:
+            self._ask(self._check, found[1], pattern.kind, repeat)
+        else:
+            self._recognize(data, self._check)
+
+    def _recognize(self, data: bytes, check: Check) -> None:
+        """Answer a check that matches a template or a pattern of the process; parse the rest."""
+        templates = self.templates
+        if templates is None:
+            super().data_received(data)
+        elif template := templates.match(data):
+            self._ask(check, *template, data)
+        elif match := self.patterns.match(data):
+            token, pattern = match
+            if not templates.learn(data, token, pattern.kind):
+                self._pattern = pattern
+            self._ask(check, token, pattern.kind, token + pattern.suffix)
+        else:
+            self._parse_and_learn(data, templates)
 
     def _parse_and_learn(self, data: bytes, templates: RequestTemplates) -> None:
         newest = self._in_flight
@@ -180,7 +194,7 @@ class FastCheckProtocol(HttpProtocol):
         assert self._check is not None
         self._ask(self._check, *plain)
 
-    def _ask(self, check: Check, token: bytes, kind: Kind, repeat: Repeat | None = None) -> None:
+    def _ask(self, check: Check, token: bytes, kind: Kind, repeat: bytes | None = None) -> None:
         """``repeat``: what the same request will be known by next time; None if it was parsed."""
         in_flight = self._in_flight
         in_flight.token = token
@@ -196,7 +210,7 @@ class FastCheckProtocol(HttpProtocol):
             check = self._check_without_slide
         check(token.decode(), self._answer)
 
-    def _answer_from(self, entry: Entry, repeat: Repeat | None) -> None:
+    def _answer_from(self, entry: Entry, repeat: bytes | None) -> None:
         """Answer with what the near-cache has, at once: the bytes that _answer() would send."""
         in_flight = self._in_flight
         if not in_flight.keep_alive or self._half_closed or self.flow.read_paused:

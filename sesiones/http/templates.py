@@ -58,16 +58,18 @@ class RequestTemplates:
             return None
         return token, kind
 
-    def learn(self, data: bytes, token: bytes, kind: Kind) -> None:
-        """Learn from data that the parser took for one plain check of the token, and nothing
-        else."""
+    def learn(self, data: bytes, token: bytes, kind: Kind) -> bool:
+        """Learn from data that is one plain check of the token, and nothing else. Return whether
+        there is a template of it now."""
         before, _, behind = data.partition(token)
         around = before, behind
-        if around == self._candidate and data.count(b"ses_") == 1 and len(data) <= MAX_BYTES:
+        learned = around == self._candidate and data.count(b"ses_") == 1 and len(data) <= MAX_BYTES
+        if learned:
             if len(self._kinds) >= MAX_TEMPLATES:
                 self._kinds.clear()
             self._kinds[around] = kind
         self._candidate = around
+        return learned
 
     def clear(self) -> None:
         self._kinds.clear()

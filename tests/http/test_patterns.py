@@ -26,7 +26,7 @@ from tests.harness.in_process import Transport
 from tests.harness.stores import EXAMPLES
 from tests.harness.stub_server import SESION, TOKEN, plain, stub_server
 
-SELF = (False, False, False, True)
+SELF, VERIFY = (False, False, False, True), (True, False, False, True)
 CHECK = plain(b"/sesiones/self", TOKEN)
 OTHER = b"ses_LG" + b"M" * 43
 BROWSER = (
@@ -53,30 +53,58 @@ def close_loop() -> Iterator[None]:
 def parsed(data: bytes) -> tuple[bytes, Kind] | None:
     """What the parser and the fast check make of the data: the token and the kind of a plain check,
     if it is one and nothing else."""
+    return taken_for_a_check(Parsing, data)
+
+
+def behind(known: bytes, data: bytes) -> tuple[bytes, Kind] | None:
+    """What a connection makes of the data whose last check matched the pattern of ``known``."""
+
+    class Learning(WithoutApplication):
+        patterns, templates = RequestPatterns(), RequestTemplates()
+
+        def data_received(self, received: bytes) -> None:
+            assert received is not data or self._pattern is not None
+            super().data_received(received)
+
+    # The three differ in more than the token, so they make no template.
+    others = [known.replace(b"\r\nHost: ", b"\r\nHost: " + name, 1) for name in (b"a", b"b", b"")]
+    return taken_for_a_check(Learning, *others, data)
+
+
+def taken_for_a_check(
+    protocol_class: type[FastCheckProtocol], *messages: bytes
+) -> tuple[bytes, Kind] | None:
+    """What a connection asks about because of the last of the messages, as parsed() says it."""
     asked: list[tuple[bytes, Kind]] = []
 
-    def check(token: str, _: Any) -> None:
+    def check(token: str, answer: Any) -> None:
         asked.append((token.encode(), protocol._in_flight.kind))
+        if len(asked) < len(messages):
+            answer(SESION)
 
     # Made here, because it turns off a logger, and fixtures turn loggers on again.
     config = uvicorn.Config(Starlette(), ws="none", log_config=None, access_log=False)
     state = {"check": check, "traffic": Traffic(Metrics(), access_log=False)}
-    protocol = Parsing(config, ServerState(), state, LOOP)
+    protocol = protocol_class(config, ServerState(), state, LOOP)
     transport = Transport()
     protocol.connection_made(transport)  # type: ignore[arg-type]
-    protocol.data_received(data)
+    for message in messages:
+        transport.written.clear()
+        protocol.data_received(message)
     alone = protocol._in_flight is protocol.cycle and protocol._input is IDLE
     protocol.connection_lost(None)
-    return asked[0] if len(asked) == 1 and alone and not transport.written else None
+    return asked[-1] if len(asked) == len(messages) and alone and not transport.written else None
 
 
-class Parsing(FastCheckProtocol):
-    """Without templates and patterns, and without an application."""
-
-    templates = None
-
+class WithoutApplication(FastCheckProtocol):
     def _start_asgi_task(self, *_: object) -> None:
         pass
+
+
+class Parsing(WithoutApplication):
+    """Without templates and patterns."""
+
+    templates = None
 
 
 def learned(data: bytes) -> RequestPatterns:
@@ -86,6 +114,12 @@ def learned(data: bytes) -> RequestPatterns:
     assert request is not None
     found.learn(data, *request)
     return found
+
+
+def matched(known: RequestPatterns, data: bytes) -> tuple[bytes, Kind] | None:
+    """The token and the kind of the check that the data is, if it matches."""
+    match = known.match(data)
+    return None if match is None else (match[0], match[1].kind)
 
 
 # 1. Made of one plain check
@@ -154,7 +188,8 @@ async def test_only_what_the_parser_takes_for_one_plain_check_makes_a_pattern(
 def test_head_with_other_values_matches(old: bytes, new: bytes) -> None:
     data = BROWSER.replace(old, new)
     assert data != BROWSER
-    assert learned(BROWSER).match(data) == parsed(data) != None  # noqa: E711
+    assert matched(learned(BROWSER), data) == parsed(data) != None  # noqa: E711
+    assert behind(BROWSER, data) == parsed(data)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +228,7 @@ def test_head_that_differs_in_more_does_not_match(old: bytes, new: bytes) -> Non
     data = BROWSER.replace(old, new)
     assert data != BROWSER
     assert learned(BROWSER).match(data) is None
+    assert behind(BROWSER, data) == parsed(data)
 
 
 FIELDS = [
@@ -269,8 +305,9 @@ def test_match_is_what_the_parser_finds(
     for where, removed, inserted in changes:
         at = int(where * len(data))
         data = data[:at] + inserted + data[at + removed :]
-    found = learned(known).match(data)
+    found = matched(learned(known), data)
     assert found is None or found == parsed(data)
+    assert behind(known, data) == parsed(data)
 
 
 # 4. No longer than a head may be
@@ -283,6 +320,7 @@ def test_head_of_16_kib_matches_and_a_byte_more_does_not() -> None:
         data = BROWSER.replace(b"Cookie: a=b", b"Cookie: " + value)
         assert len(data) == size
         assert (found.match(data) is not None) is matches
+        assert (behind(BROWSER, data) is not None) is matches
 
 
 # How many there are, and when
@@ -319,7 +357,7 @@ def test_pattern_in_use_stays_whatever_heads_come() -> None:
         head = CHECK.replace(b"Host:", b"X: 1\r\n" * fields + b"Host:")
         for number in range(patterns.MAX_OF_A_LENGTH + 1):
             found.learn(head.replace(b"X:", b"X%d:" % number), TOKEN, SELF)
-        assert found.match(CHECK) == (TOKEN, SELF)
+        assert matched(found, CHECK) == (TOKEN, SELF)
     assert len(found) == 1 + 10 * patterns.MAX_OF_A_LENGTH
 
 
@@ -328,8 +366,8 @@ def test_pattern_that_was_used_last_stays_among_those_of_its_length() -> None:
     for number in range(50):
         other = CHECK.replace(b"Host:", b"X-%d: 1\r\nHost:" % number)
         found.learn(other, TOKEN, SELF)
-        assert found.match(CHECK.replace(TOKEN, OTHER)) == (OTHER, SELF)
-        assert found.match(other) == (TOKEN, SELF)
+        assert matched(found, CHECK.replace(TOKEN, OTHER)) == (OTHER, SELF)
+        assert matched(found, other) == (TOKEN, SELF)
     assert len(found) == 1 + patterns.MAX_OF_A_LENGTH
 
 
@@ -366,27 +404,117 @@ def test_head_of_an_enormous_expression_makes_no_pattern() -> None:
 def test_pattern_holds_no_token_and_no_value_of_a_client() -> None:
     request = BROWSER.replace(b"a=b\r\n", b"a=secret\r\n")
     (kept,) = learned(request)._of_length.values()
-    expression = kept[0][0].pattern
+    expression = kept[0].fullmatch.__self__.pattern  # type: ignore[attr-defined]
     assert TOKEN not in expression
     assert b"secret" not in expression
 
 
-async def test_request_that_matches_needs_no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed_heads: list[bytes] = []
+# A connection remembers the pattern that its last check matched
+
+
+@pytest.fixture
+def parsed_heads(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What the parser gets. At first there are neither templates nor patterns."""
+    heads: list[bytes] = []
     parse = HttpProtocol.data_received
 
     def data_received(self: HttpProtocol, data: bytes) -> None:
-        parsed_heads.append(data)
+        heads.append(data)
         parse(self, data)
 
     monkeypatch.setattr(HttpProtocol, "data_received", data_received)
     monkeypatch.setattr(FastCheckProtocol, "patterns", RequestPatterns())
     monkeypatch.setattr(FastCheckProtocol, "templates", RequestTemplates())
+    return heads
+
+
+def numbered(number: int) -> tuple[str, bytes]:
+    """A token, and a check of it with another request ID than those with other numbers."""
+    token = tokens.make(number)
+    data = BROWSER.replace(b"Request-Id: 1", b"Request-Id: %d" % number)
+    return token, data.replace(TOKEN, token.encode())
+
+
+async def test_request_that_matches_needs_no_parser(parsed_heads: list[bytes]) -> None:
     async with stub_server() as served:
         served.answer = SESION
         for number in range(5):
-            token = tokens.make(number).encode()
-            data = BROWSER.replace(b"Request-Id: 1", b"Request-Id: %d" % number)
-            assert b" 200 " in await served.send(data.replace(TOKEN, token))
-            assert served.asked[-1] == token.decode()
+            token, data = numbered(number)
+            assert b" 200 " in await served.send(data)
+            assert served.asked[-1] == token
+    assert len(parsed_heads) == 1
+
+
+class Connection:
+    """One connection, whose checks are all answered with a 200."""
+
+    def __init__(self) -> None:
+        config = uvicorn.Config(Starlette(), ws="none", log_config=None, access_log=False)
+        state = {"check": self._check, "traffic": Traffic(Metrics(), access_log=False)}
+        self.protocol = FastCheckProtocol(config, ServerState(), state, LOOP)
+        self.protocol.connection_made(Transport())  # type: ignore[arg-type]
+        self.asked: list[str] = []
+
+    def _check(self, token: str, answer: Any) -> None:
+        self.asked.append(token)
+        answer(SESION)
+
+    def send(self, number: int) -> None:
+        token, data = numbered(number)
+        self.protocol.data_received(data)
+        assert self.asked[-1] == token
+
+
+def test_patterns_of_the_process_are_not_looked_through_for_the_next_check(
+    parsed_heads: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection, matched_heads = Connection(), []
+    match = RequestPatterns.match
+
+    def counted(self: RequestPatterns, data: bytes) -> Any:
+        matched_heads.append(data)
+        return match(self, data)
+
+    monkeypatch.setattr(RequestPatterns, "match", counted)
+    for number in range(10):
+        connection.send(number)
+    assert [len(parsed_heads), len(matched_heads)] == [1, 2]
+
+
+def test_head_that_comes_again_is_recognized_by_a_template_and_not_by_a_pattern(
+    parsed_heads: list[bytes],
+) -> None:
+    connection = Connection()
+    for number, by_pattern in (1, False), (1, False), (1, False), (2, True), (2, True):
+        connection.send(number)
+        assert (connection.protocol._pattern is not None) is by_pattern
+    assert connection.protocol.templates is not None
+    assert len(connection.protocol.templates) == 1
+    assert len(parsed_heads) == 1
+
+
+def test_connection_forgets_a_pattern_that_its_check_does_not_match(
+    parsed_heads: list[bytes],
+) -> None:
+    connection = Connection()
+    for number in range(3):
+        connection.send(number)
+    assert connection.protocol._pattern is not None
+    connection.protocol.data_received(CHECK)
+    assert connection.asked[-1] == TOKEN.decode()
+    assert connection.protocol._pattern is None
+    connection.send(4)
+    assert connection.protocol._pattern is not None
+    assert len(parsed_heads) == 2
+
+
+def test_pattern_that_a_connection_uses_stays_among_those_of_its_length(
+    parsed_heads: list[bytes],
+) -> None:
+    connection, known = Connection(), FastCheckProtocol.patterns
+    for number in range(50):
+        connection.send(number)
+        known.learn(BROWSER.replace(b"Cookie", b"Cookie%d" % number), TOKEN, VERIFY)
+    assert len(known) == patterns.MAX_OF_A_LENGTH
+    assert known.match(BROWSER) is not None
     assert len(parsed_heads) == 1

@@ -8,6 +8,7 @@ import pytest
 
 from scripts.chaos.fast_check import NearCopies, compare
 from sesiones.http.fast_check import _ONLY_PLAIN_VALUE, FastCheckProtocol
+from sesiones.http.patterns import RequestPattern
 from sesiones.http.templates import TOKEN, Kind, RequestTemplates
 from sesiones.store.near_cache import Entry
 from tests.harness.in_process import FixedStore
@@ -67,6 +68,19 @@ def test_pattern_that_matches_too_much_differs(what: str, flaw: Any) -> None:
         patch("tests.harness.fuzzer.VIOLATIONS_MAX", 1),
     ):
         assert compare("flaw", 12_000).violations
+
+
+def test_answer_from_memory_to_a_request_of_a_pattern_of_another_kind_differs() -> None:
+    class Confusing(RequestPattern):
+        def __init__(self, expression: bytes, kind: Kind) -> None:
+            super().__init__(expression, kind)
+            self.suffix = b""
+
+    with (
+        patch("sesiones.http.patterns.RequestPattern", Confusing),
+        patch("tests.harness.fuzzer.VIOLATIONS_MAX", 1),
+    ):
+        assert compare("flaw", 12_000, cached=True).violations
 
 
 def test_answer_from_memory_of_another_kind_of_request_differs() -> None:
