@@ -12,8 +12,8 @@
 --                                              maximum life in seconds. Other fields are ignored
 --                                              and preserved
 -- <prefix>:{<bucket>}:u:<usuario>  sorted set  the user's digests, scored by expiry
--- <prefix>:{<bucket>}:e:<digest>   hash        for some seconds, in the field 1: what has ended when
---                                              that session was made (create.lua)
+-- <prefix>:{<bucket>}:e:<digest>   hash        for some seconds, in the field 1: what has ended
+--                                              when that session was made (create.lua)
 -- <prefix>:{<bucket>}:w            sorted set  where `keep` is not 0: the traces of the bucket's
 --                                              sessions that have ended or expired, scored by when.
 --                                              A trace is six words, '-' for what is not known: the
@@ -123,7 +123,8 @@ local function own_life(key)
 end
 
 -- The traces that this call leaves: for each base, scores and members by turns. They are written
--- after the operation (traces.lua), so that an operation neither fails for them nor is done by half.
+-- after the operation (traces.lua), so that an operation neither fails for them nor is done by
+-- half.
 local traces = {}
 local function trace(base, digest, when, reason, session, by)
   if keep > 0 then
@@ -135,7 +136,8 @@ local function trace(base, digest, when, reason, session, by)
   end
 end
 
--- Deletes the session of a digest, and leaves a trace of it. `by`: the actor, if one asked for that.
+-- Deletes the session of a digest, and leaves a trace of it. `by`: the actor, if one asked for
+-- that.
 -- Return value: an array of its digest, ID_Sesion and ID_Usuario, as text ('' twice for a malformed
 -- record); or nil when there was none.
 local function delete(base, digest, reason, by)
@@ -191,8 +193,8 @@ end
 -- once, and a field written after that would make a key that never expires.
 -- A session that its index has lost (evicted, or expired while the clock was ahead) ends instead:
 -- a logoutAll that has been acknowledged meanwhile cannot have found it.
--- An expiry that has passed deletes the session, as if Redis had expired it then: its text and expiry
--- are false.
+-- An expiry that has passed deletes the session, as if Redis had expired it then: its text and
+-- expiry are false.
 -- Return value: nil; a string that says why nothing was written; or the session that ended, as
 -- delete() gives it.
 local function write(key, session, expiracion)
