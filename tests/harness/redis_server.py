@@ -115,12 +115,14 @@ class RedisServer:
         """End the process; SIGTERM saves first. The data stays, and the port stays taken."""
         if self.is_running:
             self.process.send_signal(signal.SIGCONT)
-            self.process.send_signal(number)
-            try:
-                self.process.wait(timeout=10)
-            except subprocess.TimeoutExpired:  # it cannot save, and so does not end
-                self.process.kill()
-                self.process.wait()
+            deadline = time.monotonic() + 10
+            while self.process.poll() is None:
+                # Again and again: a replica that has just been synchronized ignores SIGTERM until
+                # it has written its first append-only file.
+                late = time.monotonic() > deadline  # it cannot save, and so does not end
+                self.process.send_signal(signal.SIGKILL if late else number)
+                with suppress(subprocess.TimeoutExpired):
+                    self.process.wait(timeout=0.2)
             self._process = None
             if self.port:
                 # Another test's server at this port would answer that there is no such session.
