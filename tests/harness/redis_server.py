@@ -230,6 +230,12 @@ class RedisCluster:
         """Until it holds of every node's port."""
         wait_until(lambda: all(condition(port) for port in self.servers), "the Cluster", seconds)
 
+    def empty(self) -> None:
+        """Delete every key, once all nodes take writes."""
+        self.wait(lambda port: self._knows(port, "cluster_state:ok\r"))
+        for port in self.master_ports:
+            self.run(port, "FLUSHALL")
+
     def begin_move(self, slot: int, source: int, target: int) -> None:
         self.run(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self.id(source))
         self.run(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", self.id(target))
