@@ -184,6 +184,8 @@ class RedisCluster:
         self._stack = ExitStack()
         self.servers: dict[int, RedisServer] = {}
         self.clients: dict[int, Redis] = {}
+        self.bus_ports: dict[int, int] = {}
+        """The ports on which the nodes talk to each other, those of removed nodes too."""
 
     @property
     def url(self) -> str:
@@ -214,8 +216,8 @@ class RedisCluster:
         client = Redis(port=port, decode_responses=True)
         self.clients[port] = self._stack.enter_context(client)
         self.run(port, "CLUSTER", "SET-CONFIG-EPOCH", len(self.servers))
-        self._met = getattr(self, "_met", (port, bus))
-        self.run(port, "CLUSTER", "MEET", "127.0.0.1", *self._met)
+        self.bus_ports[port] = bus
+        self.run(port, "CLUSTER", "MEET", "127.0.0.1", *next(iter(self.bus_ports.items())))
         return port
 
     def remove(self, port: int) -> None:

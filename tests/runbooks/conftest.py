@@ -12,10 +12,15 @@ from tests.runbooks.machines import Machine, Runbook, Start, binary_of
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Start the named machines, each with the program of its name or else the usual one."""
+def redis_cli() -> None:
+    """The commands of the page need it."""
     if shutil.which("redis-cli") is None:
         pytest.skip("no redis-cli")
+
+
+@pytest.fixture
+def start(redis_cli: None, tmp_path: Path) -> Iterator[Start]:
+    """Start the named machines, each with the program of its name or else the usual one."""
     with ExitStack() as stack:
 
         def start(*names: str, options: dict[str, str] | None = None, **kinds: str) -> Runbook:

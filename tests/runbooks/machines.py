@@ -85,22 +85,25 @@ class Machine:
 class Runbook:
     """Runs blocks of the page in a shell, with the names of the page for the test's machines."""
 
-    def __init__(self, folder: Path, machines: dict[str, Machine]) -> None:
-        self.folder, self.machines = folder, machines
+    def __init__(self, folder: Path, machines: dict[str, Machine], **ports: int) -> None:
+        """``ports``: of other servers that redis-cli reaches by a name."""
+        self.folder, self.machines, self._ports = folder, machines, ports
         self.variables: dict[str, str] = {}
         """Of the shell, beside SESIONES_REDIS_URL, which names the first machine."""
         programs = folder / "bin"
         programs.mkdir()
-        sockets = "".join(f"{name}) socket={m.socket};;\n" for name, m in machines.items())
-        first = next(iter(machines.values()))
+        servers = {name: f"-s {machine.socket}" for name, machine in machines.items()}
+        servers |= {name: f"-p {port}" for name, port in ports.items()}
+        cases = "".join(f'{name}) server="{flags}";;\n' for name, flags in servers.items())
         (programs / "redis-cli").write_text(
-            f"#!/bin/bash\nsocket={first.socket}\n"
-            f'if [ "$1" = -h ]; then case "$2" in\n{sockets}esac; shift 2; fi\n'
+            f'#!/bin/bash\nserver="{next(iter(servers.values()))}"\n'
+            f'if [ "$1" = -h ]; then case "$2" in\n{cases}esac; shift 2; fi\n'
             # Unlike redis-cli by itself, fail when a command does.
             "user=${REDISCLI_USER:+--user $REDISCLI_USER}\n"
-            f'exec {shutil.which("redis-cli")} -e $user -s "$socket" "$@"\n'
+            f'exec {shutil.which("redis-cli")} -e $user $server "$@"\n'
         )
-        shutil.copy(first.folder / "systemctl", programs)
+        for first in [*machines.values()][:1]:
+            shutil.copy(first.folder / "systemctl", programs)
         (programs / "sesiones").write_text(f'#!/bin/bash\nexec {sys.executable} -m sesiones "$@"\n')
         for program in programs.iterdir():
             program.chmod(0o755)
@@ -115,23 +118,20 @@ class Runbook:
 
     def run(self, block: str, **instead: str) -> str:
         """Standard output of the commands; standard error is in ``errors``."""
-        first = next(iter(self.machines.values()))
-        words = {
-            "/var/lib/redis": str(first.data),
-            "/etc/redis": str(first.configuration),
-            "/var/backups": str(self.folder / "backups"),
-        }
-        for name, machine in self.machines.items():
-            words[f" {name} 6379"] = f" 127.0.0.1 {machine.port}"
+        words = {"/var/backups": str(self.folder / "backups")}
+        variables = {"PATH": self._path, "PYTHONPATH": str(CONFIGURATION.parent)}
+        for first in [*self.machines.values()][:1]:
+            words["/var/lib/redis"] = str(first.data)
+            words["/etc/redis"] = str(first.configuration)
+            variables["SESIONES_REDIS_URL"] = first.url
+        ports = {name: machine.port for name, machine in self.machines.items()} | self._ports
+        words |= {f" {name} 6379": f" 127.0.0.1 {port}" for name, port in ports.items()}
         for word, ours in (words | instead).items():
             block = block.replace(word, ours)
         ended = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block],
             cwd=self.folder,
-            env=environment()
-            | {"PATH": self._path, "SESIONES_REDIS_URL": first.url}
-            | {"PYTHONPATH": str(CONFIGURATION.parent)}
-            | self.variables,
+            env=environment() | variables | self.variables,
             capture_output=True,
             text=True,
             timeout=60,

@@ -1,6 +1,7 @@
 """What the recipes are about: sessions, logouts, and nodes that go on meanwhile."""
 
 import asyncio
+import random
 import threading
 from collections.abc import Iterable
 from types import TracebackType
@@ -39,7 +40,8 @@ def live(url: str, made: Iterable[Sesion], **options: Any) -> list[bool]:
 
 class Node:
     """A node that logs users in and out, all the time, until it is stopped. What Redis did not
-    acknowledge counts for nothing."""
+    acknowledge counts for nothing. Both it and another node, which has no tombstones of those
+    logouts, check the sessions: a wrong answer fails."""
 
     def __init__(self, url: str, first_user: int = 0) -> None:
         self._url, self._user = url, first_user
@@ -58,7 +60,10 @@ class Node:
             self._failure = error
 
     async def _work(self) -> None:
-        async with open_store(self._url, timeout_seconds=0.5) as store:
+        async with (
+            open_store(self._url, timeout_seconds=1) as store,
+            open_store(self._url, timeout_seconds=1) as other,
+        ):
             while not self._stopped.is_set():
                 self._user += 1
                 try:
@@ -67,12 +72,19 @@ class Node:
                     await asyncio.sleep(0.01)
                 else:
                     await self._use(store, sesion)
-                try:
-                    self.checks += 1
-                    if self.kept:
-                        assert await store.find(self.kept[-1].Token_Sesion) is not None
-                except StoreUnavailable:
-                    self.failed_checks += 1
+                await self._check(store)
+                await self._check(other)
+
+    async def _check(self, store: SessionStore) -> None:
+        """The latest session that is kept and the latest one that has ended, and an earlier one of
+        each."""
+        self.checks += 1
+        try:
+            for made, lives in (self.kept, True), (self.ended, False):
+                for sesion in (made[-1], random.choice(made)) if made else ():
+                    assert (await store.find(sesion.Token_Sesion) is not None) == lives, sesion
+        except StoreUnavailable:
+            self.failed_checks += 1
 
     async def _use(self, store: SessionStore, sesion: Sesion) -> None:
         if self._user % 2:

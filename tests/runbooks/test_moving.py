@@ -2,10 +2,17 @@
 
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from tests.harness.redis_server import wait_until
+from tests.harness.redis_server import (
+    RedisCluster,
+    RedisSentinels,
+    RedisServer,
+    free_port,
+    wait_until,
+)
 from tests.harness.relay import Relay
 from tests.runbooks.machines import Runbook, Start
 from tests.runbooks.sessions import Node, create, end, live
@@ -73,6 +80,61 @@ def test_failover_behind_one_address_loses_no_session_and_no_logout(start: Start
     assert live(new.url, node.ended) == [False] * len(node.ended)
     with old.client() as redis:
         assert redis.info("replication")["role"] == "slave"
+
+
+@pytest.mark.sentinel
+@pytest.mark.usefixtures("redis_cli")
+def test_failover_behind_sentinel_loses_no_session_and_no_logout(tmp_path: Path) -> None:
+    # Another replica, which the Sentinels must not choose.
+    with (
+        RedisSentinels(1, down_after_milliseconds=1500) as sentinels,
+        RedisServer(port=str(free_port())) as new,
+    ):
+        old = next(iter(sentinels.servers.values()))
+        port = next(iter(sentinels.sentinels))
+        runbook = Runbook(tmp_path, {}, old=old.port, new=new.port, sentinel=port)
+        with Node(sentinels.url) as node:
+            node.wait_for(20)
+            runbook(BEGIN)
+            for block in range(2):
+                runbook("By a failover behind Sentinel", block, **{" -p 26379": ""})
+            node.wait_for(20)
+            wait_until(lambda: sentinels.named() == {new.port}, "the Sentinels")
+            wait_until(lambda: role_of(old) == "slave", "the old master")
+            node.wait_for(20)
+        assert live(new.url, node.kept) == [True] * len(node.kept)
+        assert live(new.url, node.ended) == [False] * len(node.ended)
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("redis_cli")
+def test_failover_of_a_cluster_loses_no_session_and_no_logout(tmp_path: Path) -> None:
+    with (
+        RedisCluster(3) as cluster,
+        RedisServer(
+            port=str(free_port()), cluster_enabled="yes", cluster_port=str(free_port())
+        ) as new,
+    ):
+        port, old = next(iter(cluster.servers.items()))
+        runbook = Runbook(tmp_path, {}, old=port, new=new.port)
+        with Node(cluster.url) as node:
+            node.wait_for(20)
+            address = f" 127.0.0.1 {port} {cluster.bus_ports[port]}"
+            runbook("By a failover of a Cluster", 0, **{" old 6379": address})
+            name = cluster.id(port)
+            cluster.wait(lambda each: bool(cluster.run(each, "CLUSTER", "REPLICAS", name)))
+            runbook("By a failover of a Cluster", 1)
+            node.wait_for(100)
+            wait_until(lambda: role_of(old) == "slave", "the old master")
+            node.wait_for(20)
+        assert live(cluster.url, node.kept) == [True] * len(node.kept)
+        assert live(cluster.url, node.ended) == [False] * len(node.ended)
+
+
+def role_of(server: RedisServer) -> str:
+    with server.client() as redis:
+        role: str = redis.info("replication")["role"]
+    return role
 
 
 def test_newer_server_reads_the_files_of_an_older_one(start: Start) -> None:
