@@ -110,6 +110,9 @@ def foreign(stand: Stand) -> list[str]:
         f"{own}/",
         f"{own}.evil.example",
         f"http://evil.example/{own}",
+        own.upper(),  # origins are compared with their case (RFC 6454, 6.2)
+        own.replace("http:", "Http:"),
+        own.replace("localhost", "LocalHost"),
         own.replace("http:", "https:"),
         own.replace("localhost", "127.0.0.1"),
         own.replace("localhost", "a.localhost"),
