@@ -24,32 +24,11 @@ from sesiones.store.from_settings import open_store
 from sesiones.store.near_cache import InvalidationTable
 
 
-def create_app(
-    settings: Settings | None = None,
-    *,
-    open_without_key: bool = False,
-    slots: ProcessSlots | None = None,
-    table: InvalidationTable | None = None,
-) -> Starlette:
-    """The service as an ASGI application; without settings, those of the environment.
-
-    ``open_without_key``: without a service key POST and PUT are open, instead of answering 401.
-    This is only for a server that other machines cannot reach. ``slots`` and ``table``: where the
-    workers of a service count together (metrics.py), and tell each other of ended and changed
-    sessions (near_cache.py). Raises SettingsError.
-    """
-    if settings is None:
-        settings = Settings.read(os.environ, {})
-    store = open_store(settings, Metrics(slots), table)
-    service_keys = ServiceKeys(settings.service_key, open_without_key=open_without_key)
-    authentication = Authentication(store, service_keys)
-    endpoints = Endpoints(store, authentication, settings.policy)
-    management = Management(store, authentication)
-    traffic = Traffic(store.metrics, access_log=settings.access_log)
-    exposition = Exposition(store.metrics)
-    health = Health(store)
-
-    routes = Routes(
+def _routes(
+    endpoints: Endpoints, management: Management, exposition: Exposition, health: Health
+) -> Routes:
+    """The table of routes."""
+    return Routes(
         {
             "/sesiones": {
                 "GET": management.list_own,
@@ -79,6 +58,32 @@ def create_app(
         }
     )
 
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    open_without_key: bool = False,
+    slots: ProcessSlots | None = None,
+    table: InvalidationTable | None = None,
+) -> Starlette:
+    """The service as an ASGI application; without settings, those of the environment.
+
+    ``open_without_key``: without a service key POST and PUT are open, instead of answering 401.
+    This is only for a server that other machines cannot reach. ``slots`` and ``table``: where the
+    workers of a service count together (metrics.py), and tell each other of ended and changed
+    sessions (near_cache.py). Raises SettingsError.
+    """
+    if settings is None:
+        settings = Settings.read(os.environ, {})
+    store = open_store(settings, Metrics(slots), table)
+    service_keys = ServiceKeys(settings.service_key, open_without_key=open_without_key)
+    authentication = Authentication(store, service_keys)
+    endpoints = Endpoints(store, authentication, settings.policy)
+    management = Management(store, authentication)
+    traffic = Traffic(store.metrics, access_log=settings.access_log)
+    exposition = Exposition(store.metrics)
+    health = Health(store)
+
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
         cache = store.near_cache()
@@ -97,7 +102,7 @@ def create_app(
         traffic,
         whoami=(paths.SELF, endpoints.whoami),
         verify=(paths.VERIFY, endpoints.verify),
-        routes=[routes],
+        routes=[_routes(endpoints, management, exposition, health)],
         lifespan=lifespan,
         exception_handlers=EXCEPTION_HANDLERS,
     )
