@@ -108,8 +108,10 @@ class RedisServer:
             return False
 
     def client(self, **options: Any) -> Redis:
-        """A client on its unix socket, to be closed by the caller."""
-        return Redis(unix_socket_path=str(self.socket), **options)
+        """A client on its unix socket, to be closed by the caller. It connects again at once when
+        the server was restarted; redis-py alone would wait for seconds before each of its tries."""
+        retry = Retry(NoBackoff(), 1)
+        return Redis(unix_socket_path=str(self.socket), **{"retry": retry} | options)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End the process; SIGTERM saves first. The data stays, and the port stays taken."""
