@@ -269,6 +269,6 @@ TestModel.settings = settings(
     report_multiple_bugs=False,
 )
 TestModel.pytestmark = [  # type: ignore[attr-defined]
-    pytest.mark.race,
+    pytest.mark.race,  # with more examples in `make test-slow`
     pytest.mark.timeout(240),  # a busy machine
 ]
