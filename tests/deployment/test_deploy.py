@@ -1,6 +1,7 @@
 """docs/deploy agrees with the service: settings, ports, paths, times, and what Redis allows."""
 
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -205,13 +206,19 @@ def test_image_names_its_version() -> None:
     assert CONTAINER["image"] == f"sesiones:{sesiones.__version__}"
 
 
+def accepts(path: Path) -> bool:
+    """Whether a server listens: the file of its socket is there a moment before."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
 @contextmanager
 def compose_redis(folder: Path) -> Iterator[Path]:
     """The Redis of compose.yaml: its command on this machine's server, and the server's socket."""
     for name in "redis_password", "operator_password":
         (folder / name).write_text(f"{name}-WORD\n")
     (shell, flag, command) = COMPOSE["redis"]["command"]
-    socket = folder / "redis.sock"
+    path = folder / "redis.sock"
     for there, here in (
         ("$$", "$"),
         ("/run/secrets", folder),
@@ -224,11 +231,11 @@ def compose_redis(folder: Path) -> Iterator[Path]:
         assert there in command
         command = command.replace(there, str(here))
     process = subprocess.Popen(
-        [shell, flag, f"{command} --port 0 --unixsocket {socket} --logfile {folder}/log"]
+        [shell, flag, f"{command} --port 0 --unixsocket {path} --logfile {folder}/log"]
     )
     try:
-        wait_until(socket.exists, "Redis")
-        yield socket
+        wait_until(lambda: accepts(path), "Redis")
+        yield path
     finally:
         process.terminate()
         process.wait(timeout=10)
@@ -237,24 +244,24 @@ def compose_redis(folder: Path) -> Iterator[Path]:
 @pytest.mark.anyio
 async def test_compose_redis_has_its_sessions_after_a_restart(tmp_path: Path) -> None:
     url = "unix://sesiones:redis_password-WORD@{}"
-    with compose_redis(tmp_path) as socket:
-        async with open_store(url.format(socket)) as store:
+    with compose_redis(tmp_path) as path:
+        async with open_store(url.format(path)) as store:
             token = (await store.create(7, "d")).Token_Sesion
-    with compose_redis(tmp_path) as socket:
-        async with open_store(url.format(socket)) as store:
+    with compose_redis(tmp_path) as path:
+        async with open_store(url.format(path)) as store:
             assert await store.find(token) is not None
 
 
 @pytest.mark.anyio
 async def test_compose_redis_lets_in_the_service_alone(tmp_path: Path) -> None:
     with (
-        compose_redis(tmp_path) as socket,
+        compose_redis(tmp_path) as path,
         Redis(
-            unix_socket_path=str(socket), username="sesiones", password="redis_password-WORD"
+            unix_socket_path=str(path), username="sesiones", password="redis_password-WORD"
         ) as user,
-        Redis(unix_socket_path=str(socket), retry=Retry(NoBackoff(), 0)) as default,
+        Redis(unix_socket_path=str(path), retry=Retry(NoBackoff(), 0)) as default,
     ):
-        store = open_store(f"unix://sesiones:redis_password-WORD@{socket}", max_per_user=2)
+        store = open_store(f"unix://sesiones:redis_password-WORD@{path}", max_per_user=2)
         created = [await store.create(7, "d") for _ in range(3)]
         found = [await store.find(sesion.Token_Sesion) for sesion in created]
         other, caller = (sesion for sesion in found if sesion is not None)  # one was ended
@@ -263,7 +270,7 @@ async def test_compose_redis_lets_in_the_service_alone(tmp_path: Path) -> None:
         assert await store.end_all(caller.Token_Sesion, tokens.make(8)) == 1
         await store.aclose()
         operator = sys.executable, "-m", "sesiones", "doctor", "--deep", "--json"
-        url = f"unix://sesiones-operator:operator_password-WORD@{socket}"
+        url = f"unix://sesiones-operator:operator_password-WORD@{path}"
         ended = subprocess.run(  # noqa: ASYNC221
             operator, env=environment() | {"SESIONES_REDIS_URL": url}, capture_output=True
         )
