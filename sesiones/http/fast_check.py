@@ -110,13 +110,17 @@ class FastCheckProtocol(HttpProtocol):
         ):
             super().data_received(data)
             return
-        pattern, repeat, found = self._pattern, data, None
+        pattern, repeat, token = self._pattern, data, b""
         if pattern is not None:
-            found = pattern.fullmatch(data) if len(data) <= HEAD_MAX_BYTES else None
-            if found is None:
-                self._pattern = None
+            found = pattern.fullmatch(data)
+            if found is not None and len(data) <= HEAD_MAX_BYTES:
+                token = found[1]
+            elif match := self.patterns.match(data):
+                token, self._pattern = match
             else:
-                repeat = found[1] + pattern.suffix
+                self._pattern = None
+            if (pattern := self._pattern) is not None:
+                repeat = token + pattern.suffix
                 pattern.is_used = True
         answer = self._answer_repeat
         response = None if answer is None else answer(repeat)
@@ -126,8 +130,8 @@ class FastCheckProtocol(HttpProtocol):
             self._last_active = self.loop.time()
         elif self._check is None:
             super().data_received(data)
-        elif pattern is not None and found is not None:
-            self._ask(self._check, found[1], pattern.kind, repeat)
+        elif pattern is not None:
+            self._ask(self._check, token, pattern.kind, repeat)
         else:
             self._recognize(data, self._check)
 

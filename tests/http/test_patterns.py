@@ -459,9 +459,9 @@ class Connection:
         self.asked.append(token)
         answer(SESION)
 
-    def send(self, number: int) -> None:
+    def send(self, number: int, header: bytes = b"User-Agent") -> None:
         token, data = numbered(number)
-        self.protocol.data_received(data)
+        self.protocol.data_received(data.replace(b"User-Agent", header))
         assert self.asked[-1] == token
 
 
@@ -491,6 +491,20 @@ def test_head_that_comes_again_is_recognized_by_a_template_and_not_by_a_pattern(
     assert connection.protocol.templates is not None
     assert len(connection.protocol.templates) == 1
     assert len(parsed_heads) == 1
+
+
+def test_checks_of_several_kinds_by_turns_need_no_parser_and_no_template(
+    parsed_heads: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = Connection()
+    for header in b"Via", b"Age":
+        for number in range(2):
+            connection.send(number, header)
+    sought: list[bytes] = []
+    monkeypatch.setattr(RequestTemplates, "match", lambda _, data: sought.append(data))
+    for number in range(10):
+        connection.send(number, (b"Via", b"Age")[number % 2])
+    assert [len(parsed_heads), len(sought)] == [2, 0]
 
 
 def test_connection_forgets_a_pattern_that_its_check_does_not_match(
