@@ -44,7 +44,7 @@ test: .venv/test
 
 # The races first: make ends with the first failure, and `.ci/run` may pass one of the last run.
 test-slow: .venv/test
-	SESIONES_TEST_ROUNDS=3 $(PYTEST) -m race
+	SESIONES_TEST_ROUNDS=6 $(PYTEST) -m race
 	$(PYTEST) -m slow
 
 test-redis8: .venv/redis8
@@ -99,7 +99,7 @@ browser: .venv/browser
 
 # The races of the suite first, 100,000 rounds of each.
 chaos: .venv/test
-	SESIONES_TEST_ROUNDS=100 $(BIN)/python -m pytest --timeout 0 tests/store/test_hazards.py
+	SESIONES_TEST_ROUNDS=200 $(BIN)/python -m pytest --timeout 0 tests/store/test_hazards.py
 	$(BIN)/python -m scripts.chaos
 
 load: .venv/load

@@ -74,11 +74,19 @@ def redis_server() -> Iterator[RedisServer]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RedisCluster]:
-    """Three masters."""
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[RedisCluster]:
+    """Three masters, of the whole run: a new Cluster takes no writes for two seconds. Tests that
+    end a node or move slots start their own."""
     with RedisCluster(3) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(shared_cluster: RedisCluster) -> RedisCluster:
+    """Three masters, which are empty."""
+    shared_cluster.empty()
+    return shared_cluster
 
 
 @pytest.fixture(
@@ -98,8 +106,9 @@ def deployment_url(request: pytest.FixtureRequest) -> Iterator[str]:
         with RedisSentinels(1, down_after_milliseconds=5000) as sentinels:
             yield sentinels.url
     else:
-        with RedisCluster(3) as cluster:
-            yield cluster.url
+        shared: RedisCluster = request.getfixturevalue("shared_cluster")
+        shared.empty()
+        yield shared.url
 
 
 @pytest.fixture

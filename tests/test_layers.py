@@ -33,15 +33,22 @@ def sources_of(package: Path) -> Iterator[tuple[str, str]]:
         yield ".".join(word for word in words if word != "__init__"), path.read_text("utf-8")
 
 
+@functools.cache  # the tests below change one module each
+def import_nodes(source: str) -> list[ast.Import | ast.ImportFrom]:
+    """The imports of a module, wherever they stand."""
+    nodes = ast.walk(ast.parse(source))
+    return [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def imports_of(sources: Mapping[str, str]) -> Modules:
     """Every import counts, wherever it stands: in a function and for the type checker, too."""
     found: dict[str, set[str]] = {}
     for module, source in sources.items():
         names: set[str] = set()
-        for node in ast.walk(ast.parse(source)):
+        for node in import_nodes(source):
             if isinstance(node, ast.Import):
                 names |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
+            else:
                 assert not node.level, f"{module} has a relative import"
                 base = f"{node.module}."
                 submodules = {a.name for a in node.names if _inside(base + a.name) in sources}
@@ -132,13 +139,9 @@ def misplaced(path: str, source: str) -> list[str]:
     """What a module of the tests or of the scripts must not import: a test module; and in
     tests/harness, which both share, anything of either but the harness itself."""
     found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
+    for node in import_nodes(source):
+        prefix = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+        names = [f"{prefix}{alias.name}" for alias in node.names]
         for name in names:
             top, *rest = name.split(".")
             if top == "tests" and any(word.startswith(("test_", "conftest")) for word in rest[:-1]):

@@ -32,26 +32,34 @@ async def run(settings: Settings, options: Namespace) -> Exit:
     which = "" if options.before is None else f" that began before {date(options.before)}"
     with events_logged(settings.log_format):
         if options.yes:
-            count = await _end(settings, options.before, which)
+            done = await _end(settings, options.before, which)
+            members = {"Sesiones_Eliminadas": done.sessions}
+            if done.unknown:
+                members["Sesiones_Eliminadas_Max"] = done.sessions + done.unknown
+            text = _told(done, which, settings)
         else:
             async with open_patient_store(settings) as store:
                 count = (await survey(store, settings, options.before)).begun
-    if options.json:
-        member = "Sesiones_Eliminadas" if options.yes else "Sesiones"
-        show(json.dumps({member: count}, separators=(",", ":")))
-    elif options.yes:
-        show(f"{counted(count, 'session')}{which} ended ({place(settings)})")
-    else:
-        show(
-            f"{counted(count, 'live session')}{which} ({place(settings)}). Nothing has ended: "
-            "--yes ends them."
-        )
+            members = {"Sesiones": count}
+            text = (
+                f"{counted(count, 'live session')}{which} ({place(settings)}). Nothing has ended: "
+                "--yes ends them."
+            )
+    show(json.dumps(members, separators=(",", ":")) if options.json else text)
     return Exit.OK
 
 
-async def _end(settings: Settings, before: int | None, which: str) -> int:
-    """End them, and then log who did so, also when the command fails or is interrupted. Return how
-    many ended."""
+def _told(done: Ending, which: str, settings: Settings) -> str:
+    """How many have ended, as far as that is known."""
+    count, lost = counted(done.sessions, "session"), ""
+    if done.unknown:
+        count = f"{done.sessions:,} to {counted(done.sessions + done.unknown, 'session')}"
+        lost = ", because Redis's replies about some are missing"
+    return f"{count}{which} ended ({place(settings)}){lost}"
+
+
+async def _end(settings: Settings, before: int | None, which: str) -> Ending:
+    """End them, and then log who did so, also when the command fails or is interrupted."""
     done, outcome = Ending(), "interrupted"
     reported = time.monotonic()
     try:
@@ -72,9 +80,8 @@ async def _end(settings: Settings, before: int | None, which: str) -> int:
         operator, host = _operator(), socket.gethostname()
         user = redis_url.parse(settings.redis_url).credentials.get("username", "default")
         logger.info(
-            "end-all by %s on %s, Redis user %s: %s%s ended (%s): %s",
-            *(operator, host, user, counted(done.sessions, "session"), which, place(settings)),
-            outcome,
+            "end-all by %s on %s, Redis user %s: %s: %s",
+            *(operator, host, user, _told(done, which, settings), outcome),
             extra={
                 "event": "end-all",
                 "operator": operator,
@@ -82,10 +89,11 @@ async def _end(settings: Settings, before: int | None, which: str) -> int:
                 "redis_user": user,
                 "before": before,
                 "ended": done.sessions,
+                "ended_at_most": done.sessions + done.unknown,
                 "outcome": outcome,
             },
         )
-    return done.sessions
+    return done
 
 
 @contextmanager

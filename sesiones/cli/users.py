@@ -13,9 +13,10 @@ from sesiones.cli.doctor import place, warn_if_unused
 from sesiones.cli.exits import Exit
 from sesiones.cli.masters import evictions
 from sesiones.logs import escaped
-from sesiones.sesion import UserSession
+from sesiones.sesion import StoreUnavailable, UserSession
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
+from sesiones.store.operators import is_refusal
 
 
 async def run(settings: Settings, options: Namespace) -> Exit:
@@ -71,7 +72,13 @@ async def _end(
     ID_Usuario: int,
     ID_Sesion: int | None,
 ) -> Exit:
-    ended = await store.end_user(ID_Usuario, ID_Sesion, deep=options.deep)
+    try:
+        ended = await store.end_user(ID_Usuario, ID_Sesion, deep=options.deep)
+    except StoreUnavailable as error:
+        if is_refusal(error):
+            raise
+        hint = "whether a session has ended is not known: list them, or repeat the command"
+        raise StoreUnavailable(f"{error}; {hint}") from error
     await _warn_of_missing(store, settings, options, ID_Usuario, found=ended)
     _ended(ended, settings, options)
     return Exit.NO if ID_Sesion is not None and not ended else Exit.OK

@@ -5,7 +5,7 @@ from starlette.types import Scope
 from sesiones.http.credentials import ServiceKeys, caller_token
 from sesiones.http.heads import asks_for_fresh
 from sesiones.http.problems import unauthorized
-from sesiones.http.traffic import note_subject
+from sesiones.http.traffic import note_session
 from sesiones.metrics import CHECKS
 from sesiones.sesion import Sesion
 from sesiones.store import SessionStore
@@ -18,21 +18,17 @@ class Authentication:
         self._store = store
         self._service_keys = service_keys
 
-    def token(self, scope: Scope) -> str:
-        """The caller's token, which is well formed. Redis is not asked."""
+    async def caller(self, scope: Scope, *, slide: bool = True) -> Sesion:
+        """The caller's live and active session. With ``slide`` this is a use of it."""
         token, presented = caller_token(scope["headers"])
         if token is None:
             self._store.metrics.add(CHECKS, "missing")
             raise unauthorized(presented=presented)
-        return token
-
-    async def caller(self, scope: Scope, *, slide: bool = True) -> Sesion:
-        """The caller's live and active session. With ``slide`` this is a use of it."""
         fresh = asks_for_fresh(scope["headers"])
-        sesion = await self._store.find(self.token(scope), fresh=fresh, slide=slide)
+        sesion = await self._store.find(token, fresh=fresh, slide=slide)
         if sesion is None:
             raise unauthorized(presented=True)
-        note_subject(scope, sesion)
+        note_session(scope, sesion)
         return sesion
 
     def backend(self, scope: Scope) -> None:

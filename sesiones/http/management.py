@@ -12,7 +12,7 @@ from sesiones.http import requests
 from sesiones.http.authentication import Authentication
 from sesiones.http.problems import unauthorized
 from sesiones.http.responses import json_response
-from sesiones.http.traffic import note_subject
+from sesiones.http.traffic import note_session, note_subject
 from sesiones.sesion import Refusal, UserSession
 from sesiones.store import SessionStore
 
@@ -28,20 +28,21 @@ class Management:
 
     async def list_own(self, request: Request) -> Response:
         """GET, HEAD /sesiones: the sessions of the caller's user."""
-        sessions = await self._store.list_sessions(self._authentication.token(request.scope))
+        caller = await self._authentication.caller(request.scope)
+        sessions = await self._store.list_sessions_of(caller)
         if sessions is None:
             raise unauthorized(presented=True)
         return _listed(sessions)
 
     async def end_others(self, request: Request) -> Response:
         """DELETE /sesiones/logoutOthers: end every session of the user but the caller's."""
-        token = self._authentication.token(request.scope)
-        return await _ended(self._store.end_others(token))
+        caller = await self._authentication.caller(request.scope)
+        return await _ended(self._store.end_others_of(caller))
 
     async def end_own(self, request: Request) -> Response:
         """DELETE /sesiones/<ID_Sesion>: end that session of the caller's user."""
-        token = self._authentication.token(request.scope)
-        return await _ended(self._store.end_one(token, request.path_params["ID_Sesion"]))
+        caller = await self._authentication.caller(request.scope)
+        return await _ended(self._store.end_one_of(caller, request.path_params["ID_Sesion"]))
 
     # For the backend, with a service key.
 
@@ -65,7 +66,7 @@ class Management:
         sesion = await self._store.find(token)
         members: dict[str, object] = {"active": sesion is not None}
         if sesion is not None:
-            note_subject(request.scope, sesion)
+            note_session(request.scope, sesion)
             members |= {
                 "sub": str(sesion.ID_Usuario),
                 "sid": str(sesion.ID_Sesion),

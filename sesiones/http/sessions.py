@@ -12,7 +12,7 @@ from sesiones.http.authentication import Authentication
 from sesiones.http.heads import slides
 from sesiones.http.problems import Problem, unauthorized, unavailable
 from sesiones.http.responses import json_response
-from sesiones.http.traffic import note_subject
+from sesiones.http.traffic import note_session, note_subject
 from sesiones.policy import SessionPolicy
 from sesiones.sesion import BAD_DATES, BadDates, Immutable, Refusal, StoreUnavailable
 from sesiones.store import SessionStore
@@ -52,8 +52,9 @@ class Endpoints:
         self._authentication.backend(request.scope)
         members, form = await requests.read_body(request, unique=requests.LOGIN_FIELDS)
         ID_Usuario, Dispositivo, login = requests.creation(members, self._policy, form=form)
+        note_subject(request.scope, None, ID_Usuario=ID_Usuario)
         sesion = await self._store.create(ID_Usuario, Dispositivo, login)
-        note_subject(request.scope, sesion)
+        note_session(request.scope, sesion)
         return json_response(sesion.to_json(), status=201)
 
     async def update(self, request: Request) -> Response:
@@ -67,11 +68,15 @@ class Endpoints:
             case None:
                 raise Problem(404, "No hay ninguna sesión viva con ese Token_Sesion.")
             case Immutable(fields):
+                given_numbers = {"ID_Sesion": given.ID_Sesion, "ID_Usuario": given.ID_Usuario}
+                equal = {field: n for field, n in given_numbers.items() if field not in fields}
+                note_subject(request.scope, given.Token_Sesion, **equal)
                 errores = [(campo, "no se puede cambiar") for campo in fields]
                 raise Problem(409, "Hay campos que no se pueden cambiar.", errores=errores)
             case BadDates(reason):
+                note_session(request.scope, given)
                 raise requests.unprocessable(("Fecha_Expiracion", BAD_DATES[reason]))
-        note_subject(request.scope, updated)
+        note_session(request.scope, updated)
         return json_response(updated.to_json())
 
     async def logout(self, request: Request) -> Response:

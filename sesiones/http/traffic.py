@@ -22,9 +22,17 @@ DECODINGS_MAX = 8
 """How often a path is decoded that stays percent-encoded: each time takes time."""
 
 
-def note_subject(scope: Scope, subject: Sesion | str) -> None:
-    """Remember the session that a request is about, or a token until its session is known."""
-    scope[_SUBJECT] = subject
+def note_subject(scope: Scope, token: str | None, **numbers: int) -> None:
+    """Remember what a request is about: a token, and the ID_Sesion and the ID_Usuario as far as
+    they are known. None: it is about no token, though the caller may have sent one."""
+    scope[_SUBJECT] = token, numbers
+
+
+def note_session(scope: Scope, sesion: Sesion) -> None:
+    """Remember the session that a request is about."""
+    note_subject(
+        scope, sesion.Token_Sesion, ID_Sesion=sesion.ID_Sesion, ID_Usuario=sesion.ID_Usuario
+    )
 
 
 class Traffic:
@@ -98,13 +106,10 @@ def _decoded(path: str) -> str:
 
 
 def _subject(scope: Mapping[str, Any]) -> dict[str, object]:
-    """Whom the request is about, as far as it or its answer tells."""
-    subject: Sesion | str | None = scope.get(_SUBJECT)
-    if isinstance(subject, Sesion):
-        token: object = subject.Token_Sesion
-        numbers = {"ID_Sesion": subject.ID_Sesion, "ID_Usuario": subject.ID_Usuario}
-    else:
-        token = subject or caller_token(scope.get("headers", ()))[0]
-        numbers = scope.get("path_params", {})
+    """Whom the request is about: what was noted, else the token and the numbers that it has."""
+    token, numbers = scope.get(_SUBJECT) or (
+        caller_token(scope.get("headers", ()))[0],
+        scope.get("path_params", {}),
+    )
     name = {"token": tokens.masked(token)} if tokens.is_well_formed(token) else {}
     return {**name, **numbers}

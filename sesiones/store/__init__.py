@@ -221,20 +221,25 @@ class SessionStore:
     async def end_others(self, caller: str) -> int | Refusal:
         """End every live session of the caller's user but the caller's: how many ended. A use of
         the caller's session. Never tried twice."""
-        if await self.find(caller) is None:
-            return Refusal.UNAUTHENTICATED
+        sesion = await self.find(caller)
+        return Refusal.UNAUTHENTICATED if sesion is None else await self.end_others_of(sesion)
+
+    async def end_others_of(self, caller: Sesion) -> int | Refusal:
+        """end_others() for the session that find() has returned."""
         with self._timings.operation("end_others"):
-            return await self._loops.get().writes.end_others(caller)
+            return await self._loops.get().writes.end_others(caller.Token_Sesion)
 
     async def end_one(self, caller: str, ID_Sesion: int) -> int | Refusal:
         """End the session of that number, if it is a live one of the caller's user: how many ended,
         0 or 1. A use of the caller's session. Never tried twice."""
         which = valid_integer("ID_Sesion", ID_Sesion)
         sesion = await self.find(caller)
-        if sesion is None:
-            return Refusal.UNAUTHENTICATED
+        return Refusal.UNAUTHENTICATED if sesion is None else await self.end_one_of(sesion, which)
+
+    async def end_one_of(self, caller: Sesion, ID_Sesion: int) -> int | Refusal:
+        """end_one() for the session that find() has returned."""
         with self._timings.operation("end_one"):
-            return await self._loops.get().writes.end_one(sesion, which)
+            return await self._loops.get().writes.end_one(caller, ID_Sesion)
 
     async def revoke(self, token: str) -> None:
         """End the session of the token, active or not, if one lives. Never tried twice."""
@@ -248,10 +253,12 @@ class SessionStore:
         recently used first, then the newest first. None when the caller's own is not live and
         active. A use of the caller's session."""
         sesion = await self.find(caller)
-        if sesion is None:
-            return None
-        sessions = await self.sessions(sesion.ID_Usuario)
-        marked = [each._replace(Actual=each.ID_Sesion == sesion.ID_Sesion) for each in sessions]
+        return None if sesion is None else await self.list_sessions_of(sesion)
+
+    async def list_sessions_of(self, caller: Sesion) -> list[UserSession] | None:
+        """list_sessions() for the session that find() has returned."""
+        sessions = await self.sessions(caller.ID_Usuario)
+        marked = [each._replace(Actual=each.ID_Sesion == caller.ID_Sesion) for each in sessions]
         return marked if any(each.Actual and each.Estado_Sesion for each in marked) else None
 
     async def sessions(self, ID_Usuario: int, *, deep: bool = False) -> list[UserSession]:

@@ -10,11 +10,11 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from redis.exceptions import NoPermissionError, ReadOnlyError
+from redis.exceptions import NoPermissionError, ReadOnlyError, ResponseError
 
 from sesiones import tokens
 from sesiones.redis_client import Execute
-from sesiones.sesion import UserSession, valid_integer
+from sesiones.sesion import StoreUnavailable, UserSession, valid_integer
 from sesiones.store import scripts
 from sesiones.store.events import SessionEvents
 from sesiones.store.keys import DIGEST_LENGTH, INDEX, SESSION, TRACES, Keys, base_of
@@ -64,7 +64,14 @@ class Ending:
 
     keys: int = 0
     sessions: int = 0
-    """How many have ended."""
+    """How many have ended, by the replies that came."""
+    unknown: int = 0
+    """How many more may have ended: replies about so many keys are lost or still to come."""
+
+
+def is_refusal(error: StoreUnavailable) -> bool:
+    """Whether Redis has answered that it did nothing; else the operation may have happened."""
+    return isinstance(error.__cause__, ResponseError)
 
 
 class OperatorTools:
@@ -259,14 +266,38 @@ class OperatorTools:
                 yield
 
     async def _end_begun(self, keys: list[str], before: int | None, done: Ending) -> None:
-        """Those of one bucket. A second try finds those ended that the first one has ended."""
+        """Those of one bucket, in at most two tries. When the reply to the first one is lost, the
+        reply to the second one does not have what the first one has ended."""
+        unknown = lost = 0
+        """What is in ``done.unknown`` of these keys: while a try goes on, and before it."""
+
+        def set_unknown(count: int) -> None:
+            nonlocal unknown
+            done.unknown += count - unknown
+            unknown = count
 
         def on_reply(reply: Any) -> None:
-            done.sessions += self._events.ended_by("operator", base_of(keys[0]), reply)
+            ended = self._events.ended_by("operator", base_of(keys[0]), reply)
+            done.sessions += ended
+            set_unknown(max(0, lost - ended))
 
-        await self._runner.write(
-            scripts.END_BEGUN, keys, "" if before is None else before, on_reply=on_reply
-        )
+        for may_repeat in True, False:
+            set_unknown(len(keys))
+            try:
+                await self._runner.write(
+                    scripts.END_BEGUN,
+                    keys,
+                    "" if before is None else before,
+                    on_reply=on_reply,
+                    tries=1,
+                )
+                return
+            except StoreUnavailable as error:
+                if is_refusal(error):
+                    set_unknown(lost)
+                if not may_repeat:
+                    raise
+                lost = unknown
 
     async def audit(self) -> AsyncIterator[tuple[int, list[tuple[str, str]]]]:
         """Look through every key of the prefix, some at a time. Yield how many those were, and the

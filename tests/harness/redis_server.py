@@ -115,12 +115,14 @@ class RedisServer:
         """End the process; SIGTERM saves first. The data stays, and the port stays taken."""
         if self.is_running:
             self.process.send_signal(signal.SIGCONT)
-            self.process.send_signal(number)
-            try:
-                self.process.wait(timeout=10)
-            except subprocess.TimeoutExpired:  # it cannot save, and so does not end
-                self.process.kill()
-                self.process.wait()
+            deadline = time.monotonic() + 10
+            while self.process.poll() is None:
+                # Again and again: a replica that has just been synchronized ignores SIGTERM until
+                # it has written its first append-only file.
+                late = time.monotonic() > deadline  # it cannot save, and so does not end
+                self.process.send_signal(signal.SIGKILL if late else number)
+                with suppress(subprocess.TimeoutExpired):
+                    self.process.wait(timeout=0.2)
             self._process = None
             if self.port:
                 # Another test's server at this port would answer that there is no such session.
@@ -227,6 +229,12 @@ class RedisCluster:
     def wait(self, condition: Callable[[int], bool], seconds: float = 20) -> None:
         """Until it holds of every node's port."""
         wait_until(lambda: all(condition(port) for port in self.servers), "the Cluster", seconds)
+
+    def empty(self) -> None:
+        """Delete every key, once all nodes take writes."""
+        self.wait(lambda port: self._knows(port, "cluster_state:ok\r"))
+        for port in self.master_ports:
+            self.run(port, "FLUSHALL")
 
     def begin_move(self, slot: int, source: int, target: int) -> None:
         self.run(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self.id(source))

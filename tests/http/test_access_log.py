@@ -3,17 +3,22 @@
 import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlencode
 
 import orjson
 import pytest
 
 from sesiones import tokens
-from tests.harness.api import FORM, JSON, SERVICE
+from tests.harness import contract
+from tests.harness.api import FORM, JSON, LOGOUTS, SERVICE
+from tests.harness.faults import noreplicas
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service, comes_true
 from tests.harness.stores import service_variables
 
 Line = dict[str, Any]
+EVALUATE = "eval", "evalsha", "eval_ro", "evalsha_ro"
+"""The commands that run a script."""
 
 
 @pytest.fixture(
@@ -23,6 +28,7 @@ Line = dict[str, Any]
 )
 def logged(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator[Service]:
     variables = {"SESIONES_ACCESS_LOG": "1", "SESIONES_LOG_FORMAT": "json"} | request.param
+    variables["SESIONES_AT_LIMIT"] = "refuse"
     with Service(**service_variables(redis_server.url) | variables) as service:
         yield service
 
@@ -45,10 +51,13 @@ def line_of(
     path: str,
     headers: dict[str, str] | None = None,
     body: str | bytes | None = None,
+    status: int | None = None,
 ) -> Line:
-    """The line of a request, without what it has in common with every other."""
+    """The line of a request, without what it has in common with every other. ``status``: that of
+    the answer, where it matters."""
     before = service.log
     reply = service.request(method, path, headers, body)
+    assert status in (None, reply.status), reply
     (line,) = lines_since(service, before)
     assert line["status"] == reply.status
     assert re.fullmatch(r"127\.0\.0\.1:\d+", line["client"])
@@ -101,42 +110,151 @@ def test_line_of_a_login_and_an_update_names_the_session(logged: Service) -> Non
     assert line == {"path": "/sesiones"}
 
 
-def test_line_of_the_owners_requests_names_the_caller(logged: Service) -> None:
-    made, other = (logged.new_session(52917) for _ in range(2))
+OPERATIONS = [
+    (method, path)
+    for path, operations in contract.OPERATIONS.items()
+    for method, operation in operations.items()
+    if operation.credential
+]
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_line_of_every_success_names_its_session_or_its_user_or_its_token(
+    logged: Service, method: str, path: str
+) -> None:
+    operation = contract.OPERATIONS[path][method]
+    made = logged.new_session(52917)
+    token = made["Token_Sesion"]
+    numbers = {"ID_Sesion": made["ID_Sesion"], "ID_Usuario": 52917}
+    whose = {"token": named(token)} | numbers
+    if operation.credential == "token":
+        headers = {"x-auth-token": token}
+        path = path.replace("{ID_Sesion}", str(logged.new_session(52917)["ID_Sesion"]))
+    else:
+        headers = SERVICE
+        in_path = {name: numbers[name] for name in numbers if f"{{{name}}}" in path}
+        whose = in_path or whose
+        path = path.format(**numbers)
+    fields = made | {"token": token, "Dispositivo": "other"}
+    body = urlencode({name: fields[name] for name in operation.body})
+    line = line_of(logged, method, path, headers | (FORM if body else {}), body, operation.success)
+    if operation is contract.CREATE:
+        assert line.pop("ID_Sesion") not in (made["ID_Sesion"], None)
+        assert line.pop("token") not in (named(token), None)
+        whose = {"ID_Usuario": 52917}
+    elif path == "/sesiones/revocacion":  # whether there was a session is not told
+        whose = {"token": named(token)}
+    assert line == {"path": path} | whose
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "scripts"),
+    [
+        ("GET", "/sesiones", 2),
+        ("DELETE", "/sesiones/1", 2),
+        ("DELETE", "/sesiones/logoutOthers", 2),
+        ("POST", "/sesiones/revocacion", 1),
+    ],
+)
+def test_line_costs_no_call_of_redis(
+    logged: Service, redis_server: RedisServer, method: str, path: str, scripts: int
+) -> None:
+    def calls() -> int:
+        with redis_server.client() as redis:
+            statistics: dict[str, Line] = redis.info("commandstats")
+        return sum(statistics.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in EVALUATE)
+
+    def made() -> tuple[dict[str, str], str]:
+        token = logged.new_session(52917)["Token_Sesion"]
+        return (
+            ({"x-auth-token": token}, "")
+            if method != "POST"
+            else (SERVICE | FORM, f"token={token}")
+        )
+
+    line_of(logged, method, path, *made())  # loads the scripts
+    request = made()
+    before = calls()
+    line_of(logged, method, path, *request, 200)
+    assert calls() - before == scripts
+
+
+@pytest.mark.parametrize("path", LOGOUTS)
+def test_line_of_a_refused_logout_names_the_caller(logged: Service, path: str) -> None:
+    made, another_users = logged.new_session(52917), logged.new_session(7)
     token = made["Token_Sesion"]
     caller = {"x-auth-token": token}
-    assert line_of(logged, "GET", "/sesiones", caller) == {
-        "path": "/sesiones",
-        "token": named(token),
-    }
-    path = f"/sesiones/{other['ID_Sesion']}"
-    assert line_of(logged, "DELETE", path, caller) == {
-        "path": path,
-        "token": named(token),
-        "ID_Sesion": other["ID_Sesion"],
-    }
-    body = f"Token_Sesion={token}"
     whose = {"token": named(token), "ID_Sesion": made["ID_Sesion"], "ID_Usuario": 52917}
-    line = line_of(logged, "DELETE", "/sesiones/logout", caller | FORM, body)
-    assert line == {"path": "/sesiones/logout"} | whose
+    refused: list[tuple[int, dict[str, str], str]] = [
+        (415, {"Content-Type": "text/plain"}, "x"),
+        (413, FORM, "x" * 20_000),
+        (400, JSON, "{"),
+        (422, FORM, "x=y"),
+        (403, FORM, f"Token_Sesion={another_users['Token_Sesion']}"),
+    ]
+    for status, headers, body in refused:
+        line = line_of(logged, "DELETE", path, caller | headers, body, status)
+        assert line == {"path": path} | whose
+
+
+def test_line_of_a_refused_login_names_the_user(logged: Service) -> None:
+    token = logged.new_session(52917)["Token_Sesion"]
+    headers = SERVICE | FORM | {"x-auth-token": token}  # which a POST ignores
+    body = "ID_Usuario=52917&Dispositivo=d&Max_Sesiones=1"
+    line = line_of(logged, "POST", "/sesiones", headers, body, 409)
+    assert line == {"path": "/sesiones", "ID_Usuario": 52917}
+    body = "ID_Usuario=52917"  # a body that is not valid names no user
+    assert line_of(logged, "POST", "/sesiones", SERVICE | FORM, body, 422) == {"path": "/sesiones"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "known"),
+    [
+        ({"Fecha_Expiracion": 2**53 - 1}, 422, ["ID_Sesion", "ID_Usuario"]),
+        ({"Fecha_Inicio": 0}, 409, ["ID_Sesion", "ID_Usuario"]),
+        ({"ID_Sesion": 1}, 409, ["ID_Usuario"]),
+        ({"ID_Usuario": 7}, 409, ["ID_Sesion"]),
+        ({"ID_Sesion": 1, "ID_Usuario": 7}, 409, []),
+    ],
+)
+def test_line_of_a_refused_update_has_the_numbers_of_the_session_alone(
+    logged: Service, changes: Line, status: int, known: list[str]
+) -> None:
+    made = logged.new_session(52917)
+    body = orjson.dumps(made | changes)
+    line = line_of(logged, "PUT", "/sesiones", SERVICE | JSON, body, status)
+    token = named(made["Token_Sesion"])
+    assert line == {"path": "/sesiones", "token": token} | {name: made[name] for name in known}
+
+
+def test_line_of_a_request_that_redis_fails_names_whom_it_is_about() -> None:
+    variables = {"SESIONES_ACCESS_LOG": "1", "SESIONES_LOG_FORMAT": "json"}
+    with RedisServer() as server, Service(**service_variables(server.url) | variables) as service:
+        made = service.new_session(52917)
+        token = made["Token_Sesion"]
+        whose = {"token": named(token), "ID_Sesion": made["ID_Sesion"], "ID_Usuario": 52917}
+        caller = {"x-auth-token": token}
+        logout = caller | FORM, f"Token_Sesion={token}"
+        requests: list[tuple[str, str, dict[str, str], str, Line]] = [
+            ("DELETE", "/sesiones/logoutOthers", caller, "", whose),
+            ("DELETE", "/sesiones/1", caller, "", whose),
+            *(("DELETE", path, *logout, whose) for path in LOGOUTS),
+            ("POST", "/sesiones", SERVICE | FORM, "ID_Usuario=0&Dispositivo=d", {"ID_Usuario": 0}),
+            ("PUT", "/sesiones", SERVICE | FORM, urlencode(made), {"token": named(token)}),
+            ("DELETE", "/sesiones/usuarios/8", SERVICE, "", {"ID_Usuario": 8}),
+        ]
+        with noreplicas(server):  # checks go on
+            for method, path, headers, body, names in requests:
+                line = line_of(service, method, path, headers, body, 503)
+                assert line == {"path": path} | names
 
 
 def test_line_of_the_backends_requests_names_whom_they_are_about(logged: Service) -> None:
-    made = logged.new_session(52917)
-    token, dead = made["Token_Sesion"], tokens.make(7)
-    whose = {"token": named(token), "ID_Sesion": made["ID_Sesion"], "ID_Usuario": 52917}
-    path = "/sesiones/introspeccion"
-    line = line_of(logged, "POST", path, SERVICE | FORM, f"token={token}")
-    assert line == {"path": path} | whose
+    dead = tokens.make(7)
     for path in "/sesiones/introspeccion", "/sesiones/revocacion":
         line = line_of(logged, "POST", path, SERVICE | FORM, f"token={dead}")
         assert line == {"path": path, "token": named(dead)}
         assert line_of(logged, "POST", path, SERVICE | FORM, "token=x") == {"path": path}
-    path = "/sesiones/usuarios/52917"
-    assert line_of(logged, "GET", path, SERVICE) == {"path": path, "ID_Usuario": 52917}
-    numbers = {"ID_Sesion": made["ID_Sesion"], "ID_Usuario": 52917}
-    path = f"{path}/{made['ID_Sesion']}"
-    assert line_of(logged, "DELETE", path, SERVICE) == {"path": path} | numbers
 
 
 def test_path_shows_no_token_however_it_is_encoded(logged: Service) -> None:

@@ -256,7 +256,7 @@ def test_ending_is_seen_at_once_by_both_workers(services: Services) -> None:
 
 @pytest.mark.slow
 def test_hundreds_of_endings_are_seen_at_once_by_both_workers(services: Services) -> None:
-    play_endings(services, 500 * ROUNDS, threads=2)
+    play_endings(services, 250 * ROUNDS, threads=2)
 
 
 def refused_in_time(connection: Connection, token: str) -> float:

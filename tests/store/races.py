@@ -17,7 +17,7 @@ from tests.harness.records import session_key
 from tests.harness.redis_server import RedisServer
 from tests.harness.stores import store_on
 
-ROUNDS = max(1, int(1000 * float(os.environ.get("SESIONES_TEST_ROUNDS", "1"))))
+ROUNDS = max(1, int(500 * float(os.environ.get("SESIONES_TEST_ROUNDS", "1"))))
 """Users per scenario."""
 ROUNDS_UNTIL = max(3000, ROUNDS)
 """The most of them until something goes wrong that has to."""

@@ -70,11 +70,13 @@ def emptied(redis: Redis) -> None:
 @pytest.fixture(autouse=True)
 def no_complaint(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Neither a destroyed task nor an open socket is left for Python to complain of."""
+    gc.freeze()  # to look through the objects of earlier tests would take half a second
     with warnings.catch_warnings():
         # A loop that is closed by hand closes no transport: asyncio says so.
         warnings.simplefilter("ignore", ResourceWarning)
         yield
         gc.collect()
+    gc.unfreeze()
     complaints = [r.getMessage() for r in caplog.records if r.name == "asyncio"]
     assert complaints == []
 

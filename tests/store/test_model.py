@@ -17,7 +17,7 @@ from sesiones.sesion import (
 from tests.harness.stores import store_on
 from tests.store.model import MAX, PER_USER, USERS, Holding
 
-EXAMPLES = max(1, int(100 * float(os.environ.get("SESIONES_TEST_ROUNDS", "1"))))
+EXAMPLES = max(1, int(50 * float(os.environ.get("SESIONES_TEST_ROUNDS", "1"))))
 STEPS = 50
 
 
@@ -268,4 +268,7 @@ TestModel.settings = settings(
     phases=set(Phase) - {Phase.explain},  # it takes minutes
     report_multiple_bugs=False,
 )
-TestModel.pytestmark = [pytest.mark.timeout(240)]  # type: ignore[attr-defined]  # a busy machine
+TestModel.pytestmark = [  # type: ignore[attr-defined]
+    pytest.mark.race,
+    pytest.mark.timeout(240),  # a busy machine
+]

@@ -7,11 +7,12 @@ import pytest
 
 from sesiones.store.scripts import Script
 
-NAMES = sorted(
-    path.name.removesuffix(".lua")
-    for path in (files("sesiones.store") / "lua").iterdir()
-    if path.read_text("utf-8").startswith("#!lua")
-)
+FILES = sorted(path.name for path in (files("sesiones.store") / "lua").iterdir())
+NAMES = [
+    name.removesuffix(".lua")
+    for name in FILES
+    if (files("sesiones.store") / "lua" / name).read_text("utf-8").startswith("#!lua")
+]
 WRITES = re.compile(
     r"'(DEL|EXPIREAT|HSET|INCRBY|ZADD|ZREM|ZREMRANGEBYSCORE)'"
     r"|\b(write|delete|prune|prune_and_expire)\("
@@ -81,3 +82,9 @@ def test_only_checks_are_repeated_and_only_the_writing_one_has_a_twin(
         safe_to_repeat,
         has_read_only_twin,
     )
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_lines_are_no_longer_than_those_of_python(name: str) -> None:
+    text = (files("sesiones.store") / "lua" / name).read_text("utf-8")
+    assert [line for line in text.splitlines() if len(line) > 100] == []

@@ -11,10 +11,10 @@
 -- ARGV[3..]  keys of sessions, of any slots of this node
 --
 -- Return value: an array: two entries for each key of ARGV, as fetch() in session.lua returns them;
--- an integer, Redis's time in microseconds; an integer, how many sessions were slid; and an array of
--- the sessions that ended because their index had lost them, each as delete() returns it. Only what
--- decides whether a slide is due is parsed: the caller finds malformed records, and each costs no
--- other session its check.
+-- an integer, Redis's time in microseconds; an integer, how many sessions were slid; and an array
+-- of the sessions that ended because their index had lost them, each as delete() returns it. Only
+-- what decides whether a slide is due is parsed: the caller finds malformed records, and each costs
+-- no other session its check.
 --
 -- allow-oom: a check works when the memory is full, since a slide writes about as much as it frees.
 

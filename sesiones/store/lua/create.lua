@@ -19,10 +19,10 @@
 -- ARGV[11]  '1' to end every other session of the user, else '0'
 -- ARGV[12]  integer: for how many seconds a second try may come
 --
--- Return value: an array: the session's text and expiry, as fetch() in session.lua returns them, and
--- then, for each reason for which sessions ended ('replaced', 'others', 'limit'), that text and an
--- array of those sessions, each as delete() returns it. Or, when it refuses, the text 'refused' and
--- the user's sessions, as list.lua returns them: none of them has ended.
+-- Return value: an array: the session's text and expiry, as fetch() in session.lua returns them,
+-- and then, for each reason for which sessions ended ('replaced', 'others', 'limit'), that text and
+-- an array of those sessions, each as delete() returns it. Or, when it refuses, the text 'refused'
+-- and the user's sessions, as list.lua returns them: none of them has ended.
 
 local EPOCH = 1767225600 -- 2026-01-01, in Redis's time
 local READS_AT_LIMIT = 100 -- of sessions, each of which keeps Redis busy for 2.5 us
@@ -33,8 +33,8 @@ local previous, substituted, ends_others = ARGV[9], ARGV[10], ARGV[11] == '1'
 local base, digest = split(KEYS[1])
 local index = KEYS[2]
 
--- What has ended for this session: an array for each reason. It is kept for a second try, because the
--- reply of the first one may be lost, and each session that has ended needs a tombstone.
+-- What has ended for this session: an array for each reason. It is kept for a second try, because
+-- the reply of the first one may be lost, and each session that has ended needs a tombstone.
 local endings_key = base .. 'e:' .. digest
 local endings = redis.call('HGET', endings_key, '1')
 endings = endings and cjson.decode(endings) or {}

@@ -1,7 +1,7 @@
 -- Shared by every script: how a session is read. The store puts this text after the script's first
 -- line, and then writing.lua and user.lua if the script may write; check.lua has slide.lua instead.
--- Before it, the store takes the last arguments out of ARGV: the tag of the call, and those of every
--- script that may write:
+-- Before it, the store takes the last arguments out of ARGV: the tag of the call, and those of
+-- every script that may write:
 --   actor  text: who asks for this, for the traces; a token has its name in the log
 --   keep   integer: for how many seconds a trace is kept of a session that is gone; 0: none is kept
 --
@@ -13,8 +13,8 @@
 --                                              maximum life in seconds. Other fields are ignored
 --                                              and preserved
 -- <prefix>:{<bucket>}:u:<usuario>  sorted set  the user's digests, scored by expiry
--- <prefix>:{<bucket>}:e:<digest>   hash        for some seconds, in the field 1: what has ended when
---                                              that session was made (create.lua)
+-- <prefix>:{<bucket>}:e:<digest>   hash        for some seconds, in the field 1: what has ended
+--                                              when that session was made (create.lua)
 -- <prefix>:{<bucket>}:w            sorted set  where `keep` is not 0: the traces of the bucket's
 --                                              sessions that have ended or expired, scored by when.
 --                                              A trace is six words, '-' for what is not known: the

@@ -1,7 +1,7 @@
--- Writes the traces that a call leaves: the store puts this text behind the operation, in a function.
--- An error ends it early, and does no harm: the key may be on another node of a Cluster. When the
--- memory is full, each session that is gone has freed more than its trace takes.
-local TRACES_MAX = 10000 -- of a bucket: more would keep Redis busy for too long when they go at once
+-- Writes the traces that a call leaves: the store puts this text behind the operation, in a
+-- function. An error ends it early, and does no harm: the key may be on another node of a Cluster.
+-- When the memory is full, each session that is gone has freed more than its trace takes.
+local TRACES_MAX = 10000 -- of a bucket: more, going at once, would keep Redis busy for too long
 local TRACES_AT_ONCE = 100
 
 for base, of_bucket in pairs(traces) do

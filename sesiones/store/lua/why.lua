@@ -1,8 +1,8 @@
 #!lua flags=no-writes,allow-cross-slot-keys
 -- What is known of sessions, live or gone, whose digests begin with a text and that are a user's.
 --
--- KEYS[1]    one of the keys of ARGV, so that a node of a Cluster answers MOVED or ASK; or none, when
---            they are of many slots of this node
+-- KEYS[1]    one of the keys of ARGV, so that a node of a Cluster answers MOVED or ASK; or none,
+--            when they are of many slots of this node
 -- ARGV[1]    text: what the digests begin with; or ''
 -- ARGV[2]    integer: ID_Usuario; or '' for every user
 -- ARGV[3..]  keys: of sessions, of users' indexes, and of traces

@@ -1,9 +1,9 @@
--- Shared by the scripts that may write: how a session is written, ended and forgotten. The store puts
--- it after session.lua, and makes the tables `invalidated` and `traces` before it.
+-- Shared by the scripts that may write: how a session is written, ended and forgotten. The store
+-- puts it after session.lua, and makes the tables `invalidated` and `traces` before it.
 
--- `invalidated` has the digests of the sessions that this call has ended or changed, with their keys'
--- base. They are published after the operation, on the channel <prefix>:invalidated. A slide is not:
--- it is due in every cache at the same time.
+-- `invalidated` has the digests of the sessions that this call has ended or changed, with their
+-- keys' base. They are published after the operation, on the channel <prefix>:invalidated. A slide
+-- is not: it is due in every cache at the same time.
 local function invalidate(base, digest)
   invalidated.base, invalidated[#invalidated + 1] = base, digest
 end
@@ -13,9 +13,9 @@ local function split(key)
   return string.match(key, '^([^}]*}:)h:(.*)$')
 end
 
--- `traces` has the traces that this call leaves: for each base, scores and members by turns. They are
--- written after the operation (traces.lua), so that an operation neither fails for them nor is done
--- by half.
+-- `traces` has the traces that this call leaves: for each base, scores and members by turns. They
+-- are written after the operation (traces.lua), so that an operation neither fails for them nor is
+-- done by half.
 local function trace(base, digest, when, reason, session, by)
   if keep > 0 then
     local of_bucket = traces[base] or {}
@@ -26,7 +26,8 @@ local function trace(base, digest, when, reason, session, by)
   end
 end
 
--- Deletes the session of a digest, and leaves a trace of it. `by`: the actor, if one asked for that.
+-- Deletes the session of a digest, and leaves a trace of it. `by`: the actor, if one asked for
+-- that.
 -- Return value: an array of its digest, ID_Sesion and ID_Usuario, as text ('' twice for a malformed
 -- record); or nil when there was none.
 local function delete(base, digest, reason, by)
@@ -82,8 +83,8 @@ end
 -- once, and a field written after that would make a key that never expires.
 -- A session that its index has lost (evicted, or expired while the clock was ahead) ends instead:
 -- a logoutAll that has been acknowledged meanwhile cannot have found it.
--- An expiry that has passed deletes the session, as if Redis had expired it then: its text and expiry
--- are false.
+-- An expiry that has passed deletes the session, as if Redis had expired it then: its text and
+-- expiry are false.
 -- Return value: nil; a string that says why nothing was written; or the session that ended, as
 -- delete() gives it.
 local function write(key, session, expiracion)
