@@ -111,8 +111,8 @@ class RequestPatterns:
         if len(patterns) == MAX_OF_A_LENGTH:
             unused = [one for one in patterns if not one.is_used]
             patterns.remove((unused or patterns)[-1])
-            for one in patterns:
-                one.is_used = False
+        for one in patterns:
+            one.is_used = False
         patterns.insert(0, pattern)
 
     def clear(self) -> None:
