@@ -23,7 +23,7 @@ These invariants exclude it; each has its test in tests/http/test_patterns.py:
 Any client can have patterns made, because they are made before the token turns out to be valid.
 Three bounds keep small what that costs other clients:
 
-- One pattern is made in ``LEARN_SECONDS`` at most, because compiling it takes a millisecond.
+- One pattern is made in ``LEARN_SECONDS`` at most, because compiling it takes up to 3 ms.
 - A request is compared only with the ``MAX_OF_A_LENGTH`` patterns of its number of lines, in one
   pass each: every repeat is possessive, so nothing is tried twice.
 - Of these makes room the oldest that was not used since the last one was made, so that patterns in
