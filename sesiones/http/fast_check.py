@@ -31,7 +31,7 @@ from sesiones.http.heads import (
 from sesiones.http.patterns import VERIFY_TARGET, RequestPattern, RequestPatterns
 from sesiones.http.problems import unauthorized, unavailable
 from sesiones.http.protocol import HEAD, IDLE, HttpProtocol
-from sesiones.http.repeats import Repeats
+from sesiones.http.repeats import Repeat, Repeats
 from sesiones.http.templates import TOKEN, Kind, RequestTemplates
 from sesiones.sesion import Sesion
 from sesiones.store.near_cache import Entry
@@ -96,12 +96,14 @@ class FastCheckProtocol(HttpProtocol):
         self._check_without_slide: Check | None = app_state.get("check_without_slide")
         self._repeats: Repeats | None = app_state.get("repeats") if plain else None
         self._answer_repeat = None if self._repeats is None else self._repeats.answerer()
-        self._pattern: RequestPattern | None = None  # that the last check matched
+        self._pattern: RequestPattern | None = None  # that the last request matched
         self._plain: tuple[bytes, Kind] | None = None  # the check whose head is complete
         self._fields: list[tuple[bytes, bytes]] = []
         self._in_flight: Any = _InFlightCheck()  # or the one that was in flight last
 
     def data_received(self, data: bytes) -> None:
+        """Between two messages, take the data as a whole for a request that may be recognized;
+        otherwise it goes to the parser."""
         cycle = self.cycle
         if (
             self._input is not IDLE
@@ -110,50 +112,56 @@ class FastCheckProtocol(HttpProtocol):
         ):
             super().data_received(data)
             return
-        pattern, repeat, found = self._pattern, data, None
-        if pattern is not None:
-            found = pattern.fullmatch(data) if len(data) <= HEAD_MAX_BYTES else None
-            if found is None:
-                self._pattern = None
-            else:
-                repeat = found[1] + pattern.suffix
-                pattern.is_used = True
+        match = None
+        if self._pattern is not None:
+            match = self._pattern.match(data) or self._match_pattern(data)
         answer = self._answer_repeat
-        response = None if answer is None else answer(repeat)
+        response = None if answer is None else answer(match or data)
         if response is not None:
             defaults = self.server_state.default_headers
             self.transport.write(responses.success_lines(defaults) + response)
             self._last_active = self.loop.time()
-        elif self._check is None:
-            super().data_received(data)
-        elif pattern is not None and found is not None:
-            self._ask(self._check, found[1], pattern.kind, repeat)
+        elif match is None:
+            self._recognize(data)
         else:
-            self._recognize(data, self._check)
+            if answer is not None:
+                self._learn_template(data, *match)
+            self._ask(*match, match)
 
-    def _recognize(self, data: bytes, check: Check) -> None:
+    def _recognize(self, data: bytes) -> None:
         """Answer a check that matches a template or a pattern of the process; parse the rest."""
-        templates = self.templates
-        if templates is None:
+        if self._check is None or self.templates is None:
             super().data_received(data)
-        elif template := templates.match(data):
-            self._ask(check, *template, data)
-        elif match := self.patterns.match(data):
-            token, pattern = match
-            if not templates.learn(data, token, pattern.kind):
-                self._pattern = pattern
-            self._ask(check, token, pattern.kind, token + pattern.suffix)
+        elif match := self.templates.match(data):
+            self._ask(*match, data)
+        elif match := self._match_pattern(data):
+            self._learn_template(data, *match)
+            self._ask(*match, match)
         else:
-            self._parse_and_learn(data, templates)
+            self._parse_and_learn(data)
 
-    def _parse_and_learn(self, data: bytes, templates: RequestTemplates) -> None:
+    def _match_pattern(self, data: bytes) -> tuple[bytes, Kind] | None:
+        """The token and the kind of the check that the data is, if it matches a pattern of the
+        process, which becomes that of the connection."""
+        self._pattern, match = self.patterns.match(data) or (None, None)
+        return match
+
+    def _learn_template(self, data: bytes, token: bytes, kind: Kind) -> None:
+        """Learn from a check that matched a pattern. If there is a template of it now, answers from
+        memory are found by the bytes of the whole request, and the pattern is in the way."""
+        assert self.templates is not None
+        if self.templates.learn(data, token, kind):
+            self._pattern = None
+
+    def _parse_and_learn(self, data: bytes) -> None:
         newest = self._in_flight
         newest.token = b""
         super().data_received(data)
         # The data is one plain check and nothing else when there was one in it, and its first blank
         # line ends it. Several checks may have been answered from memory by now.
         if newest.token and data.find(BLANK_LINE) == len(data) - len(BLANK_LINE):
-            templates.learn(data, newest.token, newest.kind)
+            assert self.templates is not None
+            self.templates.learn(data, newest.token, newest.kind)
             self.patterns.learn(data, newest.token, newest.kind)
 
     def shutdown(self) -> None:
@@ -191,10 +199,9 @@ class FastCheckProtocol(HttpProtocol):
         self._input = IDLE
         if self._deadline is not None:
             self._stop_deadline()
-        assert self._check is not None
-        self._ask(self._check, *plain)
+        self._ask(*plain)
 
-    def _ask(self, check: Check, token: bytes, kind: Kind, repeat: bytes | None = None) -> None:
+    def _ask(self, token: bytes, kind: Kind, repeat: Repeat | None = None) -> None:
         """``repeat``: what the same request will be known by next time; None if it was parsed."""
         in_flight = self._in_flight
         in_flight.token = token
@@ -206,11 +213,11 @@ class FastCheckProtocol(HttpProtocol):
             if entry is not None:
                 self._answer_from(entry, repeat)
                 return
-        if not kind[3] and self._check_without_slide is not None:
-            check = self._check_without_slide
+        check = self._check if kind[3] else self._check_without_slide or self._check
+        assert check is not None
         check(token.decode(), self._answer)
 
-    def _answer_from(self, entry: Entry, repeat: bytes | None) -> None:
+    def _answer_from(self, entry: Entry, repeat: Repeat | None) -> None:
         """Answer with what the near-cache has, at once: the bytes that _answer() would send."""
         in_flight = self._in_flight
         if not in_flight.keep_alive or self._half_closed or self.flow.read_paused:

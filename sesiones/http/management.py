@@ -81,9 +81,7 @@ class Management:
         self._authentication.backend(request.scope)
         token = await requests.read_token(request)
         note_subject(request.scope, token)
-        ended = await self._store.end_by_token(token)
-        if ended is not None:
-            note_subject(request.scope, token, ID_Sesion=ended[0], ID_Usuario=ended[1])
+        await self._store.revoke(token)
         return Response(headers={"Cache-Control": "no-store"})
 
 

@@ -23,7 +23,7 @@ These invariants exclude it; each has its test in tests/http/test_patterns.py:
 Any client can have patterns made, because they are made before the token turns out to be valid.
 Three bounds keep small what that costs other clients:
 
-- One pattern is made in ``LEARN_SECONDS`` at most, because compiling it takes a millisecond.
+- One pattern is made in ``LEARN_SECONDS`` at most, because compiling it takes up to 3 ms.
 - A request is compared only with the ``MAX_OF_A_LENGTH`` patterns of its number of lines, in one
   pass each: every repeat is possessive, so nothing is tried twice.
 - Of these makes room the oldest that was not used since the last one was made, so that patterns in
@@ -32,7 +32,9 @@ Three bounds keep small what that costs other clients:
   25 MB, with what re.compile() keeps.
 
 Checks that arrive on one connection mostly come from one gateway. So a connection remembers the
-pattern that its last check matched, and tries it before anything else (fast_check.py).
+pattern that its last check matched, and compares the next one with it and then with the others
+before anything else is tried (fast_check.py). A pattern that has made room stays with a connection
+that remembers it, and takes 20 KB there at most: less than a head that has come in part may take.
 """
 
 import re
@@ -57,21 +59,23 @@ _ANY_VALUE = rb"[\t -~\x80-\xff]*+"
 
 
 class RequestPattern:
-    """One pattern.
+    """One pattern."""
 
-    Its ``fullmatch(data)[1]`` is the token of the check that the data is, which may be no longer
-    than ``HEAD_MAX_BYTES``."""
-
-    __slots__ = ("fullmatch", "is_used", "kind", "suffix")
+    __slots__ = ("_fullmatch", "is_used", "kind")
 
     def __init__(self, expression: bytes, kind: Kind) -> None:
-        self.fullmatch = re.compile(expression).fullmatch
+        self._fullmatch = re.compile(expression).fullmatch
         self.kind = kind
-        self.suffix = b" %d%d%d%d" % kind
-        """The token with this suffix is what all checks of the token and the kind have in
-        common, and is no request."""
         self.is_used = False
         """Since the last pattern of its number of lines was made."""
+
+    def match(self, data: bytes) -> tuple[bytes, Kind] | None:
+        """The token and the kind of the check that the data is, if it matches."""
+        found = self._fullmatch(data) if len(data) <= HEAD_MAX_BYTES else None
+        if found is None:
+            return None
+        self.is_used = True
+        return found[1], self.kind
 
 
 class RequestPatterns:
@@ -84,13 +88,11 @@ class RequestPatterns:
     def __len__(self) -> int:
         return sum(map(len, self._of_length.values()))
 
-    def match(self, data: bytes) -> tuple[bytes, RequestPattern] | None:
-        """The token of the check that the data is, and the pattern, if it matches one."""
-        if len(data) <= HEAD_MAX_BYTES:
-            for pattern in self._of_length.get(data.count(b"\n"), ()):
-                if found := pattern.fullmatch(data):
-                    pattern.is_used = True
-                    return found[1], pattern
+    def match(self, data: bytes) -> tuple[RequestPattern, tuple[bytes, Kind]] | None:
+        """The pattern that the data matches, and its match, if there is one."""
+        for pattern in self._of_length.get(data.count(b"\n"), ()):
+            if match := pattern.match(data):
+                return pattern, match
         return None
 
     def learn(self, data: bytes, token: bytes, kind: Kind) -> None:
@@ -104,16 +106,15 @@ class RequestPatterns:
         if expression is None or len(expression) > EXPRESSION_MAX_BYTES:
             return
         pattern = RequestPattern(expression, kind)
-        found = pattern.fullmatch(data)
-        if found is None or found[1] != token:
+        if pattern.match(data) != (token, kind):
             return
         patterns = self._of_length.setdefault(data.count(b"\n"), [])
         if len(patterns) == MAX_OF_A_LENGTH:
             unused = [one for one in patterns if not one.is_used]
             patterns.remove((unused or patterns)[-1])
-            for one in patterns:
-                one.is_used = False
         patterns.insert(0, pattern)
+        for one in patterns:
+            one.is_used = False
 
     def clear(self) -> None:
         self._of_length.clear()

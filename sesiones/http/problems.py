@@ -90,7 +90,8 @@ async def _problem(_: Request, problem: Exception) -> Response:
 async def _limit_reached(_: Request, refusal: Exception) -> Response:
     assert isinstance(refusal, LimitReached)
     sessions = [session.to_dict() for session in refusal.sessions]
-    detail = f"El usuario ya tiene {len(sessions)} sesiones, y no se permite otra."
+    count = "1 sesión" if len(sessions) == 1 else f"{len(sessions)} sesiones"
+    detail = f"El usuario ya tiene {count}, y no se permite otra."
     return Problem(409, detail, members={"Sesiones": sessions}).response()
 
 

@@ -4,19 +4,23 @@ to make.
 
 A request is known again by its bytes, if it matched a request template: then it is not even
 matched again. If it matched a request pattern, its bytes are hardly ever the same, and it is known
-by its token and the pattern's suffix. Bytes are looked up only between two messages, as
-templates.py demands.
+by its token and its kind, a tuple, which no bytes of a client equal. Bytes are looked up only
+between two messages, as templates.py demands.
 """
 
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from sesiones.http.templates import Kind
 from sesiones.metrics import Metrics
 from sesiones.redis_client import Lease
 from sesiones.store.near_cache import ENTRIES_MAX, Entry, NearCache
 
-Answer = Callable[[bytes], bytes | None]
+Repeat = bytes | tuple[bytes, Kind]
+"""What a request is known by."""
+
+Answer = Callable[[Repeat], bytes | None]
 
 
 class Repeats:
@@ -27,13 +31,13 @@ class Repeats:
         self.responses = metrics.responses_from_memory
         """To count a response from memory."""
         # Not the entries themselves: a tuple is read faster, mostly because it is nearer in memory.
-        self._kept: OrderedDict[bytes, tuple[float, Lease, int, int, bytes]] = OrderedDict()
+        self._kept: OrderedDict[Repeat, tuple[float, Lease, int, int, bytes]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def keep(self, request: bytes, entry: Entry, response: bytes) -> None:
-        """The entry has answered the request that is known by these bytes with this response."""
+    def keep(self, request: Repeat, entry: Entry, response: bytes) -> None:
+        """The entry has answered the request with this response."""
         if len(self._kept) >= ENTRIES_MAX:
             self._kept.popitem(last=False)
         self._kept[request] = entry.until, entry.lease, entry.index, entry.stamp, response
@@ -48,7 +52,7 @@ class Repeats:
         find, stamps, responses = self._kept.get, self.cache.stamps, self.responses
         monotonic = time.monotonic
 
-        def answer(request: bytes) -> bytes | None:
+        def answer(request: Repeat) -> bytes | None:
             kept = find(request)
             if kept is None:
                 return None

@@ -63,13 +63,15 @@ class RequestTemplates:
         there is a template of it now."""
         before, _, behind = data.partition(token)
         around = before, behind
-        learned = around == self._candidate and data.count(b"ses_") == 1 and len(data) <= MAX_BYTES
-        if learned:
-            if len(self._kinds) >= MAX_TEMPLATES:
-                self._kinds.clear()
-            self._kinds[around] = kind
-        self._candidate = around
-        return learned
+        if around in self._kinds:
+            return True
+        again, self._candidate = around == self._candidate, around
+        if not again or data.count(b"ses_") != 1 or len(data) > MAX_BYTES:
+            return False
+        if len(self._kinds) >= MAX_TEMPLATES:
+            self._kinds.clear()
+        self._kinds[around] = kind
+        return True
 
     def clear(self) -> None:
         self._kinds.clear()

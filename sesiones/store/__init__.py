@@ -243,16 +243,10 @@ class SessionStore:
 
     async def revoke(self, token: str) -> None:
         """End the session of the token, active or not, if one lives. Never tried twice."""
-        await self.end_by_token(token)
-
-    async def end_by_token(self, token: str) -> tuple[int, int] | None:
-        """revoke() that says which session has ended: its ID_Sesion and its ID_Usuario; None when
-        none lived."""
         valid = tokens.parse(token)
-        if valid is None:
-            return None
-        with self._timings.operation("revoke"):
-            return await self._loops.get().writes.revoke(valid, "logout")
+        if valid is not None:
+            with self._timings.operation("revoke"):
+                await self._loops.get().writes.revoke(valid, "logout")
 
     async def list_sessions(self, caller: str) -> list[UserSession] | None:
         """The live sessions of the caller's user, active or not, the caller's with Actual: the most

@@ -53,7 +53,7 @@ class SessionEvents:
             _log("changed", *session, actor, changed=changed)
 
     def ended(self, reason: str, base: str, entries: list[Any], actor: str = "") -> None:
-        """``entries``: the sessions that a script has ended, as delete() in lua/session.lua returns
+        """``entries``: the sessions that a script has ended, as delete() in lua/writing.lua returns
         them; ``base``: what their keys begin with; ``actor``: who asked for that, if anything did.
         Raises MALFORMED_REPLY_ERRORS."""
         if not entries:

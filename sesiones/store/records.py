@@ -80,6 +80,6 @@ def user_sessions_of(
 
 
 def number(text: bytes) -> int | None:
-    """An integer of an ended session (delete() in lua/session.lua); None when its record was
+    """An integer of an ended session (delete() in lua/writing.lua); None when its record was
     malformed."""
     return int(text) if text.isdigit() and len(text) <= 16 else None

@@ -7,6 +7,7 @@ script returns it beside its reply. A reply with another tag is never used.
 
 import hashlib
 import itertools
+import re
 from importlib.resources import files
 from typing import Any
 
@@ -25,7 +26,14 @@ class MismatchedReplyError(RedisError):
         return "a reply of another call"
 
 
-_LUA = files("sesiones.store") / "lua"
+def _read(name: str) -> str:
+    return (files("sesiones.store") / "lua" / f"{name}.lua").read_text("utf-8")
+
+
+def _code(*names: str) -> str:
+    """Those files without first lines and comments: read-only scripts are sent with each call."""
+    return re.sub(r"(?m)^ *(--.*|#!.*)?\n", "", "".join(map(_read, names)))
+
 
 OPERATE = "local reply = operation()\n"
 """Runs a script's body."""
@@ -33,8 +41,7 @@ OPERATE_AND_PUBLISH = f"""\
 local done, reply = pcall(operation)
 if next(traces) then
   pcall(function()
-{(_LUA / "traces.lua").read_text("utf-8")}
-  end)
+{_code("traces")}  end)
 end
 if invalidated[1] then
   local channel = string.match(invalidated.base, '^[^{{]*') .. 'invalidated'
@@ -56,6 +63,7 @@ TAKE_ARGUMENTS = """\
 local last = #ARGV
 local keep, actor, tag = tonumber(ARGV[last - 2]), ARGV[last - 1], ARGV[last]
 ARGV[last], ARGV[last - 1], ARGV[last - 2] = nil, nil, nil
+local invalidated, traces = {}, {}
 """
 TAKE_TAG = """\
 local tag, actor, keep = table.remove(ARGV), '', 0
@@ -63,35 +71,40 @@ local tag, actor, keep = table.remove(ARGV), '', 0
 
 
 class Script:
-    """One file of lua/: its first line, which has its flags, then session.lua, and user.lua unless
-    it takes a batch, then its body in a function whose return value goes out beside the tag. An
-    error goes out alone, because it says nothing about a session."""
+    """One file of lua/: its first line, which has its flags, then what it shares with others, then
+    its body in a function whose return value goes out beside the tag. An error goes out alone,
+    because it says nothing about a session."""
 
     def __init__(self, name: str) -> None:
-        shebang, _, body = (_LUA / f"{name}.lua").read_text("utf-8").partition("\n")
+        shebang = _read(name).partition("\n")[0]
         flags = shebang.partition("flags=")[2].split(",")
         self.cross_slot = "allow-cross-slot-keys" in flags
         """A batch has keys of many slots, so it declares none to Redis. A batch of one key declares
         it, so that a wrong node answers MOVED."""
-        names = ("session",) if self.cross_slot else ("session", "user")
-        shared = "\n".join((_LUA / f"{name}.lua").read_text("utf-8") for name in names)
         self.read_only = "no-writes" in flags
         """While writes are paused, Redis holds back a script that it does not know by its digest,
         because it might write. So a read-only script is sent with its source."""
-        self.source = (
-            f"{shebang}\n{TAKE_TAG if self.read_only else TAKE_ARGUMENTS}{shared}\n"
-            f"local function operation()\n{body}\nend\n"
-            f"{OPERATE if self.read_only else OPERATE_AND_PUBLISH}"
-            "if type(reply) == 'table' and reply.err then\n  return reply\nend\n"
-            "return {tag, reply}\n"
-        )
-        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
         self.safe_to_repeat = self.cross_slot
         """Batches read or slide sessions, so one that is carried out late or twice does no harm. A
         create that is carried out late would bring back a session that has been logged out."""
         self.has_read_only_twin = self.cross_slot and not self.read_only
         """A batch that writes (check.lua) has a read-only twin (peek.lua). Its caller runs the twin
         when Redis takes no writes, and when the keys are not all on one node."""
+        if self.read_only:
+            self.shared = _code("session")
+        elif self.has_read_only_twin:
+            slide = f"local function make_slide()\n{_code('writing', 'slide')}end\n"
+            self.shared = _code("session") + slide
+        else:
+            self.shared = _code("session", "writing", "user")
+        self.source = (
+            f"{shebang}\n{TAKE_TAG if self.read_only else TAKE_ARGUMENTS}{self.shared}"
+            f"local function operation()\n{_code(name)}end\n"
+            f"{OPERATE if self.read_only else OPERATE_AND_PUBLISH}"
+            "if type(reply) == 'table' and reply.err then\n  return reply\nend\n"
+            "return {tag, reply}\n"
+        )
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
 CHECK, PEEK = Script("check"), Script("peek")

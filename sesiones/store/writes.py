@@ -217,24 +217,10 @@ class SessionWrites:
         actor = tokens.masked(caller.Token_Sesion)
         return await self._end(scripts.END_USER, "id", actor, keys, ID_Sesion)
 
-    async def revoke(self, token: str, reason: str) -> tuple[int, int] | None:
-        """End the session of the token, active or not. Return its ID_Sesion and its ID_Usuario, or
-        None when none lived."""
-        key = self._keys.session(token)
-
-        def on_reply(reply: Any) -> tuple[int, int] | None:
-            self._events.ended_by(reason, base_of(key), reply)
-            _, *ended = reply
-            return (int(ended[0][1]), int(ended[0][2])) if ended else None
-
-        outcome: tuple[int, int] | None = await self._runner.write(
-            scripts.REVOKE,
-            [key, self._keys.counter(tokens.bucket(token))],
-            reason,
-            on_reply=on_reply,
-            tries=1,
-        )
-        return outcome
+    async def revoke(self, token: str, reason: str) -> None:
+        """End the session of the token, active or not, if one lives."""
+        keys = [self._keys.session(token), self._keys.counter(tokens.bucket(token))]
+        await self._end(scripts.REVOKE, reason, self._runner.actor, keys, reason)
 
     async def _keys_to_end(self, caller: str, designated: str) -> tuple[str, str | None] | Refusal:
         """The keys of the two sessions, in one slot. The second is None when it cannot be a session

@@ -13,6 +13,7 @@ from redis.exceptions import OutOfMemoryError
 
 from sesiones import tokens
 from sesiones.sesion import Sesion
+from sesiones.store.scripts import Script
 
 NUMBERS = "inicio", "uso", "ventana", "estado", "id", "usuario"
 IDLE, MAX = 1800, 43_200
@@ -23,11 +24,9 @@ NEIGHBOUR = 2061
 
 def lua(name: str) -> str:
     """The source of a script, without the arguments that the store adds to each."""
-    folder = files("sesiones.store") / "lua"
-    first, _, rest = (folder / f"{name}.lua").read_text("utf-8").partition("\n")
-    names = ("session",) if "allow-cross-slot-keys" in first else ("session", "user")
-    shared = "\n".join((folder / f"{each}.lua").read_text("utf-8") for each in names)
-    return f"{first}\nlocal actor, keep = '', 0\n{shared}\n{rest}"
+    first, _, body = (files("sesiones.store") / "lua" / f"{name}.lua").read_text().partition("\n")
+    made = "local actor, keep, invalidated, traces = '', 0, {}, {}"
+    return f"{first}\n{made}\n{Script(name).shared}{body}"
 
 
 # Names.

@@ -119,7 +119,7 @@ OPERATIONS = [
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_line_of_every_success_names_its_session_or_its_user(
+def test_line_of_every_success_names_its_session_or_its_user_or_its_token(
     logged: Service, method: str, path: str
 ) -> None:
     operation = contract.OPERATIONS[path][method]
@@ -142,6 +142,8 @@ def test_line_of_every_success_names_its_session_or_its_user(
         assert line.pop("ID_Sesion") not in (made["ID_Sesion"], None)
         assert line.pop("token") not in (named(token), None)
         whose = {"ID_Usuario": 52917}
+    elif path == "/sesiones/revocacion":  # whether there was a session is not told
+        whose = {"token": named(token)}
     assert line == {"path": path} | whose
 
 

@@ -9,10 +9,11 @@ import itertools
 import re
 from pathlib import Path
 
+import orjson
 import pytest
 
 from sesiones import sesion
-from sesiones.http import problems
+from sesiones.http import docs, problems
 from sesiones.http.app import create_app
 from sesiones.http.routes import Routes
 from sesiones.settings import Settings
@@ -114,6 +115,12 @@ def test_reference_lists_the_errors_of_the_contract() -> None:
     for status, _, headers in rows:
         named = {name.lower() for name in re.findall(r"`([\w-]+)[`:]", headers)}
         assert named - {"connection"} == contract.error_headers(int(status))
+
+
+def test_reference_and_openapi_list_the_same_members_of_an_error() -> None:
+    document = orjson.loads(docs.DOCUMENT)
+    rows = re.findall(r"^\| `(\w+)` \| \w+ \|", section("Errores"), re.MULTILINE)
+    assert rows == list(document["components"]["schemas"]["Problema"]["properties"])
 
 
 def test_reference_lists_the_fields_of_the_contract() -> None:

@@ -262,6 +262,13 @@ async def test_refusal_lists_the_sessions_and_ends_nothing(
         assert await refusing.alive(sesion["Token_Sesion"])
 
 
+async def test_refusal_says_how_many_sessions_the_user_has(refusing: Client) -> None:
+    for count in "1 sesión", "2 sesiones":
+        await refusing.create()
+        detail = (await log_in(refusing, JSON, Max_Sesiones=1)).json()["detail"]
+        assert detail == f"El usuario ya tiene {count}, y no se permite otra."
+
+
 async def test_login_after_a_refusal_replaces_the_session_that_was_picked(
     refusing: Client, media_type: dict[str, str]
 ) -> None:

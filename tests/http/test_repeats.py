@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -127,13 +128,18 @@ def test_answer_counts_as_one_hit_one_valid_check_and_one_response(kept: Kept) -
 HEAD = b"GET /sesiones/self HTTP/1.1\r\nHost: h\r\nX-Auth-Token: %b\r\nX-Request-Id: %d\r\n\r\n"
 
 
+@pytest.fixture
+def nothing_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At first there are neither templates nor patterns."""
+    monkeypatch.setattr(FastCheckProtocol, "templates", RequestTemplates())
+    monkeypatch.setattr(FastCheckProtocol, "patterns", RequestPatterns())
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("step", [0, 1], ids=["the same bytes", "the same token and kind"])
 async def test_last_answer_before_the_server_stops_says_so(
-    monkeypatch: pytest.MonkeyPatch, step: int
+    nothing_learned: None, step: int
 ) -> None:
-    monkeypatch.setattr(FastCheckProtocol, "templates", RequestTemplates())
-    monkeypatch.setattr(FastCheckProtocol, "patterns", RequestPatterns())
     redis = FixedStore()
     (token, _), *_ = redis.live.values()
     async with open_application(redis, cached=True) as application:
@@ -152,6 +158,80 @@ async def test_last_answer_before_the_server_stops_says_so(
         wire.lose()
     assert answers == [answers[0]] * 5
     assert last.replace(b"connection: close\r\n", b"") == answers[0] != last
+
+
+@pytest.mark.anyio
+async def test_answer_from_memory_is_found_by_no_bytes_but_whole_requests(
+    nothing_learned: None,
+) -> None:
+    """Any other bytes by which one is found would be an answer to a malformed request."""
+    redis = FixedStore()
+    sent = [
+        HEAD % (token, number)
+        for number in (0, 0, 0, 1, 2, 3)
+        for token, _ in [*redis.live.values()]
+    ]
+    async with open_application(redis, cached=True) as application:
+        wire = Wire(application)
+        for data in sent:
+            wire.send(data)
+            await until(lambda: not wire.owed)
+            assert b" 200 " in wire.take()
+        wire.lose()
+        keys = [*application.app_state["repeats"]._kept]
+    by_bytes = [key for key in keys if isinstance(key, bytes)]
+    assert 0 < len(by_bytes) < len(keys)
+    assert set(by_bytes) <= set(sent)
+
+
+@pytest.mark.anyio
+async def test_requests_that_come_again_are_found_by_their_bytes_on_a_connection_with_a_pattern(
+    nothing_learned: None,
+) -> None:
+    redis = FixedStore()
+    live = [token for token, _ in redis.live.values()]
+    async with open_application(redis, cached=True) as application:
+        wire = Wire(application)
+
+        async def send(token: bytes, number: int) -> None:
+            wire.send(HEAD % (token, number))
+            await until(lambda: not wire.owed)
+            assert b" 200 " in wire.take()
+
+        for number in range(3):
+            await send(live[0], number)
+        assert wire.protocol._pattern is not None  # type: ignore[attr-defined]
+        for token in live[1:] + live[1:]:
+            await send(token, 5)
+        assert wire.protocol._pattern is None  # type: ignore[attr-defined]
+        assert HEAD % (live[-1], 5) in application.app_state["repeats"]._kept
+        wire.lose()
+
+
+@pytest.mark.anyio
+async def test_answer_from_memory_is_found_by_whichever_pattern_a_request_matches(
+    nothing_learned: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sesiones.http.patterns.LEARN_SECONDS", 0.0)
+    asked: list[bytes] = []
+    ask = FastCheckProtocol._ask
+
+    def counted(self: FastCheckProtocol, token: bytes, *arguments: Any) -> None:
+        asked.append(token)
+        ask(self, token, *arguments)
+
+    monkeypatch.setattr(FastCheckProtocol, "_ask", counted)
+    redis = FixedStore()
+    (token, _), *_ = redis.live.values()
+    async with open_application(redis, cached=True) as application:
+        wire = Wire(application)
+        for number in range(20):
+            head = HEAD if number % 2 else HEAD.replace(b"Host", b"Accept: */*\r\nHost")
+            wire.send(head % (token, number))
+            await until(lambda: not wire.owed)
+            assert b" 200 " in wire.take()
+        wire.lose()
+    assert len(asked) == 3  # both heads were parsed, and one entry answers the matches of both
 
 
 @pytest.mark.anyio

@@ -67,6 +67,14 @@ def test_two_requests_in_a_row_make_a_template() -> None:
     assert found.match(CHECK.replace(TOKEN, other)) == (other, SELF)
 
 
+def test_learn_tells_whether_there_is_a_template() -> None:
+    found, other = RequestTemplates(), plain(b"/sesiones/verificar", TOKEN)
+    heads = (CHECK, False), (CHECK, True), (other, False), (CHECK, True), (other, True)
+    for number, (head, is_known) in enumerate(heads):
+        token = tokens.make(number).encode()
+        assert found.learn(head.replace(TOKEN, token), token, SELF) is is_known
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -1,5 +1,6 @@
 """The comparison with Starlette sees a fast check that takes too much."""
 
+import itertools
 import re
 from typing import Any
 from unittest.mock import patch
@@ -8,7 +9,7 @@ import pytest
 
 from scripts.chaos.fast_check import NearCopies, compare
 from sesiones.http.fast_check import _ONLY_PLAIN_VALUE, FastCheckProtocol
-from sesiones.http.patterns import RequestPattern
+from sesiones.http.repeats import Repeat, Repeats
 from sesiones.http.templates import TOKEN, Kind, RequestTemplates
 from sesiones.store.near_cache import Entry
 from tests.harness.in_process import FixedStore
@@ -71,13 +72,17 @@ def test_pattern_that_matches_too_much_differs(what: str, flaw: Any) -> None:
 
 
 def test_answer_from_memory_to_a_request_of_a_pattern_of_another_kind_differs() -> None:
-    class Confusing(RequestPattern):
-        def __init__(self, expression: bytes, kind: Kind) -> None:
-            super().__init__(expression, kind)
-            self.suffix = b""
+    really = Repeats.keep
+
+    def keep(self: Repeats, request: Repeat, entry: Entry, response: bytes) -> None:
+        really(self, request, entry, response)
+        if not isinstance(request, bytes):
+            for verify, is_head_method, slides in itertools.product(*3 * [(False, True)]):
+                kind = verify, is_head_method, False, slides
+                really(self, (request[0], kind), entry, response)
 
     with (
-        patch("sesiones.http.patterns.RequestPattern", Confusing),
+        patch.object(Repeats, "keep", keep),
         patch("tests.harness.fuzzer.VIOLATIONS_MAX", 1),
     ):
         assert compare("flaw", 12_000, cached=True).violations

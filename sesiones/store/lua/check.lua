@@ -29,30 +29,21 @@ local function is_due(text)
   return age and touch and (age >= touch or age >= 1 and 2 * age + 1 >= tonumber(ventana))
 end
 
+local slide
 local function check(key)
   local text, expiracion = fetch(key)
-  local session = expiracion and is_due(text) and parse(text)
-  if not session then
+  if not (expiracion and is_due(text)) then
     return text, expiracion
   end
-  local own = own_life(key)
-  local last = session.inicio + (own or max)
-  local slid = math.max(expiracion, math.min(now + session.ventana, last))
-  if own and slid > last then
-    -- A node of a version that knows no field 2 has extended the session beyond its own life.
-    slid = last
-    invalidate(split(key))
-  end
-  session.actividad, session.expiracion = now, expiracion
-  local outcome = write(key, session, slid)
-  if not outcome then
+  slide = slide or make_slide()
+  local outcome
+  text, expiracion, outcome = slide(key, text, expiracion, max)
+  if outcome == true then
     slides = slides + 1
-    return session.text, session.expiracion
-  elseif type(outcome) == 'table' then
+  elseif outcome then
     ended[#ended + 1] = outcome
-    outcome = false
   end
-  return outcome, false
+  return text, expiracion
 end
 
 local reply = {}

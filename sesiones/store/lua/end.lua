@@ -5,7 +5,7 @@
 -- KEYS[2]  hash: the session to end, of the same slot; may be the same key
 --
 -- Return value: an array: the actor, and the sessions that ended, one or none, each as delete() in
--- session.lua returns it; or a negative integer, as refusal() returns it.
+-- writing.lua returns it; or a negative integer, as refusal() returns it.
 --
 -- allow-oom: ending a session works when the memory is full.
 

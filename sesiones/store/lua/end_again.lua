@@ -4,7 +4,7 @@
 --
 -- KEYS[1..]  hashes: the sessions, of one bucket
 --
--- Return value: an array: the actor, and the sessions that ended, each as delete() in session.lua
+-- Return value: an array: the actor, and the sessions that ended, each as delete() in writing.lua
 -- returns it.
 
 local base = split(KEYS[1])

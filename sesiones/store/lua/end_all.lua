@@ -7,7 +7,7 @@
 -- ARGV[1]  text: the reason: 'logout_all', or 'others' to keep the caller's
 --
 -- Return value: an array: the actor, and the live sessions that ended, each as delete() in
--- session.lua returns it; or a negative integer, as refusal() returns it. With 'others', that is -1
+-- writing.lua returns it; or a negative integer, as refusal() returns it. With 'others', that is -1
 -- too for a caller that the index has lost.
 
 local caller, designated = read(KEYS[1]), (read(KEYS[2]))

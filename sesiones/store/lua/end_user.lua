@@ -8,7 +8,7 @@
 -- ARGV[2..]  digests of sessions of the bucket, which end too if their records name the user: an
 --            index that has lost members, or is absent, does not name them
 --
--- Return value: an array: the actor, and the sessions that ended, each as delete() in session.lua
+-- Return value: an array: the actor, and the sessions that ended, each as delete() in writing.lua
 -- returns it; or a negative integer, as refusal() returns it for the caller's session; -1 too when
 -- the index has lost that.
 

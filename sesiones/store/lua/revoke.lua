@@ -7,7 +7,7 @@
 -- ARGV[1]  text: the reason
 --
 -- Return value: an array: the actor, and the sessions that ended, one or none, each as delete() in
--- session.lua returns it.
+-- writing.lua returns it.
 
 local session = read(KEYS[1])
 if not session then

@@ -1,5 +1,4 @@
--- Shared by every script that acts on the sessions of one user. A batch of checks goes without:
--- Redis makes each function anew for each call.
+-- Shared by the scripts that may write, which act on the sessions of one user each: who may do it.
 
 -- Why the caller may not end the designated session (nil when that is not live).
 -- Return value: nil when the caller may; -1 when the caller's own session is not live and active;
