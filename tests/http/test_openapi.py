@@ -448,7 +448,7 @@ class Asker:
                     self.asked.append((path, method, reply))
 
         await ask_all(503)
-        for name in "create", "update", "find", "sessions", "end_user", "end_by_token":
+        for name in "create", "update", "find", "sessions", "end_user", "revoke":
             monkeypatch.setattr(SessionStore, name, fail)
         await ask_all(contract.UNEXPECTED)
 
