@@ -1,0 +1,361 @@
+"""The CPU time of checks: of the parts that a check consists of, and of a load that the model of
+capacity.py predicts from them. For costs.py.
+
+A node does four things for checks: it handles a request, makes an entry of the near-cache, calls
+Redis with a batch of checks, and wakes up when it had nothing to do. Under a moderate load, nearly
+every check is a call and wakes the node twice. At the limit a node never sleeps, and the batches
+are large. So the two together tell what each part costs.
+"""
+
+import os
+import re
+import resource
+import statistics
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from scripts import bench, wrk
+from scripts.bench_servers import ours
+from scripts.capacity import CheckCosts, batch_size, busy, hit_ratio
+from scripts.command_line import show
+from tests.harness.generator import Generators
+
+SESSIONS = 40_000
+"""More than a node is asked about in a second by far, so that entries that live for a second answer
+about a half of the checks."""
+HOT_SESSIONS = 2000
+"""For checks from memory, and for the loads that are predicted."""
+CONNECTIONS = 64
+MODERATE_RATE = 4000
+"""Checks a second, of one node: about half of its core, when Redis answers them."""
+RATES = 6000, 12_000
+"""Checks a second, of two nodes together on one core, which are predicted."""
+ROUNDS = 5
+SECONDS = 1
+TRIES = 3
+FOREIGN_SHARE_MAX = 0.1
+"""Of one core, that other programs may use during a measurement."""
+MASTERS = 3
+
+RANDOM_REQUESTS = """
+local requests, number = {}, 0
+function init(arguments)
+  for line in io.lines("@FILE@") do
+    requests[#requests + 1] = string.gsub(line, "|", "\\r\\n")
+  end
+  math.randomseed(os.time())
+  number = math.min(#requests, tonumber(arguments[1]))
+end
+function request()
+  return requests[math.random(number)]
+end
+"""
+"""Independent checks of the first sessions, as those of many users are."""
+COUNTED = re.compile(
+    r"^sesiones_(cache_lookups_total\{outcome=\"hit\"\}|check_batch_size_(?:sum|count)) (\S+)$",
+    re.M,
+)
+
+
+class Parts(NamedTuple):
+    """What a check consists of, and what waking up costs a node, in microseconds of CPU time."""
+
+    checks: CheckCosts
+    node_wake: float
+
+
+class Measured(NamedTuple):
+    """A load: requests a second; for each request the hits of the near-cache, the calls of Redis,
+    and the CPU time of the nodes and of Redis in microseconds."""
+
+    rate: float
+    hits: float
+    calls: float
+    node_us: float
+    redis_us: float
+
+
+class Loads(NamedTuple):
+    """Of one node each: checks that Redis answers, checks from memory, and both, from a node whose
+    entries live for a second. At a moderate rate, and at the limit."""
+
+    moderate: Measured
+    limit: Measured
+    hits_moderate: Measured
+    hits_limit: Measured
+    mixed_limit: Measured
+
+
+def parts_of(loads: Loads) -> Parts:
+    moderate, limit, few_hits, hits, mixed = loads
+    # capacity.busy() for checks from memory, solved for what waking up takes.
+    rate = few_hits.rate / 1e6
+    share = rate * few_hits.node_us
+    wake = (share - rate * hits.node_us) / (1 - share) / rate
+    # The same for checks that Redis answers, solved for the work. Its replies wake the node, too.
+    rate = moderate.rate / 1e6
+    waking = rate * (1 + moderate.calls) * wake
+    work_us = (rate * moderate.node_us * (1 + waking) - waking) / rate
+    more_calls = moderate.calls - limit.calls
+    node_call = (work_us - limit.node_us) / more_calls
+    node_check = limit.node_us - limit.calls * node_call
+    misses_us = mixed.node_us - mixed.hits * hits.node_us - mixed.calls * node_call
+    redis_call = (moderate.redis_us - limit.redis_us) / more_calls
+    costs = CheckCosts(
+        hits.node_us,
+        node_check,
+        misses_us / (1 - mixed.hits) - node_check,
+        node_call,
+        limit.redis_us - limit.calls * redis_call,
+        redis_call,
+    )
+    return Parts(costs, wake)
+
+
+def coefficients() -> Iterator[tuple[str, float, str]]:
+    """Of a node on one Redis: those of capacity.py by their names, of the medians of the rounds."""
+    with (
+        _nodes("redis", 1) as ((strict,), (cached,), (short,)),
+        _generators(strict) as of_strict,
+        _generators(cached) as of_cached,
+    ):
+        rounds = [_loads(strict, cached, short, of_strict, of_cached) for _ in _rounds()]
+    costs, wake = parts_of(_median(rounds))
+    for name, figure in costs._asdict().items():
+        yield name.upper(), figure, "us"
+    yield "NODE_WAKE", wake, "us"
+
+
+def _median(rounds: list[Loads]) -> Loads:
+    return Loads(
+        *(
+            Measured(*map(statistics.median, zip(*each, strict=True)))
+            for each in zip(*rounds, strict=True)
+        )
+    )
+
+
+def _rounds() -> Iterator[None]:
+    for number in range(ROUNDS):
+        show(f"checks: round {number + 1} of {ROUNDS}")
+        yield
+    show("")
+
+
+@contextmanager
+def _nodes(scheme: str, number: int) -> Iterator[list[list[bench.Target]]]:
+    """So many nodes each without a near-cache, with one, and with entries that live for a second.
+    All of them have been used a little, and every hot session has its entry."""
+    kinds = (), ("--cache-seconds", "60"), ("--cache-seconds", "1")
+    servers = [
+        ours(f"kind-{kind}-{one}", "", "--touch-seconds", "60", *flags, scheme=scheme)
+        for kind, flags in enumerate(kinds)
+        for one in range(number)
+    ]
+    with bench.targets(servers, SESSIONS, RANDOM_REQUESTS) as started:
+        for target in started:
+            _at_limit(target, HOT_SESSIONS)
+        yield [started[first : first + number] for first in range(0, len(started), number)]
+
+
+def _loads(
+    strict: bench.Target,
+    cached: bench.Target,
+    short: bench.Target,
+    of_strict: Generators,
+    of_cached: Generators,
+) -> Loads:
+    return Loads(
+        _at_rate([strict], [of_strict], MODERATE_RATE),
+        _at_limit(strict, SESSIONS),
+        _at_rate([cached], [of_cached], MODERATE_RATE),
+        _at_limit(cached, HOT_SESSIONS),
+        _at_limit(short, SESSIONS),
+    )
+
+
+def _at_limit(target: bench.Target, sessions: int) -> Measured:
+    def load() -> int:
+        return wrk.run(
+            f"http://127.0.0.1:{target.port}",
+            connections=CONNECTIONS,
+            seconds=SECONDS,
+            script=target.load,
+            arguments=(str(sessions),),
+            core=bench.LOAD_CORE,
+        ).requests
+
+    return _measure([target], load)
+
+
+def _measure(nodes: list[bench.Target], load: Callable[[], int]) -> Measured:
+    """Again, when other programs have used the processors meanwhile: a process that has to give way
+    costs more. The try with the least of that counts."""
+    tries = []
+    for _ in range(TRIES):
+        foreign, begun = _foreign_seconds(), time.monotonic()
+        measured = _measure_once(nodes, load)
+        share = (_foreign_seconds() - foreign) / (time.monotonic() - begun)
+        tries.append((share, measured))
+        if share < FOREIGN_SHARE_MAX:
+            break
+    return min(tries)[1]
+
+
+def _foreign_seconds() -> float:
+    """Processor time that others have used so far: all of the machine's but that of this process,
+    those that it has started, and those that these have."""
+    names, *_ = Path("/proc/stat").read_text().splitlines()
+    user, nice, system, _, _, irq, softirq, steal = map(int, names.split()[1:9])
+    used = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used - bench.cpu_us(os.getpid()) / 1e6 - ended.ru_utime - ended.ru_stime
+
+
+def _measure_once(nodes: list[bench.Target], load: Callable[[], int]) -> Measured:
+    before = _counted(nodes)
+    spent_before = _spent(nodes)
+    requests = load()
+    spent = _spent(nodes)
+    node_us, redis_us = (now - then for now, then in zip(spent, spent_before, strict=True))
+    hits, misses, calls = (now - then for now, then in zip(_counted(nodes), before, strict=True))
+    lookups = hits + misses
+    return Measured(
+        requests / SECONDS, hits / lookups, calls / lookups, node_us / requests, redis_us / requests
+    )
+
+
+def _spent(nodes: list[bench.Target]) -> tuple[float, float]:
+    """CPU time of the nodes and of Redis so far."""
+    return sum(bench.cpu_us(node.pid) for node in nodes), sum(
+        map(bench.cpu_us, nodes[0].redis_pids)
+    )
+
+
+def _counted(nodes: list[bench.Target]) -> list[float]:
+    """Hits of the near-cache, checks that Redis was asked about, and calls of Redis with them, so
+    far."""
+    total = [0.0, 0.0, 0.0]
+    for node in nodes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{node.port}/metrics", timeout=10) as page:
+            found = dict(COUNTED.findall(page.read().decode()))
+        names = (
+            'cache_lookups_total{outcome="hit"}',
+            "check_batch_size_sum",
+            "check_batch_size_count",
+        )
+        total = [sum_ + float(found.get(name, 0)) for sum_, name in zip(total, names, strict=True)]
+    return total
+
+
+class Row(NamedTuple):
+    """A figure of a load, as predicted and as measured."""
+
+    load: str
+    figure: str
+    predicted: float
+    measured: float
+
+
+def predict() -> Iterator[tuple[str, str, float, float, float]]:
+    """Load, figure, predicted, measured and their ratio: medians of several rounds."""
+    with _nodes("redis+cluster", 2) as (strict, cached, short), ExitStack() as stack:
+        pairs = [
+            [stack.enter_context(_generators(node)) for node in nodes]
+            for nodes in (strict, short, cached[:1])
+        ]
+        rounds = []
+        for _ in _rounds():
+            parts = parts_of(_loads(strict[0], cached[0], short[0], pairs[0][0], pairs[2][0]))
+            rounds.append(
+                [row for rate in RATES for row in _compare(parts, rate, strict, short, pairs)]
+            )
+    for rows in zip(*rounds, strict=True):
+        ratio = statistics.median(row.predicted / row.measured for row in rows)
+        predicted, measured = (
+            statistics.median(each) for each in list(zip(*rows, strict=True))[2:]
+        )
+        yield rows[0].load, rows[0].figure, predicted, measured, ratio
+
+
+@contextmanager
+def _generators(node: bench.Target) -> Iterator[Generators]:
+    """A process on the core for loads that asks the node about hot sessions."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {bench.LOAD_CORE})
+    try:
+        generators = Generators(
+            f"http://127.0.0.1:{node.port}/sesiones/self",
+            node.sessions[:HOT_SESSIONS],
+            CONNECTIONS,
+            1,
+        )
+    finally:
+        os.sched_setaffinity(0, cores)
+    with generators:
+        yield generators
+
+
+def _at_rate(nodes: list[bench.Target], generators: list[Generators], rate: float) -> Measured:
+    """Checks that come at a rate, whether or not earlier ones were answered."""
+
+    def load(seconds: float = SECONDS) -> int:
+        with ThreadPoolExecutor() as threads:
+            steps = threads.map(lambda each: each.run(rate / len(nodes), seconds), generators)
+            return sum(step.answered for step in steps)
+
+    load(1.5)  # entries of a second are as old as they will be
+    return _measure(nodes, load)
+
+
+def _compare(
+    parts: Parts,
+    rate: float,
+    strict: list[bench.Target],
+    short: list[bench.Target],
+    pairs: list[list[Generators]],
+) -> Iterator[Row]:
+    """Two nodes without a near-cache, and two whose entries live for a second. From the batches of
+    the former follows the round trip of a call, which this machine sets and nothing else."""
+    name = f"{rate:,} checks/s"
+    without = _at_rate(strict, pairs[0], rate)
+    pair_rate = without.rate / len(strict) / MASTERS
+    round_trip = round_trip_of(pair_rate, 1 / without.calls)
+    yield from _cpu(name, parts, without, 0, batch_size(pair_rate, round_trip), cached=False)
+    name += ", near-cache"
+    other = _at_rate(short, pairs[1], rate)
+    node_rate = other.rate / len(short)
+    hits = hit_ratio(node_rate / HOT_SESSIONS, 1)
+    batch = batch_size((1 - hits) * node_rate / MASTERS, round_trip)
+    yield Row(name, "hit ratio", hits, other.hits)
+    yield Row(name, "calls of Redis a check", (1 - hits) / batch, other.calls)
+    yield from _cpu(name, parts, other, hits, batch, cached=True)
+
+
+def _cpu(
+    name: str, parts: Parts, measured: Measured, hits: float, batch: float, *, cached: bool
+) -> Iterator[Row]:
+    """Of two nodes that do the same."""
+    rate = measured.rate / 2 / 1e6
+    work = rate * parts.checks.of_node(hits, batch, cached=cached)
+    waking = rate * (1 + (1 - hits) / batch) * parts.node_wake
+    share = 0.0
+    for _ in range(20):  # until the share that each leaves the other is the one that it gets
+        share = busy(work, waking, share)
+    node_us = share / rate
+    yield Row(name, "nodes: CPU us a check", node_us, measured.node_us)
+    yield Row(name, "Redis: CPU us a check", parts.checks.of_redis(hits, batch), measured.redis_us)
+
+
+def round_trip_of(rate: float, batch: float) -> float:
+    """The seconds for which batch_size() gives this size."""
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if batch_size(rate, middle) < batch else (low, middle)
+    return low
