@@ -7,12 +7,14 @@ every check is a call and wakes the node twice. At the limit a node never sleeps
 are large. So the two together tell what each part costs.
 """
 
+import itertools
 import os
 import re
 import resource
 import statistics
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -32,7 +34,7 @@ HOT_SESSIONS = 2000
 """For checks from memory, and for the loads that are predicted."""
 CONNECTIONS = 64
 MODERATE_RATE = 4000
-"""Checks a second, of one node: about half of its core, when Redis answers them."""
+"""Checks a second, of all nodes together: about half of the core, when Redis answers them."""
 RATES = 6000, 12_000
 """Checks a second, of two nodes together on one core, which are predicted."""
 ROUNDS = 5
@@ -56,10 +58,8 @@ function request()
 end
 """
 """Independent checks of the first sessions, as those of many users are."""
-COUNTED = re.compile(
-    r"^sesiones_(cache_lookups_total\{outcome=\"hit\"\}|check_batch_size_(?:sum|count)) (\S+)$",
-    re.M,
-)
+COUNTERS = 'cache_lookups_total{outcome="hit"}', "check_batch_size_sum", "check_batch_size_count"
+COUNTED = re.compile(rf"^sesiones_({'|'.join(map(re.escape, COUNTERS))}) (\S+)$", re.M)
 
 
 class Parts(NamedTuple):
@@ -81,8 +81,10 @@ class Measured(NamedTuple):
 
 
 class Loads(NamedTuple):
-    """Of one node each: checks that Redis answers, checks from memory, and both, from a node whose
-    entries live for a second. At a moderate rate, and at the limit."""
+    """Of nodes that share a core: checks that Redis answers, checks from memory, and both, from
+    nodes whose entries live for a second. At a moderate rate, and at the limit."""
+
+    nodes: int
 
     moderate: Measured
     limit: Measured
@@ -92,15 +94,17 @@ class Loads(NamedTuple):
 
 
 def parts_of(loads: Loads) -> Parts:
-    moderate, limit, few_hits, hits, mixed = loads
+    nodes, moderate, limit, few_hits, hits, mixed = loads
     # capacity.busy() for checks from memory, solved for what waking up takes.
-    rate = few_hits.rate / 1e6
+    rate = few_hits.rate / nodes / 1e6
     share = rate * few_hits.node_us
-    wake = (share - rate * hits.node_us) / (1 - share) / rate
+    awake = share / (1 - (nodes - 1) * share)
+    wake = (share - rate * hits.node_us) / (1 - awake) / rate
     # The same for checks that Redis answers, solved for the work. Its replies wake the node, too.
-    rate = moderate.rate / 1e6
-    waking = rate * (1 + moderate.calls) * wake
-    work_us = (rate * moderate.node_us * (1 + waking) - waking) / rate
+    rate = moderate.rate / nodes / 1e6
+    share = rate * moderate.node_us
+    awake = share / (1 - (nodes - 1) * share)
+    work_us = moderate.node_us - (1 - awake) * (1 + moderate.calls) * wake
     more_calls = moderate.calls - limit.calls
     node_call = (work_us - limit.node_us) / more_calls
     node_check = limit.node_us - limit.calls * node_call
@@ -120,7 +124,7 @@ def parts_of(loads: Loads) -> Parts:
 def coefficients() -> Iterator[tuple[str, float, str]]:
     """Of a node on one Redis: those of capacity.py by their names, of the medians of the rounds."""
     with (
-        _nodes("redis", 1) as ((strict,), (cached,), (short,)),
+        _nodes("redis", 1) as (strict, cached, short),
         _generators(strict) as of_strict,
         _generators(cached) as of_cached,
     ):
@@ -132,11 +136,10 @@ def coefficients() -> Iterator[tuple[str, float, str]]:
 
 
 def _median(rounds: list[Loads]) -> Loads:
+    number, *_ = rounds[0]
+    loads = list(zip(*rounds, strict=True))[1:]
     return Loads(
-        *(
-            Measured(*map(statistics.median, zip(*each, strict=True)))
-            for each in zip(*rounds, strict=True)
-        )
+        number, *(Measured(*map(statistics.median, zip(*each, strict=True))) for each in loads)
     )
 
 
@@ -158,39 +161,50 @@ def _nodes(scheme: str, number: int) -> Iterator[list[list[bench.Target]]]:
         for one in range(number)
     ]
     with bench.targets(servers, SESSIONS, RANDOM_REQUESTS) as started:
-        for target in started:
-            _at_limit(target, HOT_SESSIONS)
-        yield [started[first : first + number] for first in range(0, len(started), number)]
+        alike = [started[first : first + number] for first in range(0, len(started), number)]
+        for nodes in alike:
+            _at_limit(nodes, HOT_SESSIONS)
+        yield alike
 
 
 def _loads(
-    strict: bench.Target,
-    cached: bench.Target,
-    short: bench.Target,
-    of_strict: Generators,
-    of_cached: Generators,
+    strict: list[bench.Target],
+    cached: list[bench.Target],
+    short: list[bench.Target],
+    of_strict: list[Generators],
+    of_cached: list[Generators],
 ) -> Loads:
     return Loads(
-        _at_rate([strict], [of_strict], MODERATE_RATE),
+        len(strict),
+        _at_rate(strict, of_strict, MODERATE_RATE),
         _at_limit(strict, SESSIONS),
-        _at_rate([cached], [of_cached], MODERATE_RATE),
+        _at_rate(cached, of_cached, MODERATE_RATE),
         _at_limit(cached, HOT_SESSIONS),
         _at_limit(short, SESSIONS),
     )
 
 
-def _at_limit(target: bench.Target, sessions: int) -> Measured:
-    def load() -> int:
-        return wrk.run(
-            f"http://127.0.0.1:{target.port}",
+def _at_limit(nodes: list[bench.Target], sessions: int) -> Measured:
+    """As many checks as come with so many connections to each node."""
+
+    def load_of(node: bench.Target) -> int:
+        result = wrk.run(
+            f"http://127.0.0.1:{node.port}",
             connections=CONNECTIONS,
             seconds=SECONDS,
-            script=target.load,
+            script=node.load,
             arguments=(str(sessions),),
             core=bench.LOAD_CORE,
-        ).requests
+        )
+        if result.failed:
+            raise SystemExit(f"{node.server.name}: {result.failed} requests failed")
+        return result.requests
 
-    return _measure([target], load)
+    def load() -> int:
+        with ThreadPoolExecutor() as threads:
+            return sum(threads.map(load_of, nodes))
+
+    return _measure(nodes, load)
 
 
 def _measure(nodes: list[bench.Target], load: Callable[[], int]) -> Measured:
@@ -232,25 +246,19 @@ def _measure_once(nodes: list[bench.Target], load: Callable[[], int]) -> Measure
 
 def _spent(nodes: list[bench.Target]) -> tuple[float, float]:
     """CPU time of the nodes and of Redis so far."""
-    return sum(bench.cpu_us(node.pid) for node in nodes), sum(
-        map(bench.cpu_us, nodes[0].redis_pids)
-    )
+    redis_us = sum(map(bench.cpu_us, nodes[0].redis_pids))
+    return sum(bench.cpu_us(node.pid) for node in nodes), redis_us
 
 
-def _counted(nodes: list[bench.Target]) -> list[float]:
+def _counted(nodes: list[bench.Target]) -> list[int]:
     """Hits of the near-cache, checks that Redis was asked about, and calls of Redis with them, so
     far."""
-    total = [0.0, 0.0, 0.0]
+    total = Counter[str]()
     for node in nodes:
         with urllib.request.urlopen(f"http://127.0.0.1:{node.port}/metrics", timeout=10) as page:
-            found = dict(COUNTED.findall(page.read().decode()))
-        names = (
-            'cache_lookups_total{outcome="hit"}',
-            "check_batch_size_sum",
-            "check_batch_size_count",
-        )
-        total = [sum_ + float(found.get(name, 0)) for sum_, name in zip(total, names, strict=True)]
-    return total
+            for name, value in COUNTED.findall(page.read().decode()):
+                total[name] += int(float(value))
+    return [total[name] for name in COUNTERS]
 
 
 class Row(NamedTuple):
@@ -264,41 +272,45 @@ class Row(NamedTuple):
 
 def predict() -> Iterator[tuple[str, str, float, float, float]]:
     """Load, figure, predicted, measured and their ratio: medians of several rounds."""
-    with _nodes("redis+cluster", 2) as (strict, cached, short), ExitStack() as stack:
-        pairs = [
-            [stack.enter_context(_generators(node)) for node in nodes]
-            for nodes in (strict, short, cached[:1])
-        ]
+    with (
+        _nodes("redis+cluster", 2) as (strict, cached, short),
+        _generators(strict) as of_strict,
+        _generators(cached) as of_cached,
+        _generators(short) as of_short,
+    ):
         rounds = []
         for _ in _rounds():
-            parts = parts_of(_loads(strict[0], cached[0], short[0], pairs[0][0], pairs[2][0]))
-            rounds.append(
-                [row for rate in RATES for row in _compare(parts, rate, strict, short, pairs)]
-            )
+            parts = parts_of(_loads(strict, cached, short, of_strict, of_cached))
+            compared = (_compare(parts, rate, strict, of_strict, short, of_short) for rate in RATES)
+            rounds.append(list(itertools.chain.from_iterable(compared)))
     for rows in zip(*rounds, strict=True):
+        predicted = statistics.median(row.predicted for row in rows)
+        measured = statistics.median(row.measured for row in rows)
         ratio = statistics.median(row.predicted / row.measured for row in rows)
-        predicted, measured = (
-            statistics.median(each) for each in list(zip(*rows, strict=True))[2:]
-        )
         yield rows[0].load, rows[0].figure, predicted, measured, ratio
 
 
 @contextmanager
-def _generators(node: bench.Target) -> Iterator[Generators]:
-    """A process on the core for loads that asks the node about hot sessions."""
+def _generators(nodes: list[bench.Target]) -> Iterator[list[Generators]]:
+    """For each node a process, on the core for loads, that asks it about hot sessions."""
     cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {bench.LOAD_CORE})
-    try:
-        generators = Generators(
-            f"http://127.0.0.1:{node.port}/sesiones/self",
-            node.sessions[:HOT_SESSIONS],
-            CONNECTIONS,
-            1,
-        )
-    finally:
-        os.sched_setaffinity(0, cores)
-    with generators:
-        yield generators
+    with ExitStack() as stack:
+        os.sched_setaffinity(0, {bench.LOAD_CORE})
+        try:
+            started = [
+                Generators(
+                    f"http://127.0.0.1:{node.port}/sesiones/self",
+                    node.sessions[:HOT_SESSIONS],
+                    CONNECTIONS,
+                    processes=1,
+                )
+                for node in nodes
+            ]
+        finally:
+            os.sched_setaffinity(0, cores)
+        for each in started:
+            stack.enter_context(each)
+        yield started
 
 
 def _at_rate(nodes: list[bench.Target], generators: list[Generators], rate: float) -> Measured:
@@ -306,8 +318,10 @@ def _at_rate(nodes: list[bench.Target], generators: list[Generators], rate: floa
 
     def load(seconds: float = SECONDS) -> int:
         with ThreadPoolExecutor() as threads:
-            steps = threads.map(lambda each: each.run(rate / len(nodes), seconds), generators)
-            return sum(step.answered for step in steps)
+            steps = list(threads.map(lambda one: one.run(rate / len(nodes), seconds), generators))
+        if failures := sum((step.failures for step in steps), Counter[str]()):
+            raise SystemExit(f"{nodes[0].server.name}: {dict(failures)}")
+        return sum(step.answered for step in steps)
 
     load(1.5)  # entries of a second are as old as they will be
     return _measure(nodes, load)
@@ -317,18 +331,19 @@ def _compare(
     parts: Parts,
     rate: float,
     strict: list[bench.Target],
+    of_strict: list[Generators],
     short: list[bench.Target],
-    pairs: list[list[Generators]],
+    of_short: list[Generators],
 ) -> Iterator[Row]:
     """Two nodes without a near-cache, and two whose entries live for a second. From the batches of
     the former follows the round trip of a call, which this machine sets and nothing else."""
     name = f"{rate:,} checks/s"
-    without = _at_rate(strict, pairs[0], rate)
+    without = _at_rate(strict, of_strict, rate)
     pair_rate = without.rate / len(strict) / MASTERS
     round_trip = round_trip_of(pair_rate, 1 / without.calls)
     yield from _cpu(name, parts, without, 0, batch_size(pair_rate, round_trip), cached=False)
     name += ", near-cache"
-    other = _at_rate(short, pairs[1], rate)
+    other = _at_rate(short, of_short, rate)
     node_rate = other.rate / len(short)
     hits = hit_ratio(node_rate / HOT_SESSIONS, 1)
     batch = batch_size((1 - hits) * node_rate / MASTERS, round_trip)

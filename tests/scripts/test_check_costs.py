@@ -14,23 +14,30 @@ COSTS = CheckCosts(6.0, 12.0, 5.0, 80.0, 3.0, 40.0)
 WAKE_US = 25.0
 
 
-def load(rate: float, hits: float, batch: float, *, cached: bool, sleeps: bool) -> Measured:
-    """What the model says of a load."""
+def load(
+    nodes: int, rate: float, hits: float, batch: float, *, cached: bool, sleep: bool
+) -> Measured:
+    """What the model says of a load of nodes that share a core."""
     calls = (1 - hits) / batch
-    work = rate / 1e6 * COSTS.of_node(hits, batch, cached=cached)
-    waking = rate / 1e6 * (1 + calls) * WAKE_US if sleeps else 0.0
-    node_us = busy(work, waking) / rate * 1e6
-    return Measured(rate, hits, calls, node_us, COSTS.of_redis(hits, batch))
+    node_rate = rate / nodes / 1e6
+    work = node_rate * COSTS.of_node(hits, batch, cached=cached)
+    waking = node_rate * (1 + calls) * WAKE_US if sleep else 0.0
+    share = 0.0
+    for _ in range(50):
+        share = busy(work, waking, (nodes - 1) * share)
+    return Measured(rate, hits, calls, share / node_rate, COSTS.of_redis(hits, batch))
 
 
-def test_parts_are_those_that_the_loads_were_made_of() -> None:
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_parts_are_those_that_the_loads_were_made_of(nodes: int) -> None:
     costs, wake_us = parts_of(
         Loads(
-            moderate=load(4000, 0, 1.3, cached=False, sleeps=True),
-            limit=load(50_000, 0, 35, cached=False, sleeps=False),
-            hits_moderate=load(4000, 1, 1, cached=True, sleeps=True),
-            hits_limit=load(150_000, 1, 1, cached=True, sleeps=False),
-            mixed_limit=load(40_000, 0.4, 20, cached=True, sleeps=False),
+            nodes,
+            moderate=load(nodes, 4000, 0, 1.3, cached=False, sleep=True),
+            limit=load(nodes, 50_000, 0, 35, cached=False, sleep=False),
+            hits_moderate=load(nodes, 4000, 1, 1, cached=True, sleep=True),
+            hits_limit=load(nodes, 150_000, 1, 1, cached=True, sleep=False),
+            mixed_limit=load(nodes, 40_000, 0.4, 20, cached=True, sleep=False),
         )
     )
     assert costs == pytest.approx(COSTS)
