@@ -25,6 +25,7 @@ from scripts import bench, wrk
 from scripts.bench_servers import ours
 from scripts.capacity import CheckCosts, batch_size, busy, hit_ratio
 from scripts.command_line import show
+from scripts.redis_costs import check_and_call, cpu_us
 from tests.harness.generator import Generators
 
 SESSIONS = 40_000
@@ -63,10 +64,11 @@ COUNTED = re.compile(rf"^sesiones_({'|'.join(map(re.escape, COUNTERS))}) (\S+)$"
 
 
 class Parts(NamedTuple):
-    """What a check consists of, and what waking up costs a node, in microseconds of CPU time."""
+    """What a check consists of, and what waking up costs, in microseconds of CPU time."""
 
     checks: CheckCosts
     node_wake: float
+    redis_wake: float
 
 
 class Measured(NamedTuple):
@@ -93,32 +95,45 @@ class Loads(NamedTuple):
     mixed_limit: Measured
 
 
-def parts_of(loads: Loads) -> Parts:
+def parts_of(loads: Loads, redis_check: float, redis_call: float, masters: int) -> Parts:
     nodes, moderate, limit, few_hits, hits, mixed = loads
-    # capacity.busy() for checks from memory, solved for what waking up takes.
-    rate = few_hits.rate / nodes / 1e6
-    share = rate * few_hits.node_us
-    awake = share / (1 - (nodes - 1) * share)
-    wake = (share - rate * hits.node_us) / (1 - awake) / rate
-    # The same for checks that Redis answers, solved for the work. Its replies wake the node, too.
-    rate = moderate.rate / nodes / 1e6
-    share = rate * moderate.node_us
-    awake = share / (1 - (nodes - 1) * share)
-    work_us = moderate.node_us - (1 - awake) * (1 + moderate.calls) * wake
+    asleep = _asleep(few_hits.rate, few_hits.node_us, nodes)
+    node_wake = (few_hits.node_us - hits.node_us) / asleep
+    # The replies of Redis wake the node, too.
+    asleep = _asleep(moderate.rate, moderate.node_us, nodes)
+    work_us = moderate.node_us - asleep * (1 + moderate.calls) * node_wake
     more_calls = moderate.calls - limit.calls
     node_call = (work_us - limit.node_us) / more_calls
     node_check = limit.node_us - limit.calls * node_call
     misses_us = mixed.node_us - mixed.hits * hits.node_us - mixed.calls * node_call
-    redis_call = (moderate.redis_us - limit.redis_us) / more_calls
+    asleep = _asleep(moderate.rate, moderate.redis_us, masters)
+    waking_us = moderate.redis_us - redis_check - moderate.calls * redis_call
     costs = CheckCosts(
         hits.node_us,
         node_check,
         misses_us / (1 - mixed.hits) - node_check,
         node_call,
-        limit.redis_us - limit.calls * redis_call,
+        redis_check,
         redis_call,
     )
-    return Parts(costs, wake)
+    return Parts(costs, node_wake, waking_us / (moderate.calls * asleep))
+
+
+def _asleep(rate: float, us: float, processes: int) -> float:
+    """The share of time in which each of the processes sleeps that share a core and such a load:
+    what capacity.busy() takes it for."""
+    share = rate * us / 1e6 / processes
+    return 1 - share / (1 - (processes - 1) * share)
+
+
+def busy_us(rate: float, work_us: float, waking_us: float, processes: int) -> float:
+    """The CPU time for each request of processes that share a core and a load: ``work_us``, and
+    ``waking_us`` if every event wakes a process."""
+    each = rate / processes / 1e6
+    share = 0.0
+    for _ in range(50):  # until what the processes leave each other is what they get
+        share = busy(each * work_us, each * waking_us, (processes - 1) * share)
+    return share / each
 
 
 def coefficients() -> Iterator[tuple[str, float, str]]:
@@ -129,10 +144,10 @@ def coefficients() -> Iterator[tuple[str, float, str]]:
         _generators(cached) as of_cached,
     ):
         rounds = [_loads(strict, cached, short, of_strict, of_cached) for _ in _rounds()]
-    costs, wake = parts_of(_median(rounds))
-    for name, figure in costs._asdict().items():
+    parts = parts_of(_median(rounds), *check_and_call(), masters=1)
+    costs = parts.checks._asdict() | {"node_wake": parts.node_wake, "redis_wake": parts.redis_wake}
+    for name, figure in costs.items():
         yield name.upper(), figure, "us"
-    yield "NODE_WAKE", wake, "us"
 
 
 def _median(rounds: list[Loads]) -> Loads:
@@ -248,14 +263,8 @@ def _measure_once(nodes: list[bench.Target], load: Callable[[], int]) -> Measure
 
 def _spent(nodes: list[bench.Target]) -> tuple[float, float]:
     """CPU time of the nodes and of Redis so far."""
-    redis_us = sum(map(_cpu_us, nodes[0].redis_pids))
-    return sum(_cpu_us(node.pid) for node in nodes), redis_us
-
-
-def _cpu_us(pid: int) -> float:
-    """CPU time of a process, which bench.cpu_us() knows only to a hundredth of a second."""
-    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1000
+    redis_us = sum(map(cpu_us, nodes[0].redis_pids))
+    return sum(cpu_us(node.pid) for node in nodes), redis_us
 
 
 def _counted(nodes: list[bench.Target]) -> list[int]:
@@ -288,7 +297,8 @@ def predict() -> Iterator[tuple[str, str, float, float, float]]:
     ):
         rounds = []
         for _ in _rounds():
-            parts = parts_of(_loads(strict, cached, short, of_strict, of_cached))
+            loads = _loads(strict, cached, short, of_strict, of_cached)
+            parts = parts_of(loads, *check_and_call(), MASTERS)
             compared = (_compare(parts, rate, strict, of_strict, short, of_short) for rate in RATES)
             rounds.append(list(itertools.chain.from_iterable(compared)))
     for rows in zip(*rounds, strict=True):
@@ -363,16 +373,14 @@ def _compare(
 def _cpu(
     name: str, parts: Parts, measured: Measured, hits: float, batch: float, *, cached: bool
 ) -> Iterator[Row]:
-    """Of two nodes that do the same."""
-    rate = measured.rate / 2 / 1e6
-    work = rate * parts.checks.of_node(hits, batch, cached=cached)
-    waking = rate * (1 + (1 - hits) / batch) * parts.node_wake
-    share = 0.0
-    for _ in range(20):  # until the share that each leaves the other is the one that it gets
-        share = busy(work, waking, share)
-    node_us = share / rate
+    """Of two nodes that share a core, and masters that share another one."""
+    calls = (1 - hits) / batch
+    node_us = parts.checks.of_node(hits, batch, cached=cached)
+    node_us = busy_us(measured.rate, node_us, (1 + calls) * parts.node_wake, 2)
+    redis_us = parts.checks.of_redis(hits, batch)
+    redis_us = busy_us(measured.rate, redis_us, calls * parts.redis_wake, MASTERS)
     yield Row(name, "nodes: CPU us a check", node_us, measured.node_us)
-    yield Row(name, "Redis: CPU us a check", parts.checks.of_redis(hits, batch), measured.redis_us)
+    yield Row(name, "Redis: CPU us a check", redis_us, measured.redis_us)
 
 
 def round_trip_of(rate: float, batch: float) -> float:

@@ -7,41 +7,43 @@ from collections.abc import Callable
 import pytest
 
 from scripts import check_costs
-from scripts.capacity import CheckCosts, batch_size, busy
-from scripts.check_costs import Loads, Measured, parts_of, round_trip_of
+from scripts.capacity import CheckCosts, batch_size
+from scripts.check_costs import Loads, Measured, busy_us, parts_of, round_trip_of
 
-COSTS = CheckCosts(6.0, 12.0, 5.0, 80.0, 3.0, 40.0)
-WAKE_US = 25.0
+COSTS = CheckCosts(6.0, 12.0, 5.0, 80.0, 2.0, 11.0)
+NODE_WAKE_US, REDIS_WAKE_US = 25.0, 30.0
 
 
 def load(
-    nodes: int, rate: float, hits: float, batch: float, *, cached: bool, sleep: bool
+    processes: int, rate: float, hits: float, batch: float, *, cached: bool, sleep: bool
 ) -> Measured:
-    """What the model says of a load of nodes that share a core."""
+    """What the model says of so many nodes and so many masters."""
     calls = (1 - hits) / batch
-    node_rate = rate / nodes / 1e6
-    work = node_rate * COSTS.of_node(hits, batch, cached=cached)
-    waking = node_rate * (1 + calls) * WAKE_US if sleep else 0.0
-    share = 0.0
-    for _ in range(50):
-        share = busy(work, waking, (nodes - 1) * share)
-    return Measured(rate, hits, calls, share / node_rate, COSTS.of_redis(hits, batch))
+    node_us, redis_us = COSTS.of_node(hits, batch, cached=cached), COSTS.of_redis(hits, batch)
+    if sleep:
+        node_us = busy_us(rate, node_us, (1 + calls) * NODE_WAKE_US, processes)
+        redis_us = busy_us(rate, redis_us, calls * REDIS_WAKE_US, processes)
+    return Measured(rate, hits, calls, node_us, redis_us)
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_parts_are_those_that_the_loads_were_made_of(nodes: int) -> None:
-    costs, wake_us = parts_of(
-        Loads(
-            nodes,
-            moderate=load(nodes, 4000, 0, 1.3, cached=False, sleep=True),
-            limit=load(nodes, 50_000, 0, 35, cached=False, sleep=False),
-            hits_moderate=load(nodes, 4000, 1, 1, cached=True, sleep=True),
-            hits_limit=load(nodes, 150_000, 1, 1, cached=True, sleep=False),
-            mixed_limit=load(nodes, 40_000, 0.4, 20, cached=True, sleep=False),
-        )
+@pytest.mark.parametrize("processes", [1, 2])
+def test_parts_are_those_that_the_loads_were_made_of(processes: int) -> None:
+    loads = Loads(
+        processes,
+        moderate=load(processes, 4000, 0, 1.3, cached=False, sleep=True),
+        limit=load(processes, 50_000, 0, 35, cached=False, sleep=False),
+        hits_moderate=load(processes, 4000, 1, 1, cached=True, sleep=True),
+        hits_limit=load(processes, 150_000, 1, 1, cached=True, sleep=False),
+        mixed_limit=load(processes, 40_000, 0.4, 20, cached=True, sleep=False),
     )
-    assert costs == pytest.approx(COSTS)
-    assert wake_us == pytest.approx(WAKE_US)
+    parts = parts_of(loads, COSTS.redis_check, COSTS.redis_call, processes)
+    assert parts.checks == pytest.approx(COSTS)
+    assert parts[1:] == pytest.approx((NODE_WAKE_US, REDIS_WAKE_US))
+
+
+def test_processes_on_one_core_need_no_more_than_it_has() -> None:
+    assert busy_us(12_000, 70, 60, 2) < 1e6 / 12_000
+    assert busy_us(100, 70, 60, 2) == pytest.approx(130, rel=0.02)
 
 
 @pytest.mark.parametrize("batch", [1.001, 1.5, 10.0])
@@ -72,7 +74,11 @@ def measures_loads(test: Callable[..., None]) -> Callable[..., None]:
 @pytest.mark.redis
 def test_every_cost_of_checks_is_measured() -> None:
     figures = {name: figure for name, figure, _ in check_costs.coefficients()}
-    assert list(figures) == [*(name.upper() for name in CheckCosts._fields), "NODE_WAKE"]
+    assert list(figures) == [
+        *(name.upper() for name in CheckCosts._fields),
+        "NODE_WAKE",
+        "REDIS_WAKE",
+    ]
     assert 0 < figures["NODE_HIT"] < 1000
 
 
