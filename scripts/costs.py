@@ -56,8 +56,9 @@ def main() -> int:
     )
     parser.add_argument("--predict", action="store_true", help="compare the model with a load")
     if parser.parse_args().predict:
+        rows = list(check_costs.predict())
         print(f"{'':<48}{'predicted':>10}{'measured':>10}{'ratio':>7}")
-        for load, what, predicted, actual, ratio in check_costs.predict():
+        for load, what, predicted, actual, ratio in rows:
             print(f"{load + ': ' + what:<48}{predicted:>10.2f}{actual:>10.2f}{ratio:>7.2f}")
         return 0
     measured: dict[str, float] = {}
