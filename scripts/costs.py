@@ -57,9 +57,9 @@ def main() -> int:
     parser.add_argument("--predict", action="store_true", help="compare the model with a load")
     if parser.parse_args().predict:
         rows = list(check_costs.predict())
-        print(f"{'':<48}{'predicted':>10}{'measured':>10}{'ratio':>7}")
+        print("| load | figure | predicted | measured | ratio |\n|---|---|---|---|---|")
         for load, what, predicted, actual, ratio in rows:
-            print(f"{load + ': ' + what:<48}{predicted:>10.2f}{actual:>10.2f}{ratio:>7.2f}")
+            print(f"| {load} | {what} | {predicted:.2f} | {actual:.2f} | {ratio:.2f} |")
         return 0
     measured: dict[str, float] = {}
     parts = check_costs.coefficients(), of_entries(), of_service(), of_messages(), of_traces()
