@@ -126,7 +126,7 @@ def test_plan_leaves_room_on_every_core_and_in_memory(
     assert max(each.fan_out) <= capacity.FAN_OUT_MAX
     memory = each.masters * capacity.MASTER_BYTES_MAX
     assert load.sessions * capacity.SESSION_BYTES.value <= memory
-    checks_us = load.checks * capacity.NODE_HIT.value
+    checks_us = load.checks * capacity.CHECK_COSTS.of_node(each.hits, each.batch, cached=cached)
     assert each.workers * capacity.UTILISATION * 1e6 >= checks_us
 
 
