@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from scripts.command_line import run
+from sesiones.redis_client.single import Server
 from sesiones.store.near_cache import ENTRIES_MAX
 
 
@@ -24,36 +25,32 @@ class Coefficient(NamedTuple):
     command: str
 
 
-BENCH = "make bench"
 COSTS = "python -m scripts.costs"
 MILLION = "python -m scripts.chaos million"
 
-NODE_CHECK = Coefficient(15.6, "us", "CPU of a node: a check that Redis answers", BENCH)
-NODE_HIT = Coefficient(7.5, "us", "CPU of a node: a check from memory", BENCH)
-ON_CLUSTER = Coefficient(
-    1.17,
-    "times",
-    "the same check on a Cluster",
-    "python -m scripts.bench --only fast cluster",
-)
-NODE_ENTRY = Coefficient(
-    10, "us", "CPU of a node: an entry and its first hit, beside the check", BENCH
-)
-NODE_LOGIN = Coefficient(209, "us", "CPU of a node: a login", COSTS)
-NODE_LOGOUT = Coefficient(179, "us", "CPU of a node: a logout", COSTS)
-NODE_MESSAGE = Coefficient(8.5, "us", "CPU of a node: a message of one subscription", COSTS)
-REDIS_CHECK = Coefficient(4.3, "us", "CPU of Redis: a check", BENCH)
-REDIS_SLIDE = Coefficient(11.5, "us", "CPU of Redis: a slide, beside its check", COSTS)
-REDIS_LOGIN = Coefficient(52.9, "us", "CPU of Redis: a login", COSTS)
-REDIS_LOGOUT = Coefficient(37.8, "us", "CPU of Redis: a logout", COSTS)
-REDIS_DELIVERY = Coefficient(4.38, "us", "CPU of Redis: a message, for each subscriber", COSTS)
-REDIS_BUS = Coefficient(3, "us", "CPU of Redis: a message of another node of the Cluster", COSTS)
+NODE_HIT = Coefficient(5.79, "us", "CPU of a node: a check from memory", COSTS)
+NODE_CHECK = Coefficient(11.9, "us", "CPU of a node: a check that Redis answers", COSTS)
+NODE_ENTRY = Coefficient(21.8, "us", "CPU of a node: its entry in the near-cache, beside it", COSTS)
+NODE_CALL = Coefficient(83.9, "us", "CPU of a node: a call of Redis, beside its checks", COSTS)
+NODE_WAKE = Coefficient(30.2, "us", "CPU of a node: waking up, when it had nothing to do", COSTS)
+NODE_LOGIN = Coefficient(207, "us", "CPU of a node: a login", COSTS)
+NODE_LOGOUT = Coefficient(169, "us", "CPU of a node: a logout", COSTS)
+NODE_MESSAGE = Coefficient(11, "us", "CPU of a node: a message of one subscription", COSTS)
+REDIS_CHECK = Coefficient(1.7, "us", "CPU of Redis: a check", COSTS)
+REDIS_CALL = Coefficient(11, "us", "CPU of Redis: a call, beside its checks", COSTS)
+REDIS_WAKE = Coefficient(46.2, "us", "CPU of Redis: waking up, when it had nothing to do", COSTS)
+REDIS_SLIDE = Coefficient(11, "us", "CPU of Redis: a slide, beside its check", COSTS)
+REDIS_LOGIN = Coefficient(42.8, "us", "CPU of Redis: a login", COSTS)
+REDIS_LOGOUT = Coefficient(30.2, "us", "CPU of Redis: a logout", COSTS)
+REDIS_DELIVERY = Coefficient(3.89, "us", "CPU of Redis: a message, for each subscriber", COSTS)
+REDIS_BUS = Coefficient(2, "us", "CPU of Redis: a message of another node of the Cluster", COSTS)
+ENTRY_BYTES = Coefficient(1_820, "bytes", "memory of a worker: an entry of the near-cache", COSTS)
+WORKER_BYTES = Coefficient(48_300_000, "bytes", "memory of a worker without entries", COSTS)
+CALLER_BYTES = Coefficient(587, "bytes", "between caller and node: a check", COSTS)
+CHECK_BYTES = Coefficient(136, "bytes", "between node and Redis: a check", COSTS)
+CALL_BYTES = Coefficient(205, "bytes", "between node and Redis: a call, beside its checks", COSTS)
 SESSION_BYTES = Coefficient(345, "bytes", "memory of Redis: a session", MILLION)
-ENTRY_BYTES = Coefficient(1900, "bytes", "memory of a worker: an entry of the near-cache", COSTS)
-WORKER_BYTES = Coefficient(4.8e07, "bytes", "memory of a worker without entries", COSTS)
-CALLER_BYTES = Coefficient(591, "bytes", "between caller and node: a check", COSTS)
-REDIS_BYTES = Coefficient(143, "bytes", "between node and Redis: a check", COSTS)
-COEFFICIENTS = [value for value in globals().values() if isinstance(value, Coefficient)]
+COEFFICIENTS = {name: value for name, value in globals().items() if isinstance(value, Coefficient)}
 
 UTILISATION = 0.6
 """Of a core, at the busiest time of the day: beyond, waiting times grow fast."""
@@ -62,6 +59,10 @@ MASTER_BYTES_MAX = 24e9
 FAN_OUT_MAX = 0.2
 """The share of a master's core, and of a worker's, that messages may take. Beyond, users are
 divided among several deployments."""
+DEPLOYMENTS = [2**bits for bits in range(13)]
+"""Among which the users may be divided, by their buckets: a bucket has 12 bits."""
+DIVIDING_SAVES = 0.1
+"""The share of processes for which it is not worth dividing the users further."""
 ACTIVE_SHARE = 0.1
 """Of the sessions: those that are used within one minute of the busiest hour."""
 SESSION_SECONDS = 8 * 3600
@@ -69,6 +70,8 @@ SESSION_SECONDS = 8 * 3600
 LOGOUT_SHARE = 0.5
 """Of the sessions: those that are ended, which is published. The others expire."""
 TOUCH_SECONDS = CACHE_SECONDS = 60
+ROUND_TRIP_SECONDS = 0.0005
+"""From sending a call to its reply, in one data centre."""
 
 CHECKS = 10_000, 1_000_000, 10_000_000
 SESSIONS = 1_000_000, 100_000_000, 1_000_000_000
@@ -83,6 +86,63 @@ def hit_ratio(session_rate: float, entry_seconds: float, sessions: float = 0) ->
     """
     hits = session_rate * entry_seconds / (1 + session_rate * entry_seconds)
     return min(hits, ENTRIES_MAX / sessions) if sessions else hits
+
+
+def batch_size(rate: float, round_trip_seconds: float = ROUND_TRIP_SECONDS) -> float:
+    """How many checks a call has, on average, of one event loop that asks one master about so many
+    a second.
+
+    A check that comes while fewer than two calls are in flight makes a call of its own; while two
+    are, the checks gather for the next one (sesiones/store/batching.py). If each check made a call,
+    ``rate * round_trip_seconds`` of them would be in flight, and both would be in use for the share
+    of time that Erlang's loss formula says. From that follows the size; it grows to half of the
+    checks that come in a round trip.
+    """
+    calls, most = rate * round_trip_seconds, Server.in_flight_max
+    states = [calls**number / math.factorial(number) for number in range(most + 1)]
+    return min(1 + calls / most * states[-1] / sum(states), Server.batch_max)
+
+
+def busy(work: float, waking: float, others: float = 0.0) -> float:
+    """The share of its core that an event loop uses, if its work takes the share ``work``, and
+    ``waking`` is the share that waking up for each event would take; ``others``: the share that
+    other processes use.
+
+    Only an event that comes while the loop sleeps wakes it. It is awake for ``busy / (1 - others)``
+    of the time, because it has to wait for the core. At the limit it never sleeps, so plans do
+    without this.
+    """
+    return (work + waking) / (1 + waking / (1 - others))
+
+
+class CheckCosts(NamedTuple):
+    """CPU time in microseconds."""
+
+    node_hit: float
+    node_check: float
+    node_entry: float
+    node_call: float
+    redis_check: float
+    redis_call: float
+
+    def of_node(self, hits: float, batch: float, *, cached: bool) -> float:
+        """For each check, if these are the share of hits and the checks in a call."""
+        miss = self.node_check + self.node_call / batch + (self.node_entry if cached else 0)
+        return hits * self.node_hit + (1 - hits) * miss
+
+    def of_redis(self, hits: float, batch: float) -> float:
+        """For each check."""
+        return (1 - hits) * (self.redis_check + self.redis_call / batch)
+
+
+CHECK_COSTS = CheckCosts(
+    NODE_HIT.value,
+    NODE_CHECK.value,
+    NODE_ENTRY.value,
+    NODE_CALL.value,
+    REDIS_CHECK.value,
+    REDIS_CALL.value,
+)
 
 
 class Load(NamedTuple):
@@ -103,13 +163,15 @@ def load_of(checks: float, sessions: float) -> Load:
 
 @dataclass(frozen=True)
 class Plan:
-    """One deployment. ``workers``: event loops, a core each; ``fan_out``: the share of a master's
+    """One deployment. ``workers``: event loops, a core each; ``batch``: the checks in a call of
+    Redis; ``fan_out``: the share of a master's
     core that messages take, and of a worker's; ``cold``: the cores that a master would need for its
     checks if no entry counted, as after a failover."""
 
     workers: int
     masters: int
     hits: float
+    batch: float
     master_utilisation: float
     fan_out: tuple[float, float]
     cold: float
@@ -125,6 +187,10 @@ class Row:
     deployments: int
     each: Plan
 
+    @property
+    def processes(self) -> int:
+        return self.deployments * (self.each.workers + self.each.masters)
+
 
 def plan(load: Load, *, cached: bool) -> Plan:
     """The smallest number of workers and masters, whose costs depend on each other."""
@@ -135,8 +201,10 @@ def plan(load: Load, *, cached: bool) -> Plan:
         if cached:
             rate = load.checks / workers / load.active
             hits = hit_ratio(rate, CACHE_SECONDS, load.active)
-        node_us, node_message_us = _of_workers(load, hits, masters, cached=cached)
-        redis_us, redis_message_us = _of_masters(load, hits, workers, masters, cached=cached)
+        pair_rate = load.checks / workers / masters
+        batch = batch_size((1 - hits) * pair_rate)
+        node_us, node_message_us = _of_workers(load, hits, batch, masters, cached=cached)
+        redis_us, redis_message_us = _of_masters(load, hits, batch, workers, masters, cached=cached)
         enough_workers = workers * (UTILISATION * 1e6 - node_message_us) >= node_us
         enough_masters = masters * (UTILISATION * 1e6 - redis_message_us) >= redis_us
         too_many = max(node_message_us, redis_message_us) > FAN_OUT_MAX * 1e6
@@ -145,20 +213,21 @@ def plan(load: Load, *, cached: bool) -> Plan:
                 workers,
                 masters,
                 hits,
+                batch,
                 (redis_us / masters + redis_message_us) / 1e6,
                 (redis_message_us / 1e6, node_message_us / 1e6),
-                load.checks * REDIS_CHECK.value / masters / 1e6,
+                load.checks * CHECK_COSTS.of_redis(0, batch_size(pair_rate)) / masters / 1e6,
             )
         # By a hundredth at least, so that a thousand workers are found soon.
         workers += 0 if enough_workers else max(1, workers // 100)
         masters += 0 if enough_masters else 1
 
 
-def _of_workers(load: Load, hits: float, masters: int, *, cached: bool) -> tuple[float, float]:
+def _of_workers(
+    load: Load, hits: float, batch: float, masters: int, *, cached: bool
+) -> tuple[float, float]:
     """Microseconds a second: of all workers together, and of each for messages."""
-    miss = NODE_CHECK.value * (ON_CLUSTER.value if masters > 1 else 1)
-    miss += NODE_ENTRY.value if cached else 0
-    checks = load.checks * (hits * NODE_HIT.value + (1 - hits) * miss)
+    checks = load.checks * CHECK_COSTS.of_node(hits, batch, cached=cached)
     writes = load.logins * NODE_LOGIN.value + load.logouts * NODE_LOGOUT.value
     # Each master of a Cluster passes on the messages of all.
     messages = load.logouts * masters * NODE_MESSAGE.value if cached else 0.0
@@ -166,11 +235,11 @@ def _of_workers(load: Load, hits: float, masters: int, *, cached: bool) -> tuple
 
 
 def _of_masters(
-    load: Load, hits: float, workers: int, masters: int, *, cached: bool
+    load: Load, hits: float, batch: float, workers: int, masters: int, *, cached: bool
 ) -> tuple[float, float]:
     """Microseconds a second: of all masters together, and of each for messages."""
     slides = min(load.checks, load.active / TOUCH_SECONDS)
-    checks = load.checks * (1 - hits) * REDIS_CHECK.value + slides * REDIS_SLIDE.value
+    checks = load.checks * CHECK_COSTS.of_redis(hits, batch) + slides * REDIS_SLIDE.value
     writes = load.logins * REDIS_LOGIN.value + load.logouts * REDIS_LOGOUT.value
     bus = load.logouts * (masters - 1) / masters * REDIS_BUS.value
     deliveries = load.logouts * workers * REDIS_DELIVERY.value if cached else 0.0
@@ -178,17 +247,20 @@ def _of_masters(
 
 
 def row(checks: float, sessions: float, *, cached: bool) -> Row:
-    deployments = 1
-    while True:
-        each = plan(load_of(checks / deployments, sessions / deployments), cached=cached)
+    """The fewest deployments in which messages take no more than they may, and the processes are no
+    more than a tenth above the fewest that any number of deployments needs."""
+    rows = []
+    for number in DEPLOYMENTS:
+        each = plan(load_of(checks / number, sessions / number), cached=cached)
         if max(each.fan_out) <= FAN_OUT_MAX:
-            return Row(checks, sessions, cached, deployments, each)
-        deployments += 1
+            rows.append(Row(checks, sessions, cached, number, each))
+    fewest = min(row.processes for row in rows)
+    return next(row for row in rows if row.processes <= (1 + DIVIDING_SAVES) * fewest)
 
 
 HEAD = (
     *("checks/s", "sessions", "deployments", "workers", "masters", "Redis memory"),
-    *("callers", "Redis", "hits", "master's core", "messages: master", "worker", "cold"),
+    *("callers", "Redis", "hits", "batch", "master's core", "messages: master", "worker", "cold"),
 )
 
 
@@ -203,6 +275,7 @@ def table(*, cached: bool) -> str:
 
 def _cells(row: Row) -> Iterator[str]:
     each = row.each
+    redis_bytes = CHECK_BYTES.value + CALL_BYTES.value / each.batch
     yield f"{row.checks:,}"
     yield f"{row.sessions:,}"
     yield f"{row.deployments:,}"
@@ -210,8 +283,9 @@ def _cells(row: Row) -> Iterator[str]:
     yield f"{row.deployments * each.masters:,}"
     yield f"{row.sessions * SESSION_BYTES.value / 1e9:,.1f} GB"
     yield _bits(row.checks * CALLER_BYTES.value)
-    yield _bits(row.checks * (1 - each.hits) * REDIS_BYTES.value)
+    yield _bits(row.checks * (1 - each.hits) * redis_bytes)
     yield f"{each.hits:.0%}" if row.cached else "-"
+    yield f"{each.batch:.1f}"
     yield f"{each.master_utilisation:.0%}"
     yield from (f"{share:.1%}" for share in each.fan_out)
     yield f"{each.cold:.1f}"
@@ -227,12 +301,47 @@ def _bits(bytes_a_second: float) -> str:
     return f"{8 * bytes_a_second / 1e9:,.2f} Gbit/s"
 
 
+def source_line(name: str, value: float) -> str:
+    """The line of this module that gives the coefficient the value, to three digits."""
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
+    rounded = round(value, digits)
+    number = f"{rounded:_.0f}" if rounded >= 1000 else f"{rounded:g}"
+    _, unit, what, command = COEFFICIENTS[name]
+    called = "COSTS" if command == COSTS else "MILLION"
+    return f'{name} = Coefficient({number}, "{unit}", "{what}", {called})'
+
+
 def coefficients() -> str:
     lines = ["| coefficient | value | from |", "|---|---|---|"]
     lines += [
-        f"| {one.what} | {one.value:,.10g} {one.unit} | `{one.command}` |" for one in COEFFICIENTS
+        f"| {one.what} | {one.value:,.10g} {one.unit} | `{one.command}` |"
+        for one in COEFFICIENTS.values()
     ]
     return "\n".join(lines)
+
+
+def operations() -> str:
+    """What each operation costs, and how many a second a core takes when it does nothing else."""
+    calls = [(f"a check in a call of {batch}", batch) for batch in (2, 4, 16, Server.batch_max)]
+    rows = [("a check from memory", NODE_HIT.value, 0.0)]
+    rows += [
+        (name, CHECK_COSTS.of_node(0, batch, cached=False), CHECK_COSTS.of_redis(0, batch))
+        for name, batch in [("a check alone in its call", 1), *calls]
+    ]
+    rows += [
+        ("a login", NODE_LOGIN.value, REDIS_LOGIN.value),
+        ("a logout", NODE_LOGOUT.value, REDIS_LOGOUT.value),
+    ]
+    lines = ["| operation | node | a second | Redis | a second |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {name} | {_of_core(node_us)} | {_of_core(redis_us)} |"
+        for name, node_us, redis_us in rows
+    ]
+    return "\n".join(lines)
+
+
+def _of_core(us: float) -> str:
+    return f"{us:.1f} us | {_rounded(int(UTILISATION * 1e6 / us)):,}" if us else "- | -"
 
 
 def main() -> int:
@@ -240,6 +349,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     print(coefficients())
+    print(f"\n{operations()}")
     for cached in False, True:
         print(f"\n{'With' if cached else 'Without'} the near-cache:\n\n{table(cached=cached)}")
     return 0

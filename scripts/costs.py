@@ -1,10 +1,11 @@
-"""What the parts of a deployment cost, as scripts/capacity.py needs it beside `make bench`.
+"""What the parts of a deployment cost: the coefficients of scripts/capacity.py.
 
-    python -m scripts.costs              the coefficients, one a line
+    python -m scripts.costs              measures them, and prints the lines of capacity.py
     python -m scripts.costs --predict    two nodes on three masters, as predicted and as measured
 
-CPU times are utime + stime of the processes over the operations. A prediction is made of
-coefficients that the same run measures, because a shared machine changes its pace.
+CPU times are utime + stime of the processes over the operations. Those of checks need wrk and two
+cores. A prediction is made of coefficients that the same run measures, because a shared machine
+changes its pace.
 """
 
 import argparse
@@ -17,18 +18,16 @@ import statistics
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import uvloop
 from redis import Redis
 
-from scripts import bench, wrk
-from scripts.bench_servers import ours
-from scripts.capacity import hit_ratio
+from scripts import bench, check_costs
+from scripts.capacity import COEFFICIENTS, source_line
 from scripts.chaos import resident
-from scripts.command_line import run, show
+from scripts.command_line import run
 from sesiones import tokens
 from sesiones.http.repeats import Repeats
 from sesiones.metrics import Metrics
@@ -49,12 +48,6 @@ MESSAGES = 20_000
 USERS = 60
 SESSIONS_OF_A_USER = 1000
 SUBSCRIBERS = 40
-PREDICTED_SESSIONS = 10_000
-PREDICTED_CONNECTIONS = 256
-PREDICTED_SECONDS = 2
-PREDICTED_ROUNDS = 5
-RANDOM_REQUESTS = bench.REQUESTS.replace("i = i % #requests + 1", "i = math.random(#requests)")
-"""Independent checks, as those of many users are. The load of the bench takes turns."""
 
 
 def main() -> int:
@@ -63,11 +56,22 @@ def main() -> int:
     )
     parser.add_argument("--predict", action="store_true", help="compare the model with a load")
     if parser.parse_args().predict:
-        predict()
+        rows = list(check_costs.predict())
+        print("| load | figure | predicted | measured | ratio |\n|---|---|---|---|---|")
+        for load, what, predicted, actual, ratio in rows:
+            print(f"| {load} | {what} | {predicted:.2f} | {actual:.2f} | {ratio:.2f} |")
         return 0
-    parts = of_entries(), of_service(), of_messages(), of_traces()
+    measured: dict[str, float] = {}
+    parts = check_costs.coefficients(), of_entries(), of_service(), of_messages(), of_traces()
     for name, figure, unit in itertools.chain.from_iterable(parts):
-        print(f"{name:<52}{figure:>10,.2f} {unit}", flush=True)
+        if name in COEFFICIENTS:
+            measured[name] = figure
+        else:
+            print(f"{name:<52}{figure:>10,.2f} {unit}", flush=True)
+    print("\nThe lines of scripts/capacity.py:\n")
+    for name in COEFFICIENTS:
+        if name in measured:
+            print(source_line(name, measured[name]))
     return 0
 
 
@@ -103,7 +107,7 @@ def of_entries() -> Iterator[Figure]:
             repeats.keep(b"GET " + bytes(150) + sesion.Token_Sesion.encode(), entry, bytes(300))
         seconds[first >= ENTRIES_MAX].append(took)
     assert len(cache) == ENTRIES_MAX
-    yield "memory of an entry", 1024 * (resident(os.getpid()) - before) / ENTRIES_MAX, "bytes"
+    yield "ENTRY_BYTES", 1024 * (resident(os.getpid()) - before) / ENTRIES_MAX, "bytes"
     for full, name in (False, "making an entry"), (True, FULL):
         yield name, 1e6 * statistics.median(seconds[full]) / batch, "us"
     yield "the longest batch of 64 in a full cache", 1e6 * max(seconds[True]), "us"
@@ -154,47 +158,61 @@ async def _of_service(redis: RedisServer, node: Service, slider: Service) -> lis
         await check(sliding)
 
     assert node.process is not None
-    figures = [("memory of a worker", 1024.0 * resident(node.process.pid), "bytes")]
-    for name, operation in ("login", create), ("logout", end):
-        node_us, redis_us, _ = await _cost(redis, node, WRITES, operation)
-        figures += [(f"{name}: node", node_us, "us"), (f"{name}: Redis", redis_us, "us")]
-        if name == "login":
-            _, check_us, wire = await _cost(redis, node, OPERATIONS, check)
-            _, slide_us, _ = await _cost(redis, slider, OPERATIONS, slide)
-            figures.append(("a slide, beside its check: Redis", slide_us - check_us, "us"))
-            figures.append(("a check: node to Redis and back", wire, "bytes"))
-            figures.append(
-                ("a check: caller to node and back", _http_bytes(node, made[0]), "bytes")
-            )
+    figures = [("WORKER_BYTES", 1024.0 * resident(node.process.pid), "bytes")]
+    for name, operation in ("LOGIN", create), ("LOGOUT", end):
+        spent = await _cost(redis, node, WRITES, operation)
+        figures += [(f"NODE_{name}", spent.node_us, "us"), (f"REDIS_{name}", spent.redis_us, "us")]
+        if name == "LOGIN":
+            checks = await _cost(redis, node, OPERATIONS, check)
+            slides = await _cost(redis, slider, OPERATIONS, slide)
+            figures.append(("REDIS_SLIDE", slides.redis_us - checks.redis_us, "us"))
+            lone = await _cost(redis, node, WRITES, check, at_once=1)
+            call_bytes = (lone.wire_bytes - checks.wire_bytes) / (lone.calls - checks.calls)
+            check_bytes = lone.wire_bytes - lone.calls * call_bytes
+            figures += [("CHECK_BYTES", check_bytes, "bytes"), ("CALL_BYTES", call_bytes, "bytes")]
+            figures.append(("CALLER_BYTES", _http_bytes(node, made[0]), "bytes"))
     client.close()
     sliding.close()
     return figures
 
 
+class Spent(NamedTuple):
+    """CPU time of the node and of Redis, scripts that Redis ran, and bytes between the two."""
+
+    node_us: float
+    redis_us: float
+    calls: float
+    wire_bytes: float
+
+
 async def _cost(
-    redis: RedisServer, node: Service, times: int, operation: Callable[[], Awaitable[None]]
-) -> tuple[float, float, float]:
-    """CPU time of the node and of Redis, and the bytes between them, for each operation."""
+    redis: RedisServer,
+    node: Service,
+    times: int,
+    operation: Callable[[], Awaitable[None]],
+    *,
+    at_once: int = AT_ONCE,
+) -> Spent:
+    """What was spent on each operation."""
 
     async def some() -> None:
-        for _ in range(times // AT_ONCE):
+        for _ in range(times // at_once):
             await operation()
 
     before = _spent(redis, node)
-    await asyncio.gather(*(some() for _ in range(AT_ONCE)))
+    await asyncio.gather(*(some() for _ in range(at_once)))
     after = _spent(redis, node)
-    node_us, redis_us, wire = (
-        (now - then) / (times // AT_ONCE * AT_ONCE) for now, then in zip(after, before, strict=True)
-    )
-    return node_us, redis_us, wire
+    number = times // at_once * at_once
+    return Spent(*((now - then) / number for now, then in zip(after, before, strict=True)))
 
 
-def _spent(redis: RedisServer, node: Service) -> tuple[float, float, float]:
+def _spent(redis: RedisServer, node: Service) -> Spent:
     assert node.process is not None
     with redis.client() as client:
         stats = client.info("stats")
+        calls = client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
     wire = stats["total_net_input_bytes"] + stats["total_net_output_bytes"]
-    return bench.cpu_us(node.process.pid), _cpu_us(redis), float(wire)
+    return Spent(bench.cpu_us(node.process.pid), _cpu_us(redis), float(calls), float(wire))
 
 
 def _cpu_us(redis: RedisServer) -> float:
@@ -213,7 +231,7 @@ def of_messages() -> Iterator[Figure]:
         alone = _published(redis, redis.port)
         with _subscribers(redis, SUBSCRIBERS):
             together = _published(redis, redis.port)
-        yield "a message: Redis, for each subscriber", (together - alone) / SUBSCRIBERS, "us"
+        yield "REDIS_DELIVERY", (together - alone) / SUBSCRIBERS, "us"
         cached = {"SESIONES_CACHE_SECONDS": "60", "SESIONES_REDIS_URL": redis.url}
         with Service(**cached) as node:
             assert node.process is not None
@@ -223,10 +241,10 @@ def of_messages() -> Iterator[Figure]:
             _published(redis, redis.port)
             time.sleep(0.5)
             spent = bench.cpu_us(node.process.pid) - before
-        yield "a message: node, for each subscription", spent / MESSAGES, "us"
+        yield "NODE_MESSAGE", spent / MESSAGES, "us"
     with RedisCluster(2) as cluster:
         first, second = cluster.servers.values()
-        yield "a message: each other node of a Cluster", _published(second, first.port), "us"
+        yield "REDIS_BUS", _published(second, first.port), "us"
 
 
 def _is_subscribed(redis: RedisServer) -> bool:
@@ -288,103 +306,6 @@ async def _cost_of_endings(redis: RedisServer, why_seconds: int) -> float:
             assert await store.end_all(made[0].Token_Sesion, "") == SESSIONS_OF_A_USER
             spent += _cpu_us(redis) - before
     return spent / (USERS * SESSIONS_OF_A_USER)
-
-
-TOUCH_60 = "--touch-seconds", "60"
-
-
-@dataclass
-class Measured:
-    """What two nodes did together: checks a second, and of each check the CPU time of the nodes and
-    of the masters; the share of hits."""
-
-    rate: float
-    node_us: float
-    redis_us: float
-    hits: float
-
-
-def predict() -> None:
-    """Two nodes whose entries live for 3 s. What a hit costs comes from two nodes whose entries
-    live on, and what a miss costs from two whose entries live for 1 s."""
-    seconds = 60, 1, 3
-    servers = [
-        ours(
-            f"entries-of-{each}-{number}",
-            "",
-            *TOUCH_60,
-            *("--cache-seconds", str(each)),
-            scheme="redis+cluster",
-        )
-        for each in seconds
-        for number in (1, 2)
-    ]
-    rounds = []
-    with bench.targets(servers, PREDICTED_SESSIONS, RANDOM_REQUESTS) as started:
-        for number in range(-1, PREDICTED_ROUNDS):  # the first one warms up
-            show(f"round {number + 1} of {PREDICTED_ROUNDS}")
-            hits, known, other = (_measure(started[first : first + 2]) for first in (0, 2, 4))
-            if number >= 0:
-                rounds.append(_compare(hits, known, other, entry_seconds=3))
-    show("")
-    print(f"{'':<34}{'predicted':>10}{'measured':>10}{'ratio':>8}")
-    for index, label in enumerate(("hit ratio", "nodes: CPU us a check", "Redis: CPU us a check")):
-        pair = [[each[which][index] for each in rounds] for which in (0, 1)]
-        ratios = [predicted / measured for predicted, measured in zip(*pair, strict=True)]
-        predicted, measured, ratio = map(statistics.median, (*pair, ratios))
-        print(f"{label:<34}{predicted:>10.3f}{measured:>10.3f}{ratio:>8.2f}")
-
-
-def _compare(
-    hits: Measured, known: Measured, other: Measured, entry_seconds: float
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """What is predicted of the last pair, and what was measured of it."""
-    misses = 1 - known.hits
-    miss_us = (known.node_us - known.hits * hits.node_us) / misses
-    expected = hit_ratio(other.rate / 2 / PREDICTED_SESSIONS, entry_seconds)
-    predicted = (
-        expected,
-        expected * hits.node_us + (1 - expected) * miss_us,
-        (1 - expected) * known.redis_us / misses,
-    )
-    return predicted, (other.hits, other.node_us, other.redis_us)
-
-
-def _measure(nodes: list[bench.Target]) -> Measured:
-    before = _spent_by(nodes)
-    with ThreadPoolExecutor() as threads:
-        results = list(threads.map(_load, nodes))
-    node_us, redis_us, hits, lookups = (
-        now - then for now, then in zip(_spent_by(nodes), before, strict=True)
-    )
-    requests = sum(result.requests for result in results)
-    return Measured(
-        sum(result.rate for result in results),
-        node_us / requests,
-        redis_us / requests,
-        hits / lookups if lookups else 0.0,
-    )
-
-
-def _load(target: bench.Target) -> wrk.Result:
-    return wrk.run(
-        f"http://127.0.0.1:{target.port}",
-        connections=PREDICTED_CONNECTIONS // 2,
-        seconds=PREDICTED_SECONDS,
-        script=target.load,
-        core=bench.LOAD_CORE,
-    )
-
-
-def _spent_by(nodes: list[bench.Target]) -> tuple[float, float, float, float]:
-    """CPU time of the nodes and of Redis, hits and lookups of the near-caches, so far."""
-    lookups = [bench.cache_lookups(node) for node in nodes]
-    return (
-        sum(bench.cpu_us(node.pid) for node in nodes),
-        sum(map(bench.cpu_us, nodes[0].redis_pids)),
-        sum(hits for hits, _ in lookups),
-        sum(all_lookups for _, all_lookups in lookups),
-    )
 
 
 if __name__ == "__main__":
