@@ -164,9 +164,9 @@ def load_of(checks: float, sessions: float) -> Load:
 @dataclass(frozen=True)
 class Plan:
     """One deployment. ``workers``: event loops, a core each; ``batch``: the checks in a call of
-    Redis; ``fan_out``: the share of a master's
-    core that messages take, and of a worker's; ``cold``: the cores that a master would need for its
-    checks if no entry counted, as after a failover."""
+    Redis; ``fan_out``: the share of a master's core that messages take, and of a worker's;
+    ``cold``: the cores that a master would need for its checks if no entry counted, as after a
+    failover, and a worker."""
 
     workers: int
     masters: int
@@ -174,7 +174,7 @@ class Plan:
     batch: float
     master_utilisation: float
     fan_out: tuple[float, float]
-    cold: float
+    cold: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,7 @@ def plan(load: Load, *, cached: bool) -> Plan:
         if cached:
             rate = load.checks / workers / load.active
             hits = hit_ratio(rate, CACHE_SECONDS, load.active)
-        pair_rate = load.checks / workers / masters
-        batch = batch_size((1 - hits) * pair_rate)
+        batch = batch_size((1 - hits) * load.checks / workers / masters)
         node_us, node_message_us = _of_workers(load, hits, batch, masters, cached=cached)
         redis_us, redis_message_us = _of_masters(load, hits, batch, workers, masters, cached=cached)
         enough_workers = workers * (UTILISATION * 1e6 - node_message_us) >= node_us
@@ -216,11 +215,19 @@ def plan(load: Load, *, cached: bool) -> Plan:
                 batch,
                 (redis_us / masters + redis_message_us) / 1e6,
                 (redis_message_us / 1e6, node_message_us / 1e6),
-                load.checks * CHECK_COSTS.of_redis(0, batch_size(pair_rate)) / masters / 1e6,
+                _cold(load, workers, masters, cached=cached),
             )
         # By a hundredth at least, so that a thousand workers are found soon.
         workers += 0 if enough_workers else max(1, workers // 100)
         masters += 0 if enough_masters else 1
+
+
+def _cold(load: Load, workers: int, masters: int, *, cached: bool) -> tuple[float, float]:
+    """The cores that each master and each worker would need for its checks without any hits."""
+    batch = batch_size(load.checks / workers / masters)
+    redis_us = load.checks * CHECK_COSTS.of_redis(0, batch)
+    node_us = load.checks * CHECK_COSTS.of_node(0, batch, cached=cached)
+    return redis_us / masters / 1e6, node_us / workers / 1e6
 
 
 def _of_workers(
@@ -260,7 +267,8 @@ def row(checks: float, sessions: float, *, cached: bool) -> Row:
 
 HEAD = (
     *("checks/s", "sessions", "deployments", "workers", "masters", "Redis memory"),
-    *("callers", "Redis", "hits", "batch", "master's core", "messages: master", "worker", "cold"),
+    *("callers", "Redis", "hits", "batch", "master's core", "messages: master", "worker"),
+    *("cold: master", "worker"),
 )
 
 
@@ -288,7 +296,7 @@ def _cells(row: Row) -> Iterator[str]:
     yield f"{each.batch:.1f}"
     yield f"{each.master_utilisation:.0%}"
     yield from (f"{share:.1%}" for share in each.fan_out)
-    yield f"{each.cold:.1f}"
+    yield from (f"{cores:.1f}" for cores in each.cold)
 
 
 def _rounded(number: int) -> int:

@@ -138,7 +138,7 @@ def test_masters_are_as_many_as_the_checks_and_their_calls_need() -> None:
         share = checks * capacity.CHECK_COSTS.of_redis(0, batch) / plan.masters / 1e6
         assert plan.batch == batch
         assert plan.master_utilisation == pytest.approx(share, abs=0.001)
-        assert plan.cold == pytest.approx(share)
+        assert plan.cold[0] == pytest.approx(share)
 
 
 def test_batches_are_smaller_the_more_masters_share_the_checks() -> None:
@@ -166,6 +166,18 @@ def test_near_cache_relieves_masters_of_few_hot_sessions() -> None:
     assert cached.hits > 0.95
     assert cached.masters < without.masters
     assert cached.workers < without.workers
+
+
+def test_worker_whose_checks_are_hits_needs_more_than_its_core_once_every_entry_is_lost() -> None:
+    load = capacity.Load(1_000_000, active=1000, sessions=1000, logins=0, logouts=0)
+    plan = capacity.plan(load, cached=True)
+    rate = load.checks / plan.workers
+    batch = capacity.batch_size(rate / plan.masters)
+    costs = capacity.CHECK_COSTS
+    misses = costs.node_check + costs.node_entry + costs.node_call / batch
+    assert plan.cold[1] == pytest.approx(rate * misses / 1e6)
+    assert plan.cold[1] > 1
+    assert capacity.plan(load, cached=False).cold[1] <= capacity.UTILISATION
 
 
 def test_users_are_divided_when_messages_take_too_much() -> None:
