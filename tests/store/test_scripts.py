@@ -85,6 +85,14 @@ def test_only_checks_are_repeated_and_only_the_writing_one_has_a_twin(
 
 
 @pytest.mark.parametrize("name", FILES)
+def test_comments_and_strings_end_with_their_line(name: str) -> None:
+    """Otherwise a line that looks like a comment, and is taken out, could be code or text."""
+    text = (files("sesiones.store") / "lua" / name).read_text("utf-8")
+    assert re.search(r"(?m)\[=*\[|\\$", text) is None
+    assert text.endswith("\n")
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_lines_are_no_longer_than_those_of_python(name: str) -> None:
     text = (files("sesiones.store") / "lua" / name).read_text("utf-8")
     assert [line for line in text.splitlines() if len(line) > 100] == []

@@ -1,7 +1,7 @@
 -- Shared by every script: how a session is read. The store puts this text after the script's first
--- line, and then writing.lua and user.lua if the script may write; check.lua has slide.lua instead.
--- Before it, the store takes the last arguments out of ARGV: the tag of the call, and those of
--- every script that may write:
+-- line, and then writing.lua and user.lua if the script may write; check.lua has slide.lua in the
+-- place of user.lua. Before it, the store takes the last arguments out of ARGV: the tag of the
+-- call, and those of every script that may write:
 --   actor  text: who asks for this, for the traces; a token has its name in the log
 --   keep   integer: for how many seconds a trace is kept of a session that is gone; 0: none is kept
 --

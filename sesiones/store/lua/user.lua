@@ -1,4 +1,5 @@
--- Shared by the scripts that may write, which act on the sessions of one user each: who may do it.
+-- Shared by the scripts that may write, check.lua apart: who may end sessions, and what a script
+-- writes that finds none to end.
 
 -- Why the caller may not end the designated session (nil when that is not live).
 -- Return value: nil when the caller may; -1 when the caller's own session is not live and active;
