@@ -16,7 +16,7 @@ from sesiones.logs import escaped
 from sesiones.sesion import StoreUnavailable, UserSession
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
-from sesiones.store.operators import is_refusal
+from sesiones.store.operators import is_outcome_known
 
 
 async def run(settings: Settings, options: Namespace) -> Exit:
@@ -75,7 +75,7 @@ async def _end(
     try:
         ended = await store.end_user(ID_Usuario, ID_Sesion, deep=options.deep)
     except StoreUnavailable as error:
-        if is_refusal(error):
+        if is_outcome_known(error):
             raise
         hint = "whether a session has ended is not known: list them, or repeat the command"
         raise StoreUnavailable(f"{error}; {hint}") from error

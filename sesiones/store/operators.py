@@ -10,10 +10,11 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from redis.exceptions import NoPermissionError, ReadOnlyError, ResponseError
+from redis.exceptions import BusyLoadingError, NoPermissionError, ReadOnlyError, ResponseError
 
 from sesiones import tokens
 from sesiones.redis_client import Execute
+from sesiones.redis_client.single import UnconfirmedError
 from sesiones.sesion import StoreUnavailable, UserSession, valid_integer
 from sesiones.store import scripts
 from sesiones.store.events import SessionEvents
@@ -69,9 +70,12 @@ class Ending:
     """How many more may have ended: replies about so many keys are lost or still to come."""
 
 
-def is_refusal(error: StoreUnavailable) -> bool:
-    """Whether Redis has answered that it did nothing; else the operation may have happened."""
-    return isinstance(error.__cause__, ResponseError)
+def is_outcome_known(error: StoreUnavailable) -> bool:
+    """Whether the one try that there was has had its reply (only replicas have not confirmed it)
+    or was refused; else the operation may have happened."""
+    # To redis-py, a server that is loading is an error of the connection.
+    answers = UnconfirmedError, ResponseError, BusyLoadingError
+    return isinstance(error.__cause__, answers)
 
 
 class OperatorTools:
@@ -277,9 +281,11 @@ class OperatorTools:
             unknown = count
 
         def on_reply(reply: Any) -> None:
+            nonlocal lost
             ended = self._events.ended_by("operator", base_of(keys[0]), reply)
             done.sessions += ended
-            set_unknown(max(0, lost - ended))
+            lost = max(0, lost - ended)  # the first try's reply may come late, too
+            set_unknown(lost)
 
         for may_repeat in True, False:
             set_unknown(len(keys))
@@ -293,7 +299,7 @@ class OperatorTools:
                 )
                 return
             except StoreUnavailable as error:
-                if is_refusal(error):
+                if is_outcome_known(error):
                     set_unknown(lost)
                 if not may_repeat:
                     raise

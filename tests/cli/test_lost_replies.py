@@ -1,12 +1,13 @@
 """What the commands that end sessions say when a reply of Redis is lost."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import orjson
 import pytest
 from redis import Redis
+from redis.exceptions import BusyLoadingError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from sesiones.cli.exits import Exit
@@ -123,6 +124,31 @@ def test_try_that_did_not_reach_redis_leaves_the_count_exact(
     assert (code, out) == (Exit.OK, f"3 sessions ended {PLACE}\n")
 
 
+def test_late_reply_leaves_the_count_exact(
+    sesiones: CommandLine, own: "Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first try's reply, which comes when its time is over and the second try has begun."""
+    sesiones.create(7, 7, 7)
+    write = ScriptRunner.write
+    late: list[tuple[Callable[[Any], Any], Any]] = []
+
+    async def is_late_once(
+        runner: ScriptRunner, *arguments: Any, on_reply: Callable[[Any], Any], **options: Any
+    ) -> Any:
+        if late:
+            deliver, reply = late[0]
+            deliver(reply)
+            return await write(runner, *arguments, on_reply=on_reply, **options)
+        await write(
+            runner, *arguments, on_reply=lambda reply: late.append((on_reply, reply)), **options
+        )
+        raise StoreUnavailable("no answer") from TimeoutError()
+
+    monkeypatch.setattr(ScriptRunner, "write", is_late_once)
+    code, out, _ = sesiones("end-all", "--yes")
+    assert (code, out) == (Exit.OK, f"3 sessions ended {PLACE}\n")
+
+
 def test_end_all_that_redis_refuses_has_ended_none(sesiones: CommandLine, own: "Redis") -> None:
     sesiones.create(7, 7, 7)
     own.acl_setuser("least", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-del"])
@@ -151,3 +177,31 @@ def test_users_whose_reply_is_lost_says_that_sessions_may_have_ended(
     assert not own.keys("*:h:*")
     code, out, _ = relayed.users("7", *words)
     assert (code, out) == (Exit.NO if one else Exit.OK, f"0 sessions ended {PLACE}\n")
+
+
+def test_users_that_a_loading_redis_refuses_does_not_say_that_sessions_may_have_ended(
+    sesiones: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def is_loading(*_: Any, **__: Any) -> None:
+        raise StoreUnavailable("loading") from BusyLoadingError("loading")
+
+    monkeypatch.setattr(ScriptRunner, "write", is_loading)
+    assert sesiones.users("7", "--end-all") == (Exit.UNAVAILABLE, "", "sesiones: loading\n")
+
+
+@pytest.mark.parametrize("may_wait", [True, False])
+def test_users_whose_ending_is_not_confirmed_knows_that_sessions_have_ended(
+    sesiones: CommandLine, own: "Redis", monkeypatch: pytest.MonkeyPatch, may_wait: bool
+) -> None:
+    sesiones.create(7, 7)
+    commands = ["+@all", "+wait" if may_wait else "-wait"]
+    own.acl_setuser("waits", enabled=True, nopass=True, keys=["*"], commands=commands)
+    monkeypatch.setenv("SESIONES_WAIT_REPLICAS", "1")
+    try:
+        unconfirmed = sesiones.at(sesiones.url.replace("unix://", "unix://waits:x@"))
+        code, out, errors = unconfirmed.users("7", "--end-all")
+    finally:
+        own.acl_deluser("waits")
+    assert (code, out) == (Exit.UNAVAILABLE, "")
+    assert errors.count(": operator by command line\n") == 2
+    assert NOT_KNOWN not in errors
