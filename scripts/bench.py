@@ -86,6 +86,13 @@ def cpu_us(pid: int) -> float:
     return own + sum(cpu_us(int(child)) for child in children)
 
 
+def exact_cpu_us(pid: int) -> float:
+    """CPU time of the threads of a process that have not ended, in microseconds. cpu_us() has the
+    others and the children too, but knows them only to a hundredth of a second."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1000
+
+
 def used_memory(redis_port: int) -> int:
     with Redis(port=redis_port) as client:
         return int(client.info("memory")["used_memory"])

@@ -25,7 +25,7 @@ from scripts import bench, wrk
 from scripts.bench_servers import ours
 from scripts.capacity import CheckCosts, batch_size, busy, hit_ratio
 from scripts.command_line import show
-from scripts.redis_costs import check_and_call, cpu_us
+from scripts.redis_costs import check_and_call
 from tests.harness.generator import Generators
 
 SESSIONS = 40_000
@@ -263,8 +263,8 @@ def _measure_once(nodes: list[bench.Target], load: Callable[[], int]) -> Measure
 
 def _spent(nodes: list[bench.Target]) -> tuple[float, float]:
     """CPU time of the nodes and of Redis so far."""
-    redis_us = sum(map(cpu_us, nodes[0].redis_pids))
-    return sum(cpu_us(node.pid) for node in nodes), redis_us
+    redis_us = sum(map(bench.exact_cpu_us, nodes[0].redis_pids))
+    return sum(bench.exact_cpu_us(node.pid) for node in nodes), redis_us
 
 
 def _counted(nodes: list[bench.Target]) -> list[int]:

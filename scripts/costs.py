@@ -3,9 +3,9 @@
     python -m scripts.costs              measures them, and prints the lines of capacity.py
     python -m scripts.costs --predict    two nodes on three masters, as predicted and as measured
 
-CPU times are utime + stime of the processes over the operations. Those of checks need wrk and two
-cores. A prediction is made of coefficients that the same run measures, because a shared machine
-changes its pace.
+CPU times are those of the processes over the operations. Those of checks need wrk and two cores. A
+prediction is made of coefficients that the same run measures, because a shared machine changes its
+pace.
 """
 
 import argparse

@@ -53,7 +53,7 @@ def _call_us(redis: RedisServer, keys: list[str], batch: int) -> float:
             for _ in range(CONNECTIONS)
         ]
         readers = [hiredis.Reader() for _ in connections]
-        number, before, end = 0, cpu_us(redis.process.pid), time.monotonic() + SECONDS
+        number, before, end = 0, bench.exact_cpu_us(redis.process.pid), time.monotonic() + SECONDS
         while time.monotonic() < end:
             for connection in connections:
                 connection.sendall(random.choice(calls))
@@ -63,7 +63,7 @@ def _call_us(redis: RedisServer, keys: list[str], batch: int) -> float:
                 if isinstance(reply, Exception):
                     raise reply
             number += len(connections)
-        return (cpu_us(redis.process.pid) - before) / number
+        return (bench.exact_cpu_us(redis.process.pid) - before) / number
 
 
 def _packed(keys: list[str]) -> bytes:
@@ -75,9 +75,3 @@ def _packed(keys: list[str]) -> bytes:
         *(0, "", 1),
     )
     return bytes(hiredis.pack_command(words))
-
-
-def cpu_us(pid: int) -> float:
-    """CPU time of a process, which bench.cpu_us() knows only to a hundredth of a second."""
-    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1000
