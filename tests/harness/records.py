@@ -24,7 +24,8 @@ NEIGHBOUR = 2061
 
 def lua(name: str) -> str:
     """The source of a script, without the arguments that the store adds to each."""
-    first, _, body = (files("sesiones.store") / "lua" / f"{name}.lua").read_text().partition("\n")
+    text = (files("sesiones.store") / "lua" / f"{name}.lua").read_text("utf-8")
+    first, _, body = text.partition("\n")
     made = "local actor, keep, invalidated, traces = '', 0, {}, {}"
     return f"{first}\n{made}\n{Script(name).shared}{body}"
 

@@ -6,6 +6,10 @@ import pytest
 from redis import Redis
 from starlette.applications import Starlette
 
+from sesiones.http.fast_check import FastCheckProtocol
+from sesiones.http.patterns import RequestPatterns
+from sesiones.http.protocol import HttpProtocol
+from sesiones.http.templates import RequestTemplates
 from tests.harness.api import Client, open_app
 from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service
@@ -34,6 +38,27 @@ async def client(
 def token(redis: "Redis", service: Service) -> bytes:
     raw: str = service.new_session()["Token_Sesion"]
     return raw.encode()
+
+
+@pytest.fixture
+def nothing_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At first the process has neither request templates nor request patterns."""
+    monkeypatch.setattr(FastCheckProtocol, "templates", RequestTemplates())
+    monkeypatch.setattr(FastCheckProtocol, "patterns", RequestPatterns())
+
+
+@pytest.fixture
+def parsed_heads(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What goes to the parser."""
+    heads: list[bytes] = []
+    parse = HttpProtocol.data_received
+
+    def data_received(self: HttpProtocol, data: bytes) -> None:
+        heads.append(data)
+        parse(self, data)
+
+    monkeypatch.setattr(HttpProtocol, "data_received", data_received)
+    return heads
 
 
 @pytest.fixture(scope="module")

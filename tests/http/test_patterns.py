@@ -15,10 +15,10 @@ from uvicorn.server import ServerState
 
 from sesiones import tokens
 from sesiones.http import patterns
-from sesiones.http.fast_check import FastCheckProtocol
+from sesiones.http.fast_check import Check, FastCheckProtocol
 from sesiones.http.heads import HEAD_MAX_BYTES
 from sesiones.http.patterns import RequestPatterns
-from sesiones.http.protocol import IDLE, HttpProtocol
+from sesiones.http.protocol import IDLE
 from sesiones.http.templates import Kind, RequestTemplates
 from sesiones.http.traffic import Traffic
 from sesiones.metrics import Metrics
@@ -40,7 +40,7 @@ LOOP = asyncio.new_event_loop()
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def at_once(nothing_learned: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patterns, "LEARN_SECONDS", 0.0)
 
 
@@ -82,18 +82,26 @@ def taken_for_a_check(
         if len(asked) < len(messages):
             answer(SESION)
 
-    # Made here, because it turns off a logger, and fixtures turn loggers on again.
-    config = uvicorn.Config(Starlette(), ws="none", log_config=None, access_log=False)
-    state = {"check": check, "traffic": Traffic(Metrics(), access_log=False)}
-    protocol = protocol_class(config, ServerState(), state, LOOP)
-    transport = Transport()
-    protocol.connection_made(transport)  # type: ignore[arg-type]
+    protocol, transport = connected(protocol_class, check)
     for message in messages:
         transport.written.clear()
         protocol.data_received(message)
     alone = protocol._in_flight is protocol.cycle and protocol._input is IDLE
     protocol.connection_lost(None)
     return asked[-1] if len(asked) == len(messages) and alone and not transport.written else None
+
+
+def connected(
+    protocol_class: type[FastCheckProtocol], check: Check
+) -> tuple[FastCheckProtocol, Transport]:
+    """A connection of a service whose store is that check."""
+    # Made here, because it turns off a logger, and fixtures turn loggers on again.
+    config = uvicorn.Config(Starlette(), ws="none", log_config=None, access_log=False)
+    state = {"check": check, "traffic": Traffic(Metrics(), access_log=False)}
+    protocol = protocol_class(config, ServerState(), state, LOOP)
+    transport = Transport()
+    protocol.connection_made(transport)  # type: ignore[arg-type]
+    return protocol, transport
 
 
 class WithoutApplication(FastCheckProtocol):
@@ -143,12 +151,8 @@ def test_data_that_is_not_written_as_a_plain_check_makes_no_pattern(data: bytes)
     assert len(found) == 0
 
 
-async def test_only_what_the_parser_takes_for_one_plain_check_makes_a_pattern(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    known = RequestPatterns()
-    monkeypatch.setattr(FastCheckProtocol, "patterns", known)
-    monkeypatch.setattr(FastCheckProtocol, "templates", RequestTemplates())  # of no other test
+async def test_only_what_the_parser_takes_for_one_plain_check_makes_a_pattern() -> None:
+    known = FastCheckProtocol.patterns
     async with stub_server() as served:
         served.answer = SESION
         for data in (
@@ -326,14 +330,20 @@ def test_head_of_16_kib_matches_and_a_byte_more_does_not() -> None:
 # How many there are, and when
 
 
-def test_second_pattern_is_made_a_second_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patterns, "LEARN_SECONDS", 1.0)
+def numbers_known(patch: pytest.MonkeyPatch, *requests: bytes) -> list[int]:
+    """How many patterns there are after each request. They come after 0, 0.9 and 1 s."""
+    patch.setattr(patterns, "LEARN_SECONDS", 1.0)
     clock = iter([1000.0, 1000.9, 1001.0])
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    found = RequestPatterns()
-    for request, number in (CHECK, 1), (BROWSER, 1), (BROWSER, 2):
+    patch.setattr(time, "monotonic", lambda: next(clock))
+    found, numbers = RequestPatterns(), []
+    for request in requests:
         found.learn(request, TOKEN, SELF)
-        assert len(found) == number
+        numbers.append(len(found))
+    return numbers
+
+
+def test_second_pattern_is_made_a_second_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert numbers_known(monkeypatch, CHECK, BROWSER, BROWSER) == [1, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -342,13 +352,7 @@ def test_second_pattern_is_made_a_second_later(monkeypatch: pytest.MonkeyPatch) 
 def test_pattern_is_tried_no_sooner_after_a_head_that_makes_none(
     monkeypatch: pytest.MonkeyPatch, unfit: bytes
 ) -> None:
-    monkeypatch.setattr(patterns, "LEARN_SECONDS", 1.0)
-    clock = iter([1000.0, 1000.9, 1001.0])
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    found = RequestPatterns()
-    for request, number in (unfit, 0), (CHECK, 0), (CHECK, 1):
-        found.learn(request, TOKEN, SELF)
-        assert len(found) == number
+    assert numbers_known(monkeypatch, unfit, CHECK, CHECK) == [0, 0, 1]
 
 
 def test_pattern_in_use_stays_whatever_heads_come() -> None:
@@ -413,22 +417,6 @@ def test_pattern_holds_no_token_and_no_value_of_a_client() -> None:
 # A connection remembers the pattern that its last check matched
 
 
-@pytest.fixture
-def parsed_heads(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What the parser gets. At first there are neither templates nor patterns."""
-    heads: list[bytes] = []
-    parse = HttpProtocol.data_received
-
-    def data_received(self: HttpProtocol, data: bytes) -> None:
-        heads.append(data)
-        parse(self, data)
-
-    monkeypatch.setattr(HttpProtocol, "data_received", data_received)
-    monkeypatch.setattr(FastCheckProtocol, "patterns", RequestPatterns())
-    monkeypatch.setattr(FastCheckProtocol, "templates", RequestTemplates())
-    return heads
-
-
 def numbered(number: int) -> tuple[str, bytes]:
     """A token, and a check of it with another request ID than those with other numbers."""
     token = tokens.make(number)
@@ -450,10 +438,7 @@ class Connection:
     """One connection, whose checks are all answered with a 200."""
 
     def __init__(self) -> None:
-        config = uvicorn.Config(Starlette(), ws="none", log_config=None, access_log=False)
-        state = {"check": self._check, "traffic": Traffic(Metrics(), access_log=False)}
-        self.protocol = FastCheckProtocol(config, ServerState(), state, LOOP)
-        self.protocol.connection_made(Transport())  # type: ignore[arg-type]
+        self.protocol, _ = connected(FastCheckProtocol, self._check)
         self.asked: list[str] = []
 
     def _check(self, token: str, answer: Any) -> None:

@@ -128,13 +128,6 @@ def test_answer_counts_as_one_hit_one_valid_check_and_one_response(kept: Kept) -
 HEAD = b"GET /sesiones/self HTTP/1.1\r\nHost: h\r\nX-Auth-Token: %b\r\nX-Request-Id: %d\r\n\r\n"
 
 
-@pytest.fixture
-def nothing_learned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At first there are neither templates nor patterns."""
-    monkeypatch.setattr(FastCheckProtocol, "templates", RequestTemplates())
-    monkeypatch.setattr(FastCheckProtocol, "patterns", RequestPatterns())
-
-
 @pytest.mark.anyio
 @pytest.mark.parametrize("step", [0, 1], ids=["the same bytes", "the same token and kind"])
 async def test_last_answer_before_the_server_stops_says_so(

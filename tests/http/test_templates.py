@@ -11,7 +11,6 @@ from sesiones import tokens
 from sesiones.http import templates
 from sesiones.http.fast_check import FastCheckProtocol
 from sesiones.http.patterns import RequestPatterns
-from sesiones.http.protocol import HttpProtocol
 from sesiones.http.templates import MAX_BYTES, RequestTemplates
 from tests.harness.stub_server import HOST, SESION, TOKEN, StubServer, plain, stub_server, until
 
@@ -29,20 +28,6 @@ def known(monkeypatch: pytest.MonkeyPatch) -> RequestTemplates:
     monkeypatch.setattr(FastCheckProtocol, "templates", known)
     monkeypatch.setattr(RequestPatterns, "match", lambda *_: None)
     return known
-
-
-@pytest.fixture
-def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What goes to the parser."""
-    parsed: list[bytes] = []
-    parse = HttpProtocol.data_received
-
-    def data_received(self: HttpProtocol, data: bytes) -> None:
-        parsed.append(data)
-        parse(self, data)
-
-    monkeypatch.setattr(HttpProtocol, "data_received", data_received)
-    return parsed
 
 
 def learned(*requests: bytes) -> RequestTemplates:
@@ -190,7 +175,7 @@ async def begin_with_an_error(served: StubServer, writer: asyncio.StreamWriter) 
 )
 async def test_request_within_another_message_does_not_match(
     known: RequestTemplates,
-    parsed: list[bytes],
+    parsed_heads: list[bytes],
     begin: Callable[[StubServer, asyncio.StreamWriter], object],
 ) -> None:
     known.learn(CHECK, TOKEN, SELF)
@@ -201,7 +186,7 @@ async def test_request_within_another_message_does_not_match(
         await asyncio.sleep(0.05)
         asked = len(served.asked)
         writer.write(CHECK)
-        await until(lambda: CHECK in parsed)
+        await until(lambda: CHECK in parsed_heads)
         assert len(served.asked) == asked
         writer.close()
         for done in served.waiting:
@@ -240,7 +225,7 @@ def test_number_of_templates_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 async def test_request_that_matches_needs_no_parser(
-    known: RequestTemplates, parsed: list[bytes]
+    known: RequestTemplates, parsed_heads: list[bytes]
 ) -> None:
     async with stub_server() as served:
         served.answer = SESION
@@ -248,18 +233,18 @@ async def test_request_that_matches_needs_no_parser(
             other = tokens.make(8).encode()
             assert b" 200 " in await served.send(CHECK.replace(TOKEN, other))
             assert served.asked[-1] == other.decode()
-        assert (len(parsed), len(known)) == (2, 1)
+        assert (len(parsed_heads), len(known)) == (2, 1)
         for unfit in (TOKEN[:-1] + b"!", TOKEN + b"A", TOKEN[:-1]):
             assert b" 418 " in await served.send(CHECK.replace(TOKEN, unfit))
-        assert len(parsed) == 5
+        assert len(parsed_heads) == 5
 
 
 async def test_without_templates_every_request_goes_to_the_parser(
-    monkeypatch: pytest.MonkeyPatch, parsed: list[bytes]
+    monkeypatch: pytest.MonkeyPatch, parsed_heads: list[bytes]
 ) -> None:
     monkeypatch.setattr(FastCheckProtocol, "templates", None)
     async with stub_server() as served:
         served.answer = SESION
         for _ in range(5):
             assert b" 200 " in await served.send(CHECK)
-        assert (len(parsed), len(served.asked)) == (5, 5)
+        assert (len(parsed_heads), len(served.asked)) == (5, 5)
