@@ -43,7 +43,8 @@ from scripts.command_line import positive, run, show
 from scripts.machine import machine
 from scripts.seed import Session
 from sesiones.settings import Settings
-from tests.harness.redis_server import RedisCluster, RedisServer, free_port
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisCluster, RedisServer
 
 SERVER_CORE, LOAD_CORE = 0, 1
 IDLE_SECONDS = 40_000

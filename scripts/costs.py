@@ -37,7 +37,8 @@ from sesiones.store import SessionStore
 from sesiones.store.near_cache import ENTRIES_MAX, InvalidationTable, NearCache
 from tests.harness.client import Client
 from tests.harness.deployment import JSON
-from tests.harness.redis_server import RedisCluster, RedisServer, free_port, wait_until
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisCluster, RedisServer, wait_until
 from tests.harness.service import Service
 
 OPERATIONS = 20_000

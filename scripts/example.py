@@ -14,8 +14,9 @@ from pathlib import Path
 
 from scripts.command_line import run
 from scripts.gateways import GATEWAYS, PUBLIC, Gateway, RunningGateway
+from tests.harness.ports import free_port
 from tests.harness.processes import connects
-from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service, environment
 
 WEBSITE = Path(__file__).parents[1] / "docs" / "examples" / "website"

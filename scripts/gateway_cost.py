@@ -26,7 +26,8 @@ from scripts.command_line import positive, run
 from scripts.gateways import GATEWAYS, Gateway, RunningGateway
 from sesiones.settings import Settings
 from sesiones.store.from_settings import open_store
-from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service
 
 TRIES = 3

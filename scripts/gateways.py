@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tests.harness.redis_server import free_port
+from tests.harness.ports import free_port
 
 DOCS = Path(__file__).parents[1] / "docs" / "gateways"
 

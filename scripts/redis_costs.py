@@ -17,7 +17,8 @@ from scripts import bench
 from sesiones.redis_client.single import Server
 from sesiones.store.keys import Keys
 from sesiones.store.scripts import CHECK
-from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisServer
 
 SESSIONS = 1000
 CONNECTIONS = 64

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import sesiones
-from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,8 @@ from hypothesis import settings
 from redis import Redis
 
 from sesiones.store import SessionStore
-from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer
 from tests.harness.run_record import RunRecord
 from tests.harness.service import TOKEN, Service
 from tests.harness.stores import open_store, service_variables

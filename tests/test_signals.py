@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service, children, comes_true, environment, serves
 
 pytestmark = pytest.mark.slow

@@ -35,13 +35,8 @@ from sesiones import tokens
 from tests.harness.faults import client as redis_client
 from tests.harness.faults import hung
 from tests.harness.hot_traffic import HotTraffic, Staleness
-from tests.harness.redis_server import (
-    RedisCluster,
-    RedisSentinels,
-    RedisServer,
-    free_port,
-    wait_until,
-)
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, wait_until
 from tests.harness.relay import Filter, Relay
 from tests.harness.service import Service, children
 

@@ -14,7 +14,8 @@ import uvloop
 
 from scripts.chaos import Bar, Trial, trial
 from tests.harness.faults import client, hung
-from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer
 from tests.harness.service import Service
 from tests.harness.traffic import BACK, LOST, OVERWRITTEN, counted, words
 

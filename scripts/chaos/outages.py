@@ -12,7 +12,8 @@ import uvloop
 
 from scripts.chaos import Bar, trial
 from tests.harness.faults import cut_off, demoted, full, hung, misconf, noreplicas, stopped
-from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service
 from tests.harness.traffic import Event, words
 

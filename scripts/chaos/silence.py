@@ -21,13 +21,8 @@ from sesiones import tokens
 from sesiones.store.tombstones import TOMBSTONE_TTL_SECONDS
 from tests.harness.client import Client
 from tests.harness.faults import client as redis_client
-from tests.harness.redis_server import (
-    RedisCluster,
-    RedisSentinels,
-    RedisServer,
-    free_port,
-    wait_until,
-)
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, wait_until
 from tests.harness.relay import Relay
 from tests.harness.service import Service
 

@@ -18,7 +18,8 @@ import uvloop
 from scripts.chaos import Bar, Trial, trial
 from sesiones.http.server import STOP_SECONDS
 from tests.harness.client import Client
-from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service
 from tests.harness.traffic import Event, words
 

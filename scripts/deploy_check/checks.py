@@ -12,7 +12,8 @@ import orjson
 import yaml
 
 from scripts.deploy_check.containers import Containers
-from tests.harness.redis_server import RedisServer, free_port, wait_until
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisServer, wait_until
 
 KEY = "k" * 32
 HARDENED = "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges"

@@ -19,8 +19,9 @@ from sesiones.cli.sentinels import examine_sentinels
 from sesiones.redis_client import Commands, Execute
 from sesiones.settings import Settings
 from tests.harness.command_line import CommandLine
+from tests.harness.ports import free_port
 from tests.harness.records import counter_key, digest, evict, index_key, session_key
-from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
+from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer
 from tests.harness.stores import replica_of
 
 pytestmark = pytest.mark.anyio

@@ -13,7 +13,8 @@ from sesiones.cli.near_cache import examine_near_cache
 from sesiones.redis_client import connect
 from sesiones.settings import Settings
 from tests.harness.command_line import CommandLine
-from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer
 from tests.harness.relay import Relay
 
 CACHE = ("--cache-seconds", "30", "--touch-seconds", "30")

@@ -17,6 +17,7 @@ from sesiones.cli.exits import Exit
 from sesiones.sesion import Sesion, StoreUnavailable
 from sesiones.store.operators import OperatorTools
 from tests.harness.command_line import CommandLine
+from tests.harness.ports import free_port
 from tests.harness.records import (
     NEIGHBOUR,
     age,
@@ -27,7 +28,7 @@ from tests.harness.records import (
     state,
     write_record,
 )
-from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.redis_server import RedisServer
 from tests.harness.stores import open_store, replica_of
 
 PLACE = "prefix sesiones, database 0"

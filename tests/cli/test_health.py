@@ -14,7 +14,7 @@ import pytest
 from sesiones.cli import health as health_command
 from sesiones.cli import main
 from sesiones.cli.exits import Exit
-from tests.harness.redis_server import free_port
+from tests.harness.ports import free_port
 from tests.harness.service import Service, comes_true, environment
 
 NO_REDIS = "redis://127.0.0.1:1"

@@ -6,8 +6,9 @@ from redis import Redis
 
 from sesiones.cli.exits import Exit
 from tests.harness.command_line import CommandLine
+from tests.harness.ports import free_port
 from tests.harness.records import age, digest, index_key, session_key, write_record
-from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.redis_server import RedisServer
 from tests.harness.stores import replica_of
 
 

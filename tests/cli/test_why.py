@@ -16,8 +16,9 @@ from sesiones.cli.why import REASONS
 from sesiones.metrics import ENDED
 from sesiones.sesion import Sesion
 from tests.harness.command_line import CommandLine
+from tests.harness.ports import free_port
 from tests.harness.records import NEIGHBOUR, base
-from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.redis_server import RedisServer
 from tests.harness.stores import open_store, replica_of
 
 PLACE = "prefix sesiones, database 0"

@@ -16,8 +16,9 @@ from sesiones.sesion import Login, Sesion, StoreUnavailable
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
 from sesiones.store.operators import Ending
+from tests.harness.ports import free_port
 from tests.harness.records import slot_of
-from tests.harness.redis_server import RedisCluster, RedisServer, free_port
+from tests.harness.redis_server import RedisCluster, RedisServer
 from tests.harness.stores import open_store, replica_of
 
 pytestmark = pytest.mark.anyio

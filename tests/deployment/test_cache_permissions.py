@@ -15,7 +15,8 @@ from sesiones.metrics import CACHE_LOOKUPS, cell
 from sesiones.redis_client import connect
 from sesiones.settings import Settings
 from sesiones.store import SessionStore
-from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisServer
 from tests.harness.stores import open_store
 
 pytestmark = pytest.mark.anyio

@@ -21,7 +21,8 @@ import uvicorn
 
 from scripts.gateways import Gateway, RunningGateway
 from tests.gateways.client import Body, Headers, exchange
-from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisServer
 from tests.harness.service import Reply, Service
 
 OUTAGE_SECONDS = 3.0

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from redis import Redis
 
-from tests.harness.redis_server import RedisServer, free_port, wait_until
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisServer, wait_until
 from tests.harness.service import Service
 
 Fault = Callable[[RedisServer], AbstractContextManager[None]]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.harness.redis_server import free_port
+from tests.harness.ports import free_port
 from tests.harness.service import environment, refused
 
 

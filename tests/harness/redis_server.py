@@ -1,7 +1,6 @@
 """A Redis or Valkey server of our own: for `make run`, the tests and the load scripts."""
 
 import re
-import secrets
 import shutil
 import signal
 import socket
@@ -19,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError
 from redis.retry import Retry
 
+from tests.harness.ports import free_port
 from tests.harness.redis_binary import find_binary
 
 CONFIGURATION = Path(__file__).parents[2] / "redis.conf"
@@ -407,12 +407,3 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20) ->
         if time.monotonic() > deadline:
             raise RuntimeError(f"gave up after {seconds:g} s of waiting for {what}")
         time.sleep(0.02)
-
-
-def free_port() -> int:
-    """A port below the ephemeral ones (32768 and up on Linux). An outgoing connection could take an
-    ephemeral port before the server that it is meant for listens there."""
-    while True:
-        port = 10_000 + secrets.randbelow(22_768)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port

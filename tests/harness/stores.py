@@ -11,7 +11,8 @@ from sesiones.policy import SessionPolicy
 from sesiones.redis_client import Commands
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import SessionStore
-from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisServer
 from tests.harness.service import comes_true
 
 KEY = "k" * 32

@@ -20,8 +20,9 @@ from sesiones.http import sockets
 from sesiones.http.sockets import ListenError, listen
 from sesiones.settings import Settings, SettingsError
 from tests.harness.faults import hung
+from tests.harness.ports import free_port
 from tests.harness.processes import connects
-from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service, comes_true
 from tests.harness.serving import (
     FORM,

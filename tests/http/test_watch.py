@@ -13,7 +13,8 @@ import sesiones
 from sesiones.http import watch
 from sesiones.http.watch import Watch
 from sesiones.settings import Settings
-from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service, comes_true, environment
 from tests.harness.stores import KEY, replica_of
 

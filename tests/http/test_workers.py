@@ -15,8 +15,9 @@ import pytest
 
 from sesiones.http.server import FILES_MIN, STOP_SECONDS
 from sesiones.http.workers import HANG_SECONDS
+from tests.harness.ports import free_port
 from tests.harness.processes import connects, is_running
-from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service, comes_true, environment, refused
 
 pytestmark = pytest.mark.slow

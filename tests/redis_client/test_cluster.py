@@ -16,8 +16,9 @@ from sesiones import tokens
 from sesiones.sesion import Refusal, Sesion, StoreUnavailable
 from sesiones.store import SessionStore
 from tests.harness.faults import hung
+from tests.harness.ports import free_port
 from tests.harness.records import slot_of
-from tests.harness.redis_server import RedisCluster, RedisServer, free_port
+from tests.harness.redis_server import RedisCluster, RedisServer
 from tests.harness.stores import available, open_store
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster]

@@ -12,7 +12,8 @@ from redis import Redis
 
 from tests.harness.client import Client
 from tests.harness.faults import hung
-from tests.harness.redis_server import RedisCluster, RedisServer, free_port
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisCluster, RedisServer
 from tests.harness.service import Service
 from tests.harness.stores import open_store
 from tests.redis_client.relays import relays_before

@@ -17,8 +17,9 @@ from sesiones.redis_client.single import FOLLOW_SECONDS, SentinelMaster
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import SessionStore
 from tests.harness.fake_redis import Network, simulated
+from tests.harness.ports import free_port
 from tests.harness.records import session_key
-from tests.harness.redis_server import RedisSentinels, free_port
+from tests.harness.redis_server import RedisSentinels
 from tests.harness.service import comes_true
 from tests.harness.stores import available, open_store
 

@@ -24,8 +24,9 @@ from sesiones.redis_client import subscription
 from sesiones.redis_client.subscription import LEASE_SECONDS, RETRY_SECONDS
 from sesiones.store import SessionStore
 from tests.harness.faults import cut_off, hung
+from tests.harness.ports import free_port
 from tests.harness.records import slot_of
-from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, free_port
+from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer
 from tests.harness.relay import Relay
 from tests.harness.stores import available, open_store, replica_of
 

@@ -17,8 +17,9 @@ from sesiones.cli.exits import Exit
 from sesiones.redis_client import connect
 from sesiones.sesion import StoreUnavailable
 from tests.harness.certificates import make_certificate
+from tests.harness.ports import free_port
 from tests.harness.redis_binary import find_binary
-from tests.harness.redis_server import RedisCluster, RedisServer, free_port, wait_until
+from tests.harness.redis_server import RedisCluster, RedisServer, wait_until
 from tests.harness.service import Service
 from tests.harness.stores import available, open_store
 

@@ -16,7 +16,8 @@ from redis.exceptions import RedisError
 from sesiones.redis_client import connect
 from sesiones.sesion import StoreUnavailable
 from tests.harness.certificates import make_certificate
-from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisServer
 from tests.harness.stores import open_store
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_complaint")]

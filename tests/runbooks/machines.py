@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from tests.harness.ports import free_port
 from tests.harness.redis_binary import find_binaries
-from tests.harness.redis_server import CONFIGURATION, free_port, wait_until
+from tests.harness.redis_server import CONFIGURATION, wait_until
 from tests.harness.service import environment
 
 PAGE = (CONFIGURATION.parent / "docs" / "runbooks.md").read_text("utf-8")

@@ -6,13 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.redis_server import (
-    RedisCluster,
-    RedisSentinels,
-    RedisServer,
-    free_port,
-    wait_until,
-)
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisCluster, RedisSentinels, RedisServer, wait_until
 from tests.harness.relay import Relay
 from tests.runbooks.machines import Runbook, Start
 from tests.runbooks.sessions import Node, create, end, live

@@ -12,7 +12,8 @@ import pytest
 from redis import Redis
 
 from tests.harness.certificates import make_certificate
-from tests.harness.redis_server import CONFIGURATION, RedisServer, free_port
+from tests.harness.ports import free_port
+from tests.harness.redis_server import CONFIGURATION, RedisServer
 from tests.harness.service import Service, comes_true
 from tests.harness.stores import KEY, service_variables
 from tests.runbooks.machines import Runbook, Start

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.redis_server import free_port
+from tests.harness.ports import free_port
 from tests.harness.service import Service
 from tests.harness.stores import KEY
 

@@ -22,8 +22,9 @@ from sesiones.sesion import Login, Sesion, StoreUnavailable
 from sesiones.store import SessionStore
 from tests.harness.faults import hung
 from tests.harness.metrics import counted
+from tests.harness.ports import free_port
 from tests.harness.records import record, session_key
-from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.redis_server import RedisServer
 from tests.harness.service import Service, comes_true
 from tests.harness.stores import available, open_store, replica_of
 

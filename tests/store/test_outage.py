@@ -17,7 +17,8 @@ import pytest
 
 from tests.harness.deployment import Deployment
 from tests.harness.faults import Fault, cut_off, full, hung, misconf, noreplicas, stopped
-from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisServer
 from tests.harness.service import Reply, Service
 from tests.store.outages import (
     CHECK_SECONDS,

@@ -15,7 +15,8 @@ from sesiones import tokens
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import SessionStore
 from tests.harness.faults import hung
-from tests.harness.redis_server import RedisCluster, RedisServer, free_port
+from tests.harness.ports import free_port
+from tests.harness.redis_server import RedisCluster, RedisServer
 from tests.harness.stores import open_store
 
 pytestmark = pytest.mark.anyio
