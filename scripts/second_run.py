@@ -8,7 +8,7 @@ On a busy machine a test can fail because time ran out for it. So the command su
 test that failed passes the second time; those tests are printed, and kept in `var/second-run.txt`.
 There is no second run where it would prove nothing:
 
-- more than five tests failed;
+- more than five tests failed, where those that share a fixture that failed count as one;
 - a module was not collected, or the process of a test or of pytest ended before its time;
 - a test failed while its fixtures were taken down, which other tests may have used before it;
 - a test has the marker `race`: it looks for a race, which may not come a second time.
@@ -61,8 +61,9 @@ def _why_final(run: Run | None) -> str | None:
     """Return why a second run would prove nothing, or None."""
     if run is None:
         return "pytest did not come to its end, or has no cache"
-    if len(run.failures) > MOST_FAILURES:
-        return f"{len(run.failures)} failures are more than {MOST_FAILURES}"
+    failures = len({failure.cause or failure.test for failure in run.failures})
+    if failures > MOST_FAILURES:
+        return f"{failures} failures are more than {MOST_FAILURES}"
     for failure in run.failures:
         if failure.phase not in ("setup", "call"):
             return f"{failure.test} failed in the phase {failure.phase}"

@@ -18,6 +18,8 @@ class Failure:
     """`setup`, `call` or `teardown`; `collect` where a module was not collected; `???` where the
     process of the test ended, as pytest-xdist has it."""
     looks_for_a_race: bool
+    cause: str = ""
+    """What was raised and where, in `setup`: the same for all tests that share a broken fixture."""
 
 
 @dataclass
@@ -40,7 +42,9 @@ class RunRecord:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
             test, phase = _without_group(report.nodeid), report.when or "???"
-            self._run.failures.append(Failure(test, phase, "race" in report.keywords))
+            crash = getattr(report.longrepr, "reprcrash", "") if phase == "setup" else ""
+            failure = Failure(test, phase, "race" in report.keywords, str(crash))
+            self._run.failures.append(failure)
         elif report.passed and report.when == "call":
             self._run.passed += 1
 

@@ -148,6 +148,18 @@ def test_as_many_failures_as_allowed_run_again(suite: Suite) -> None:
     assert suite.play().returncode == 0
 
 
+@pytest.mark.parametrize(("processes", "options"), [(1, ()), (2, ("-n2",))], ids=["alone", "xdist"])
+def test_tests_that_share_a_fixture_that_failed_count_as_one(
+    suite: Suite, processes: int, options: tuple[str, ...]
+) -> None:
+    suite.write(
+        f"@pytest.fixture(scope='session')\ndef made(): assert runs('made') > {processes}\n\n"
+        "@pytest.mark.parametrize('n', range(20))\ndef test_it(made, n): pass\n"
+    )
+    assert suite.play(*options).returncode == 0
+    assert suite.notes.count("test_it[") == 20
+
+
 @pytest.mark.parametrize("options", [(), ("-n2",)], ids=["alone", "xdist"])
 @pytest.mark.parametrize(
     ("tests", "reason"),
