@@ -84,6 +84,37 @@ class Deadline:
         await self._timeout.__aexit__(kind, error, traceback)
 
 
+class FallbackFuture(asyncio.Future[Any]):
+    """A future that no task waits for as long as all goes well. ``fall_back(self)`` is called once,
+    and may start a task that waits for it: when an exception is set, or when the future is not done
+    at the deadline, in the loop's time."""
+
+    __slots__ = ("_fall_back", "_timer", "fell_back")
+
+    def __init__(
+        self, deadline: float, fall_back: Callable[["asyncio.Future[Any]"], object]
+    ) -> None:
+        super().__init__()
+        self._fall_back = fall_back
+        self.fell_back = False
+        self._timer = self.get_loop().call_at(deadline, self._needs_task)
+
+    def set_result(self, result: Any) -> None:
+        super().set_result(result)
+        self._timer.cancel()
+
+    def set_exception(self, exception: type | BaseException) -> None:
+        super().set_exception(exception)
+        self.exception()  # the task may end before it waits for this
+        if not self.fell_back:
+            self._needs_task()
+
+    def _needs_task(self) -> None:
+        self._fall_back(self)
+        self.fell_back = True
+        self._timer.cancel()
+
+
 def background(work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
     """A task that may be unfinished when its loop is closed by hand. asyncio would log an error for
     it; as for the tasks of asyncio.gather(), it does not."""

@@ -66,6 +66,7 @@ class ClockedRedis:
         replicas: int = 0,
         safe_to_repeat: bool = False,
         on_reply: OnReply | None = None,
+        sent: object = None,
     ) -> Any:
         reply = await self._execute(*arguments)
         return reply if on_reply is None else on_reply(reply)
@@ -83,6 +84,9 @@ class ClockedRedis:
         self, *arguments: Argument, keys: Sequence[str], safe_to_repeat: bool = False
     ) -> Any:
         return await self.execute(*arguments)
+
+    def connection(self, keys: Sequence[str]) -> None:
+        """No connection is open: every command is sent by execute()."""
 
     async def masters(self) -> dict[str, Execute]:
         return {"redis": self.execute}

@@ -134,6 +134,10 @@ class Cluster:
     def node_of(self, bucket: str) -> Address | None:
         return self._masters[SLOT_OF_BUCKET[bucket]]
 
+    def connection(self, keys: Sequence[str]) -> PipelinedConnection | None:
+        address = self._masters[key_slot(keys[0].encode())]
+        return None if address is None else self._server(address).connection()
+
     async def execute(
         self,
         *arguments: Argument,
@@ -142,6 +146,7 @@ class Cluster:
         replicas: int = 0,
         safe_to_repeat: bool = False,
         on_reply: OnReply | None = None,
+        sent: "asyncio.Future[Any] | None" = None,
     ) -> Any:
         slot = key_slot(keys[0].encode()) if keys else 0
         asking: Address | None = None  # where the last answer, an ASK, leads
@@ -153,7 +158,11 @@ class Cluster:
                 if asking:
                     return await server.execute_asking(*arguments)
                 return await server.execute(
-                    *arguments, replicas=replicas, safe_to_repeat=safe_to_repeat, on_reply=on_reply
+                    *arguments,
+                    replicas=replicas,
+                    safe_to_repeat=safe_to_repeat,
+                    on_reply=on_reply,
+                    sent=sent,
                 )
             except (NoScriptError, UnconfirmedError):
                 raise
@@ -177,6 +186,7 @@ class Cluster:
                         with contextlib.suppress(RedisError, OSError):
                             await self._refreshing()  # so that the caller's next try succeeds
                     raise
+            sent = None
             redirections += 1
             if redirections > 1:
                 await asyncio.sleep(REDIRECTED_SECONDS)

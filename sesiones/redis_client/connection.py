@@ -164,15 +164,18 @@ class PipelinedConnection(asyncio.Protocol):
         on_reply: OnReply | None = None,
         *,
         safe_to_repeat: bool = False,
+        future: "asyncio.Future[Any] | None" = None,
     ) -> "asyncio.Future[Any]":
         """The reply, or what ``on_reply`` returns or raises. ``on_reply`` is called with the reply
         when it is read, before any later reply, even if the caller was cancelled.
         ``safe_to_repeat``: the future may fail with SilentError after half of the time.
+        ``future``: the one to return, if the caller has made it.
 
         Raises what arguments raise that cannot be packed (TypeError, UnicodeEncodeError).
         """
         command = hiredis.pack_command(arguments)  # type: ignore[arg-type]
-        future: asyncio.Future[Any] = self._loop.create_future()
+        if future is None:
+            future = self._loop.create_future()
         if self.transport.is_closing():
             future.set_exception(RedisConnectionError("connection lost"))
             return future

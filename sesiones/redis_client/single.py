@@ -78,6 +78,10 @@ class Server:
         self._connect = partial(_connect, pool)
         """Opens another connection to the server of the newest one."""
 
+    def connection(self, keys: Sequence[str] = ()) -> PipelinedConnection | None:
+        connection = self._connection
+        return connection if connection is not None and connection.usable else None
+
     async def execute(
         self,
         *arguments: Argument,
@@ -86,8 +90,11 @@ class Server:
         replicas: int = 0,
         safe_to_repeat: bool = False,
         on_reply: OnReply | None = None,
+        sent: "asyncio.Future[Any] | None" = None,
     ) -> Any:
         try:
+            if sent is not None:
+                return await sent
             connection = await self._connected()
             sent = connection.send(arguments, on_reply, safe_to_repeat=safe_to_repeat)
             if not replicas:
@@ -152,10 +159,7 @@ class Server:
             raise
 
     async def _connected(self) -> PipelinedConnection:
-        connection = self._connection
-        if connection is None or not connection.usable:
-            connection = await self._opening()
-        return connection
+        return self.connection() or await self._opening()
 
     async def _is_named(self, connection: PipelinedConnection) -> bool:
         """Whether Sentinel, too, says that the connection's server is the master."""

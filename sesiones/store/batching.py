@@ -9,15 +9,16 @@ import asyncio
 import logging
 import time
 from bisect import bisect_right
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
-
-from sesiones.tasks import background
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 _Waiting = tuple[Question, Callable[[Answer | Exception], None], float, float]
 """A question, the callback for its answer, when it was asked, and when it is overdue."""
+Answered = Callable[[Sequence[Answer | Exception]], None]
 
 TICK_SECONDS = 0.05
 """How often a batcher with questions looks whether the process was paused."""
@@ -25,28 +26,40 @@ TICK_SECONDS = 0.05
 logger = logging.getLogger("sesiones.store")
 
 
+@dataclass(eq=False, slots=True)
+class _Call(Generic[Question, Answer]):
+    """A batch that is out. A KeyboardInterrupt or a bug can cost it its answer. Then it must not
+    count as in flight for ever, so it is given up after a number of ticks: a pause of the process
+    counts as one."""
+
+    batch: list[_Waiting[Question, Answer]]
+    ticks_left: int
+
+
 def _due(waiting: _Waiting[Any, Any]) -> float:
     return waiting[3]
 
 
 class Batcher(Generic[Question, Answer]):
-    """Asks in batches through ``ask(questions, deadline)``, which returns the answers in order.
+    """Asks in batches through ``ask(questions, deadline, answered)``, which calls ``answered`` with
+    the answers in order; a second call has no effect.
 
     The deadline is in the loop's time, which is time.monotonic()'s: ``timeout_seconds`` after the
     oldest question came, plus the time for which the process was paused meanwhile. But at least
     half of ``timeout_seconds`` is left for the call, so that a question that has waited long does
     not fail the others of its batch.
 
-    An answer may be an exception. What ``ask`` raises is the answer to the whole batch;
-    ``overdue()`` is the answer to a question that could not go out within ``timeout_seconds``. A
-    callback that raises does not affect the others. ``observe`` is told when the questions answered
-    together were asked, and their answers. ``on_idle`` is called once no question has been left for
-    up to two ticks.
+    An answer may be an exception. ``overdue()`` is the answer to a question that could not go out
+    within ``timeout_seconds``. A callback that raises does not affect the others. ``observe`` is
+    told when the questions answered together were asked, and their answers. ``on_idle`` is called
+    once no question has been left for up to two ticks.
+
+    A call that has no answer in twice the time is given up: its questions are overdue.
     """
 
     def __init__(
         self,
-        ask: Callable[[list[Question], float], Awaitable[Sequence[Answer | Exception]]],
+        ask: Callable[[list[Question], float, Answered[Answer]], object],
         timeout_seconds: float,
         *,
         batch_max: int,
@@ -63,7 +76,9 @@ class Batcher(Generic[Question, Answer]):
         self._in_flight_max = in_flight_max
         self._timeout_seconds = timeout_seconds
         self._waiting: list[_Waiting[Question, Answer]] = []
-        self._in_flight: set[asyncio.Task[None]] = set()
+        self._in_flight: set[_Call[Question, Answer]] = set()
+        self._none_in_flight: asyncio.Event | None = None
+        """What aclose() waits for."""
         self._scheduled = False
         self._ticking = False
         self._tick_due = 0.0
@@ -95,10 +110,12 @@ class Batcher(Generic[Question, Answer]):
         batch, self._waiting = self._waiting[: self._batch_max], self._waiting[self._batch_max :]
         if not batch:
             return
+        call = _Call(batch, int(2 * self._timeout_seconds / TICK_SECONDS) + 2)
+        self._in_flight.add(call)
         deadline = max(_due(batch[0]), now + self._timeout_seconds / 2)
-        task = background(self._dispatch(batch, deadline))
-        self._in_flight.add(task)
-        task.add_done_callback(self._finish)
+        self._ask(
+            [question for question, *_ in batch], deadline, partial(self._answered, loop, call)
+        )
         if self._waiting:
             self._schedule(loop)
 
@@ -111,6 +128,11 @@ class Batcher(Generic[Question, Answer]):
         self._notice_pause(time.monotonic())
         if self._waiting or self._in_flight:
             self._tick_later(loop)
+            self._schedule(loop)  # an interrupt may have cost _flush() its turn
+            for call in [*self._in_flight]:
+                call.ticks_left -= 1
+                if call.ticks_left < 0:
+                    self._answered(loop, call, [self._overdue()] * len(call.batch))
         else:
             self._ticking = False
             self._on_idle()
@@ -128,13 +150,22 @@ class Batcher(Generic[Question, Answer]):
                 for question, done, asked, due in self._waiting
             ]
 
-    async def _dispatch(self, batch: list[_Waiting[Question, Answer]], deadline: float) -> None:
-        answers: Sequence[Answer | Exception]
+    def _answered(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        call: "_Call[Question, Answer]",
+        answers: Sequence[Answer | Exception],
+    ) -> None:
+        if call not in self._in_flight:
+            return
+        self._in_flight.remove(call)
         try:
-            answers = await self._ask([question for question, *_ in batch], deadline)
-        except Exception as error:
-            answers = [error] * len(batch)
-        self._answer(batch, answers)
+            self._answer(call.batch, answers)
+        finally:
+            if self._waiting and not self._scheduled:
+                self._schedule(loop)
+            if not self._in_flight and self._none_in_flight is not None:
+                self._none_in_flight.set()
 
     def _answer(
         self, batch: list[_Waiting[Question, Answer]], answers: Sequence[Answer | Exception]
@@ -153,9 +184,5 @@ class Batcher(Generic[Question, Answer]):
         if waiting:
             self._answer(waiting, [error] * len(waiting))
         if self._in_flight:
-            await asyncio.wait(self._in_flight)
-
-    def _finish(self, task: asyncio.Task[None]) -> None:
-        self._in_flight.discard(task)
-        if self._waiting and not self._scheduled:
-            self._schedule(task.get_loop())
+            self._none_in_flight = asyncio.Event()
+            await self._none_in_flight.wait()

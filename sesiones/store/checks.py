@@ -10,17 +10,18 @@ from typing import Any
 from sesiones import tokens
 from sesiones.metrics import Metrics
 from sesiones.policy import SessionPolicy
-from sesiones.redis_client import Execute
+from sesiones.redis_client import Argument, Execute
 from sesiones.redis_client.cluster import SlotMovedError
 from sesiones.sesion import Sesion, StoreUnavailable
 from sesiones.store.batching import Batcher
 from sesiones.store.events import SessionEvents
 from sesiones.store.keys import Keys, base_of
-from sesiones.store.near_cache import NearCache
+from sesiones.store.near_cache import NearCache, Read
 from sesiones.store.records import session_of, window_of
 from sesiones.store.runner import ScriptRunner, WritesRefused, WritesSilent, unavailable
 from sesiones.store.scripts import CHECK, PEEK, Script
 from sesiones.store.tombstones import Tombstones
+from sesiones.tasks import background
 
 logger = logging.getLogger("sesiones.store")
 refusals = logging.getLogger("sesiones.checks")
@@ -29,6 +30,7 @@ WRITES_SILENT_SECONDS = 1.0
 """How long checks only peek, after a slide was not answered in half of its time."""
 
 Answer = Sesion | Exception | None
+Answers = Sequence[Answer]
 Submit = Callable[[str, Callable[[Answer], None]], None]
 
 
@@ -47,7 +49,7 @@ class CheckQueue:
         cache: NearCache | None,
         *,
         timeout_seconds: float,
-        observe: Callable[[list[float], Sequence[Answer]], None],
+        observe: Callable[[list[float], Answers], None],
     ) -> None:
         self._runner = runner
         self._keys = keys
@@ -99,25 +101,59 @@ class CheckQueue:
         batchers = [*self._batchers.values()]
         await asyncio.gather(*(batcher.aclose(closed) for batcher in batchers))
 
-    async def _find_batch(self, slide: bool, batch: list[str], deadline: float) -> Sequence[Answer]:
+    def _find_batch(
+        self, slide: bool, batch: list[str], deadline: float, answered: Callable[[Answers], None]
+    ) -> None:
+        """Ask without a task, because that would cost as much as the rest of a lone check. A task
+        goes on where the call cannot be sent at once, or fails."""
         self._metrics.batch_sent(len(batch))
-        try:
-            return await self._slide_or_peek(slide, batch, deadline)
-        except StoreUnavailable:
-            raise
-        except Exception as error:  # a bug of ours: no check is answered with anything but a 503
-            logger.exception("a batch of checks failed")
-            raise StoreUnavailable("a batch of checks failed") from error
-        finally:
+
+        def go_on(sent: asyncio.Future[Any] | None) -> None:
+            task = background(self._slide_or_peek(slide, batch, deadline, sent))
+            task.add_done_callback(finish)
+
+        def finish(task: asyncio.Task[Answers]) -> None:
             self._metrics.batch_over(len(batch))
+            answered(_answers_of(task, len(batch)))
+
+        if time.monotonic() < self._writes_silent_until:
+            go_on(None)
+            return
+        keys = [self._keys.session(token) for token in batch]
+        read = self._cache.begin(batch, keys) if self._cache is not None else None
+        call = None
+
+        def on_reply(replies: Any) -> Any:
+            self._record_ended(keys, replies)
+            if call is not None and call.fell_back:
+                return replies
+            answers = self._active(batch, self._slid(batch, keys, replies, read))
+            self._metrics.batch_over(len(batch))
+            answered(answers)
+            return None
+
+        call = self._runner.send(
+            CHECK,
+            keys,
+            *self._arguments(keys, slide),
+            deadline=deadline,
+            on_reply=on_reply,
+            fall_back=go_on,
+        )
+        if call is None:
+            go_on(None)
 
     async def _slide_or_peek(
-        self, slide: bool, batch: list[str], deadline: float
-    ) -> Sequence[Answer]:
+        self,
+        slide: bool,
+        batch: list[str],
+        deadline: float,
+        sent: asyncio.Future[Any] | None = None,
+    ) -> Answers:
+        """``sent``: see ScriptRunner.run()."""
         if time.monotonic() >= self._writes_silent_until:
             try:
-                sesiones, slides = await self._fetch(CHECK, batch, deadline, slide=slide)
-                self._metrics.slid(slides)
+                sesiones = await self._fetch(CHECK, batch, deadline, slide=slide, sent=sent)
                 return self._active(batch, sesiones)
             except SlotMovedError:
                 return await self._find_while_slots_move(slide, batch, deadline)
@@ -125,15 +161,15 @@ class CheckQueue:
                 pass
             except WritesSilent:
                 self._writes_are_silent()
-        sesiones, _ = await self._fetch(PEEK, batch, deadline, on_master=True)
+        sesiones = await self._fetch(PEEK, batch, deadline, on_master=True)
         return self._active(batch, sesiones)
 
     async def _find_while_slots_move(
         self, slide: bool, batch: list[str], deadline: float
-    ) -> Sequence[Answer]:
+    ) -> Answers:
         if len(batch) == 1:
             # The user's keys are being moved from node to node, and a slide would need all of them.
-            sesiones, _ = await self._fetch(PEEK, batch, deadline)
+            sesiones = await self._fetch(PEEK, batch, deadline)
             return self._active(batch, sesiones)
         # The keys are no longer all on one node, so each check is routed by itself.
         alone = await asyncio.gather(
@@ -155,7 +191,7 @@ class CheckQueue:
 
     async def peek(self, token: str) -> Sesion | None:
         """The live session of a well-formed token, active or not, without using it."""
-        (sesion,), _ = await self._fetch(PEEK, [token])
+        (sesion,) = await self._fetch(PEEK, [token])
         return sesion
 
     async def _fetch(
@@ -166,17 +202,18 @@ class CheckQueue:
         *,
         slide: bool = False,
         on_master: bool = False,
-    ) -> tuple[list[Sesion | None], int]:
-        """The sessions, active or not, and how many were slid."""
+        sent: asyncio.Future[Any] | None = None,
+    ) -> list[Sesion | None]:
+        """The sessions, active or not."""
         keys = [self._keys.session(token) for token in batch]
 
         def on_reply(replies: Any) -> Any:
-            for entry in replies[-1]:
-                self._record_ended(keys, entry)
+            self._record_ended(keys, replies)
             return replies
 
-        # A degraded read may come from another connection than the lease is for.
-        cache = self._cache if script is CHECK else None
+        # A degraded read may come from another connection than the lease is for. What was sent was
+        # sent before this.
+        cache = self._cache if script is CHECK and sent is None else None
         read = cache.begin(batch, keys) if cache is not None else None
         commands = self._runner.main
         execute: Execute = commands.execute
@@ -187,37 +224,48 @@ class CheckQueue:
         replies = await self._runner.run(
             script,
             keys,
-            self._policy.touch_seconds if slide else "",
-            self._policy.max_seconds,
-            *keys,
+            *self._arguments(keys, slide),
             execute=execute,
             deadline=deadline,
             on_reply=None if script.read_only else on_reply,
+            sent=sent,
         )
         with unavailable():
-            *flat, microseconds, slides, _ = replies
-            texts = flat[::2]
-            records = zip(batch, texts, flat[1::2], strict=True)
-            sesiones = [session_of(token, text, expiry) for token, text, expiry in records]
+            return self._slid(batch, keys, replies, read)
+
+    def _arguments(self, keys: list[str], slide: bool) -> tuple[Argument, ...]:
+        """Those of lua/check.lua and lua/peek.lua."""
+        return self._policy.touch_seconds if slide else "", self._policy.max_seconds, *keys
+
+    def _slid(
+        self, batch: list[str], keys: list[str], replies: Any, read: Read | None
+    ) -> list[Sesion | None]:
+        """The sessions, active or not, of the script's reply. Slides are counted, and ``read`` is
+        kept."""
+        *flat, microseconds, slides, _ = replies
+        texts = flat[::2]
+        records = zip(batch, texts, flat[1::2], strict=True)
+        sesiones = [session_of(token, text, expiry) for token, text, expiry in records]
         if self._tombstones.any_of(keys):
             for index, key in enumerate(keys):
                 if key in self._tombstones:
                     sesiones[index] = None
-        if cache is not None and read is not None:
+        if self._cache is not None and read is not None:
             windows = [
                 0 if sesion is None else window_of(text)
                 for sesion, text in zip(sesiones, texts, strict=True)
             ]
-            cache.fill(read, sesiones, windows, microseconds / 1e6)
-        return sesiones, slides
+            self._cache.fill(read, sesiones, windows, microseconds / 1e6)
+        self._metrics.slid(slides)
+        return sesiones
 
-    def _record_ended(self, keys: list[str], entry: list[Any]) -> None:
-        """A slide has ended a session that its index had lost. This is called with the reply, even
-        if the deadline passed first: the session has ended all the same, and needs its
-        tombstone."""
-        digest = entry[0].decode()
-        (key,) = (key for key in keys if key.endswith(digest))
-        self._events.ended("unindexed", base_of(key), [entry])
+    def _record_ended(self, keys: list[str], replies: Any) -> None:
+        """Slides have ended sessions that their index had lost. This is called with the reply, even
+        if the deadline passed first: a session has ended all the same, and needs its tombstone."""
+        for entry in replies[-1]:
+            digest = entry[0].decode()
+            (key,) = (key for key in keys if key.endswith(digest))
+            self._events.ended("unindexed", base_of(key), [entry])
 
     def _active(self, batch: list[str], sesiones: list[Sesion | None]) -> list[Sesion | None]:
         """The sessions that are active. The other tokens are refused."""
@@ -230,6 +278,18 @@ class CheckQueue:
                     numbers = {"ID_Sesion": sesion.ID_Sesion, "ID_Usuario": sesion.ID_Usuario}
                     _log_refusal(token, "inactive", numbers)
         return [s if s is not None and s.Estado_Sesion == 1 else None for s in sesiones]
+
+
+def _answers_of(task: asyncio.Task[Answers], number: int) -> Answers:
+    """What the task has returned, or that many errors: no check is answered with anything but a 503
+    because a task was cancelled, as by the end of asyncio.run(), or has a bug."""
+    error = StoreUnavailable("cancelled") if task.cancelled() else task.exception()
+    if error is None:
+        return task.result()
+    if not isinstance(error, StoreUnavailable):
+        logger.error("a batch of checks failed", exc_info=error)
+        error = StoreUnavailable("a batch of checks failed")
+    return [error] * number
 
 
 def _log_refusal(token: str, reason: str, numbers: dict[str, int]) -> None:

@@ -20,8 +20,8 @@ from sesiones.redis_client.connection import SilentError, described
 from sesiones.redis_client.single import UnconfirmedError
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import scripts
-from sesiones.store.scripts import MismatchedReplyError, Script
-from sesiones.tasks import MALFORMED_REPLY_ERRORS, Deadline
+from sesiones.store.scripts import MismatchedReplyError, Script, untagged
+from sesiones.tasks import MALFORMED_REPLY_ERRORS, Deadline, FallbackFuture
 
 logger = logging.getLogger("sesiones.store")
 
@@ -138,6 +138,7 @@ class ScriptRunner:
         deadline: float | None = None,
         on_reply: OnReply | None = None,
         actor: str = "",
+        sent: "asyncio.Future[Any] | None" = None,
     ) -> Any:
         """The script's reply, or what ``on_reply`` makes of it, by the deadline in the loop's time,
         or within ``timeout_seconds``. A second try follows at once, because Redis may have closed
@@ -147,6 +148,8 @@ class ScriptRunner:
         instead: it raises SlotMovedError when its keys are not all on one node, and WritesSilent
         when the server has sent nothing for half of the time. Every other script waits until the
         keys are on one node, and uses all of its time.
+
+        ``sent``: the future of the first try, if send() has made that.
         """
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + self.timeout_seconds
@@ -162,7 +165,7 @@ class ScriptRunner:
         )
         try:
             async with Deadline(deadline):
-                reply = await self._evaluate_with_retries(script, evaluate, tries)
+                reply = await self._evaluate_with_retries(script, evaluate, tries, sent)
         except (SlotMovedError, WritesSilent):
             raise
         except MALFORMED_REPLY_ERRORS as error:
@@ -173,16 +176,52 @@ class ScriptRunner:
             self._outages.redis.succeeded()
         return reply
 
+    def send(
+        self,
+        script: Script,
+        keys: list[str],
+        *arguments: Argument,
+        deadline: float,
+        on_reply: OnReply,
+        fall_back: Callable[["asyncio.Future[Any]"], object],
+    ) -> FallbackFuture | None:
+        """The first try of run() for a script that is safe to repeat, without a task. When it
+        fails, or has no reply by the deadline, ``fall_back`` is called with the future, for run()
+        to go on. Returns None where run() would have to find the node or to open a connection
+        first: nothing was sent then."""
+        connection = self.main.connection(keys)
+        if connection is None:
+            return None
+        tag, words = scripts.command(script, keys, arguments, self._why_seconds, "")
+        begun = time.monotonic()
+
+        def on_tagged_reply(reply: Any) -> Any:
+            own = untagged(tag, reply)
+            self._metrics.redis_replied(time.monotonic() - begun)
+            if self._outages.redis.failing:
+                self._outages.redis.succeeded()
+            return on_reply(own)
+
+        future = FallbackFuture(deadline, fall_back)
+        connection.send(words, on_tagged_reply, safe_to_repeat=True, future=future)
+        return future
+
     async def _evaluate_with_retries(
-        self, script: Script, evaluate: Callable[[], Awaitable[Any]], tries: int
+        self,
+        script: Script,
+        evaluate: Callable[..., Awaitable[Any]],
+        tries: int,
+        sent: "asyncio.Future[Any] | None",
     ) -> Any:
         """A call whose keys are being moved has not been carried out, and does not count as a
         try."""
         while True:
             begun = time.monotonic()
+            first, sent = sent, None
             try:
-                reply = await evaluate()
-                self._metrics.redis_replied(time.monotonic() - begun)
+                reply = await evaluate(sent=first)
+                if first is None:  # send() counts the reply that it has asked for
+                    self._metrics.redis_replied(time.monotonic() - begun)
                 return reply
             except SlotMovedError:
                 if script.has_read_only_twin:

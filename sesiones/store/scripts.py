@@ -5,6 +5,7 @@ another user's session. Therefore each call sends a tag of its own as its last a
 script returns it beside its reply. A reply with another tag is never used.
 """
 
+import asyncio
 import hashlib
 import itertools
 import re
@@ -16,7 +17,6 @@ from redis.exceptions import NoScriptError, RedisError
 from sesiones.redis_client import Argument, Execute, OnReply
 
 _tags = itertools.count(1)
-"""One series for the whole process: no two calls on any connection have the same tag."""
 
 
 class MismatchedReplyError(RedisError):
@@ -120,6 +120,19 @@ SERVICE_SCRIPTS = (
 """The scripts that the service runs; the others are for operators."""
 
 
+def command(
+    script: Script, keys: list[str], arguments: tuple[Argument, ...], why_seconds: int, actor: str
+) -> tuple[bytes, tuple[Argument, ...]]:
+    """The command that runs the script, and its tag. No two calls of this process, on any
+    connection, have the same. ``why_seconds`` and ``actor`` are `keep` and `actor` of
+    lua/session.lua."""
+    tag = b"%d" % next(_tags)
+    named = ("EVAL", script.source) if script.read_only else ("EVALSHA", script.sha)
+    declared = keys if len(keys) == 1 or not script.cross_slot else ()
+    last = (tag,) if script.read_only else (why_seconds, actor, tag)
+    return tag, (*named, len(declared), *declared, *arguments, *last)
+
+
 async def evaluate(
     execute: Execute,
     script: Script,
@@ -128,23 +141,20 @@ async def evaluate(
     why_seconds: int = 0,
     actor: str = "",
     on_reply: OnReply | None = None,
+    sent: "asyncio.Future[Any] | None" = None,
 ) -> Any:
     """Run the script once. Return its reply, or what ``on_reply`` makes of it; see
-    Commands.execute(). ``why_seconds`` and ``actor`` are `keep` and `actor` of lua/session.lua.
-    Raises what ``execute`` and ``on_reply`` raise, MismatchedReplyError and
-    MALFORMED_REPLY_ERRORS."""
-    tag = b"%d" % next(_tags)
-    declared = keys if len(keys) == 1 or not script.cross_slot else ()
-    last = (tag,) if script.read_only else (why_seconds, actor, tag)
-    rest = (len(declared), *declared, *arguments, *last)
+    Commands.execute(), also for ``sent``. Raises what ``execute`` and ``on_reply`` raise,
+    MismatchedReplyError and MALFORMED_REPLY_ERRORS."""
+    tag, words = command(script, keys, arguments, why_seconds, actor)
     options: dict[str, Any] = {"keys": keys, "safe_to_repeat": script.safe_to_repeat}
     if on_reply is not None:
-        options["on_reply"] = lambda tagged: on_reply(untagged(tag, tagged))
+        options["on_reply"] = lambda reply: on_reply(untagged(tag, reply))
+    first = options if sent is None else {"sent": sent, **options}
     try:
-        named = ("EVAL", script.source) if script.read_only else ("EVALSHA", script.sha)
-        reply = await execute(*named, *rest, **options)
+        reply = await execute(*words, **first)
     except NoScriptError:
-        reply = await execute("EVAL", script.source, *rest, **options)
+        reply = await execute("EVAL", script.source, *words[2:], **options)
     return untagged(tag, reply) if on_reply is None else reply
 
 

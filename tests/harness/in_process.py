@@ -95,6 +95,9 @@ class FixedStore(Sessions):
 
     execute_on_master = execute
 
+    def connection(self, _: object) -> None:
+        """None is open."""
+
     def _reply(self, arguments: tuple[Any, ...], keys: Sequence[str]) -> Any:
         found: list[Any] = [self._records.get(key, (None, None)) for key in keys]
         match arguments[1]:

@@ -56,11 +56,9 @@ class RedisServer:
         # A copy: Sentinel, and CONFIG REWRITE, have a server write into its file.
         self._configuration = shutil.copy(CONFIGURATION, self._directory)
         self._process: subprocess.Popen[bytes] | None = None
-        self._reserved: socket.socket | None = None
 
     def start(self) -> None:
         """Start, and wait until it answers. Raises RuntimeError with the end of its log."""
-        self._release()
         self._data.mkdir(parents=True, exist_ok=True)
         log = self._directory / "redis.log"
         log.unlink(missing_ok=True)  # errors of an earlier run must not be reported as this one's
@@ -114,7 +112,7 @@ class RedisServer:
         return Redis(unix_socket_path=str(self.socket), **{"retry": retry} | options)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End the process; SIGTERM saves first. The data stays, and the port stays taken."""
+        """End the process; SIGTERM saves first. The data stays."""
         if self.is_running:
             self.process.send_signal(signal.SIGCONT)
             deadline = time.monotonic() + 10
@@ -126,11 +124,6 @@ class RedisServer:
                 with suppress(subprocess.TimeoutExpired):
                     self.process.wait(timeout=0.2)
             self._process = None
-            if self.port:
-                # Another test's server at this port would answer that there is no such session.
-                self._reserved = socket.socket()
-                self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                self._reserved.bind(("127.0.0.1", self.port))
 
     def wait_until_written(self) -> None:
         """Return when the append-only file has every write, so that a killed server loses none.
@@ -139,15 +132,9 @@ class RedisServer:
             while redis.info("persistence")["aof_buffer_length"]:
                 time.sleep(0.02)
 
-    def _release(self) -> None:
-        if self._reserved is not None:
-            self._reserved.close()
-            self._reserved = None
-
     def close(self) -> None:
         """End the process and remove the private directory."""
         self.stop()
-        self._release()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def __enter__(self) -> "RedisServer":

@@ -18,10 +18,12 @@ class _WritesItsOwnWay(PipelinedConnection):
         on_reply: OnReply | None = None,
         *,
         safe_to_repeat: bool = False,
+        future: "asyncio.Future[Any] | None" = None,
     ) -> "asyncio.Future[Any]":
         if self.transport.is_closing():
-            return super().send(arguments, on_reply, safe_to_repeat=safe_to_repeat)
-        future: asyncio.Future[Any] = self._loop.create_future()
+            return super().send(arguments, on_reply, safe_to_repeat=safe_to_repeat, future=future)
+        if future is None:
+            future = self._loop.create_future()
         self.write(arguments, _InFlight(future, self._loop.time(), safe_to_repeat, on_reply))
         return future
 

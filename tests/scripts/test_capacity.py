@@ -4,14 +4,14 @@ import asyncio
 import importlib.util
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from scripts import capacity
 from sesiones.redis_client.single import Server
-from sesiones.store.batching import Batcher
+from sesiones.store.batching import Answered, Batcher
 from tests.harness.virtual_loop import CLOCK
 from tests.harness.virtual_loop import run as virtual_run
 
@@ -60,11 +60,11 @@ async def batch_size_of_batcher(rate: float, round_trip: Callable[[], float]) ->
     choose = random.Random(7)
     sizes: list[int] = []
 
-    async def ask(questions: list[int], _: float) -> Sequence[int]:
+    def ask(questions: list[int], _: float, answered: Answered[int]) -> None:
         sizes.append(len(questions))
-        await asyncio.sleep(round_trip())
-        return questions
+        loop.call_later(round_trip(), answered, questions)
 
+    loop = asyncio.get_running_loop()
     batcher = Batcher(
         ask,
         60.0,

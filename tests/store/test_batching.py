@@ -8,7 +8,8 @@ import pytest
 
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import batching
-from sesiones.store.batching import Batcher
+from sesiones.store.batching import Answered, Batcher
+from sesiones.tasks import background
 from tests.harness.virtual_loop import CLOCK, VirtualLoop, virtual
 
 
@@ -39,13 +40,14 @@ class Asked:
             observe=lambda asked, answers: self.observed.append((asked, list(answers))),
         )
 
-    async def ask(self, questions: list[int], deadline: float) -> list[int]:
+    def ask(self, questions: list[int], deadline: float, answered: Answered[int]) -> None:
         self.batches.append(questions)
         self.deadlines.append(deadline)
+        background(self.answer(questions, answered))
+
+    async def answer(self, questions: list[int], answered: Answered[int]) -> None:
         await self.open.wait()
-        if self.error is not None:
-            raise self.error
-        return questions
+        answered(questions if self.error is None else [self.error] * len(questions))
 
     def submit(self, *questions: int) -> None:
         """Ask them in one turn of the event loop."""
@@ -197,3 +199,42 @@ async def test_callback_that_raises_harms_no_other(caplog: pytest.LogCaptureFixt
     await asked.settle()
     assert asked.answers == [1, 3]
     assert "a callback of a check failed" in caplog.text
+
+
+@virtual
+async def test_second_answer_to_a_call_has_no_effect() -> None:
+    answered: list[Answered[int]] = []
+    answers: list[object] = []
+    batcher: Batcher[int, int] = Batcher(
+        lambda questions, deadline, answer: answered.append(answer),
+        1.0,
+        batch_max=10,
+        in_flight_max=1,
+        overdue=lambda: OVERDUE,
+        observe=lambda *_: None,
+    )
+    batcher.submit(1, answers.append)
+    await asyncio.sleep(0.01)
+    batcher.submit(2, answers.append)
+    for _ in range(2):
+        answered[0]([10])
+    await asyncio.sleep(0.01)
+    assert answers == [10]
+    answered[0]([11])
+    answered[1]([20])
+    assert answers == [10, 20]
+
+
+@virtual
+async def test_aclose_answers_what_waits_and_waits_for_calls_in_flight() -> None:
+    asked = Asked(in_flight_max=2)
+    for question in 1, 2, 3:
+        asked.submit(question)
+        await asked.settle()
+    closing = asyncio.create_task(asked.batcher.aclose(OVERDUE))
+    await asked.settle()
+    assert asked.answers == [OVERDUE]
+    assert not closing.done()
+    asked.open.set()
+    await closing
+    assert asked.answers == [OVERDUE, 1, 2]

@@ -39,6 +39,9 @@ class Nodes:
         await asyncio.sleep(0.01)
         return on_reply([arguments[-1], [*[None, None] * len(keys), 0, 0, []]])
 
+    def connection(self, keys: list[str]) -> None:
+        """None is open."""
+
     def on_owner_change(self, listener: object) -> None:
         """Nothing is lost."""
 
