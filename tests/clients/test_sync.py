@@ -1,5 +1,6 @@
 """The store for synchronous code, in threads and in forked processes."""
 
+import asyncio
 import inspect
 import multiprocessing
 import threading
@@ -91,6 +92,28 @@ def test_first_calls_at_once_start_one_thread(redis_server: RedisServer, redis: 
             for done in [pool.submit(call, store) for _ in range(8)]:
                 done.result(10)
             assert threads().count("sesiones") == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "error"),
+    [
+        (threading, "_start_new_thread", RuntimeError("can't start new thread")),
+        (asyncio, "new_event_loop", OSError(24, "Too many open files")),
+    ],
+)
+def test_store_works_again_after_its_thread_could_not_start(
+    sync_store: SyncSessionStore, module: object, name: str, error: Exception
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+
+        def fail(*_: object) -> None:
+            raise error
+
+        patch.setattr(module, name, fail)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="does not start"):
+                sync_store.create(7, "laptop")
+    assert sync_store.create(7, "laptop").ID_Usuario == 7
 
 
 def test_close_ends_the_thread_and_the_connection(
