@@ -98,7 +98,9 @@ def test_wrong_answers_are_failures_in_the_report(
     with proxy(service) as url:
         run = "--headless", "-u", "40", "-r", "40", "-t", "5s", "--user-rate", "10"
         files = "--tokens", str(seeded), "--csv", str(tmp_path / "locust")
-        ended = locust("--host", url, *run, *files, SESIONES_SERVICE_KEY=KEY)
+        key = tmp_path / "key"
+        key.write_text(KEY)
+        ended = locust("--host", url, *run, *files, SESIONES_SERVICE_KEY_FILE=str(key))
     assert ended.returncode == 1, ended.stdout + ended.stderr
     with (tmp_path / "locust_failures.csv").open() as file:
         failures = [line["Error"] for line in csv.DictReader(file)]
@@ -127,6 +129,14 @@ def test_file_without_tokens_is_one_line(tmp_path: Path) -> None:
     ended = locust("--headless", "-t", "1s", "--tokens", str(empty))
     assert ended.returncode == 1
     assert "there are no tokens" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_bad_service_key_is_one_line(seeded: Path) -> None:
+    run = "--headless", "-t", "1s", "--tokens", str(seeded)
+    ended = locust(*run, SESIONES_SERVICE_KEY="short")
+    assert ended.returncode == 1
+    assert "locustfile: SESIONES_SERVICE_KEY" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
