@@ -276,8 +276,9 @@ class _Connections:
     async def aclose(self) -> None:
         """Close them for good, those with a call in flight too."""
         self._closed = True
-        for connection in [*self._open]:
-            await connection.aclose()
+        self._idle.clear()
+        while self._open:
+            await self._open.pop().aclose()
 
 
 class _Reply:

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import multiprocessing
 import threading
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -58,6 +59,25 @@ def test_exceptions_are_raised_in_the_callers_thread(sync_store: SyncSessionStor
         pytest.raises(StoreUnavailable),
     ):
         gone.create(7, "laptop")
+
+
+def test_exception_of_a_call_has_no_frames_of_other_callers() -> None:
+    """The checks of one batch fail together."""
+    together = threading.Barrier(16)
+
+    def call(store: SyncSessionStore) -> list[str]:
+        together.wait(10)
+        with pytest.raises(StoreUnavailable) as raised:
+            store.find(tokens.make(7))
+        together.wait(10)
+        return [frame.name for frame in traceback.extract_tb(raised.value.__traceback__)]
+
+    with (
+        SyncSessionStore(SessionStore.from_url("redis://127.0.0.1:1")) as store,
+        ThreadPoolExecutor(16) as pool,
+    ):
+        for frames in pool.map(call, [store] * 16):
+            assert frames.count("call") <= 2  # of the test and of the store
 
 
 def test_threads_share_one_loop_and_one_connection(
