@@ -71,6 +71,11 @@ events.init.add_listener(read_seeds)  # type: ignore[no-untyped-call]
 events.init.add_listener(read_service_key)  # type: ignore[no-untyped-call]
 
 
+def unexpected(status: int) -> str:
+    """What is wrong with that status; Locust's 0 means that there was no response."""
+    return f"status {status}" if status else "no reply"
+
+
 class Client(FastHttpUser):
     """What every kind of user does in the same way."""
 
@@ -108,7 +113,7 @@ class Client(FastHttpUser):
             except ValueError:
                 wrong = "200 with a body that is no session" if status == 200 else None
             if wrong is None and status not in (200, 401):
-                wrong = f"status {status}" if status else "no reply"
+                wrong = unexpected(status)
             if wrong is None:
                 response.success()
             else:
@@ -132,7 +137,7 @@ class Client(FastHttpUser):
                     raise ValueError("another user's")
             except (LookupError, TypeError, ValueError):
                 status = response.status_code
-                why = "201 without the session" if status == 201 else f"status {status}"
+                why = "201 without the session" if status == 201 else unexpected(status)
                 response.failure(why)
                 return None
             response.success()
@@ -266,4 +271,4 @@ class Attacker(Client):
             elif response.status_code == 401:
                 response.success()
             else:
-                response.failure(f"status {response.status_code}")
+                response.failure(unexpected(response.status_code))

@@ -116,6 +116,18 @@ def test_wrong_answers_are_failures_in_the_report(
     assert "ses_" not in ended.stdout + ended.stderr
 
 
+@pytest.mark.slow
+def test_service_that_is_gone_gives_no_reply_to_any_request(seeded: Path, tmp_path: Path) -> None:
+    run = "--headless", "-u", "40", "-r", "40", "-t", "3s", "--user-rate", "10"
+    files = "--tokens", str(seeded), "--csv", str(tmp_path / "locust")
+    ended = locust("--host", "http://127.0.0.1:1", *run, *files)
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    with (tmp_path / "locust_failures.csv").open() as file:
+        failures = list(csv.DictReader(file))
+    assert {failure["Method"] for failure in failures} == {"GET", "POST"}
+    assert all("no reply" in failure["Error"] for failure in failures), failures
+
+
 def test_without_a_token_file_it_names_the_seeder(tmp_path: Path) -> None:
     ended = locust("--headless", "-t", "1s", "--tokens", str(tmp_path / "none"))
     assert ended.returncode == 1
