@@ -3,6 +3,8 @@
 
 import asyncio
 import re
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
@@ -40,6 +42,8 @@ LISTED = [field for field in Sesion._fields if field not in ("ID_Usuario", "Toke
 REFUSALS = {401: Refusal.UNAUTHENTICATED, 403: Refusal.FORBIDDEN}
 CONNECTIONS_MAX = 100
 """Of one event loop. More calls than that wait, until their deadline."""
+IDLE_SECONDS_MAX = 5.0
+"""After so long without a call a connection is closed. httpx would not use it any more."""
 
 
 class SessionClient:
@@ -253,7 +257,8 @@ class _Connections:
     def __init__(self, open_one: Callable[[], httpx.AsyncClient]) -> None:
         self._open_one = open_one
         self._open: set[httpx.AsyncClient] = set()
-        self._idle: list[httpx.AsyncClient] = []
+        self._idle: deque[tuple[httpx.AsyncClient, float]] = deque()
+        """Those without a call, and since when. The last one is the next to be used."""
         self._places = asyncio.Semaphore(CONNECTIONS_MAX)
         self._closed = False
 
@@ -263,7 +268,7 @@ class _Connections:
         async with self._places:
             if self._closed:
                 raise RuntimeError("closed")
-            connection = self._idle.pop() if self._idle else self._open_one()
+            connection = self._idle.pop()[0] if self._idle else self._open_one()
             self._open.add(connection)
             try:
                 yield connection
@@ -271,7 +276,12 @@ class _Connections:
                 self._open.discard(connection)
                 await connection.aclose()
                 raise
-            self._idle.append(connection)
+            now = time.monotonic()
+            self._idle.append((connection, now))
+            if now - self._idle[0][1] > IDLE_SECONDS_MAX:
+                unused, _ = self._idle.popleft()
+                self._open.discard(unused)
+                await unused.aclose()
 
     async def aclose(self) -> None:
         """Close them for good, those with a call in flight too."""

@@ -11,6 +11,7 @@ import pytest
 from redis import Redis
 
 from sesiones import Sesion, StoreUnavailable, tokens
+from sesiones.clients import http
 from sesiones.clients.http import CONNECTIONS_MAX, SessionClient
 from sesiones.sesion import UserSession
 from tests.harness.faults import hung
@@ -228,3 +229,33 @@ async def test_call_that_is_cancelled_at_any_moment_leaves_no_connection() -> No
         async with asyncio.timeout(5):
             while connected:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+
+
+async def test_connections_of_a_burst_are_closed_by_later_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "IDLE_SECONDS_MAX", 0.0)
+    connected = 0
+    together = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connected
+        connected += 1
+        if connected == 20:
+            together.set()
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                await together.wait()
+                writer.write(refusal)
+        writer.close()
+        connected -= 1
+
+    realm = b'www-authenticate: Bearer realm="sesiones"'
+    refusal = response(401, b"", PROBLEM, realm).replace(b"connection: close\r\n", b"")
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, SessionClient(url, timeout_seconds=10) as client:
+        await asyncio.gather(*(client.find(TOKEN) for _ in range(20)))
+        async with asyncio.timeout(10):
+            while connected > 1:
+                assert await client.find(TOKEN) is None
