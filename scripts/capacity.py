@@ -49,7 +49,7 @@ WORKER_BYTES = Coefficient(48_300_000, "bytes", "memory of a worker without entr
 CALLER_BYTES = Coefficient(591, "bytes", "between caller and node: a check", COSTS)
 CHECK_BYTES = Coefficient(136, "bytes", "between node and Redis: a check", COSTS)
 CALL_BYTES = Coefficient(206, "bytes", "between node and Redis: a call, beside its checks", COSTS)
-SESSION_BYTES = Coefficient(345, "bytes", "memory of Redis: a session", MILLION)
+SESSION_BYTES = Coefficient(345, "bytes", "memory of Redis: a session, at the most", MILLION)
 COEFFICIENTS = {name: value for name, value in globals().items() if isinstance(value, Coefficient)}
 
 UTILISATION = 0.6

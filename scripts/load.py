@@ -28,7 +28,15 @@ from tests.harness.service import Service, environment
 SCRIPTS = Path(__file__).parent
 OVERRIDDEN = {
     f"SESIONES_{name}"
-    for name in ("REDIS_URL", "REDIS_URL_FILE", "HOST", "PORT", "UDS", "LOG_FORMAT")
+    for name in (
+        "REDIS_URL",
+        "REDIS_URL_FILE",
+        "REDIS_CA_FILE",
+        "HOST",
+        "PORT",
+        "UDS",
+        "LOG_FORMAT",
+    )
 }
 USERS, SESSIONS = 1000, 10
 LOCUST_USERS, LOCUST_USER_RATE = 100, 4

@@ -7,7 +7,8 @@
 Without names all kinds run, in the proportion of their weights. A user does --user-rate tasks a
 second, however long the replies take: with -u of them, that many times the rate arrives. The
 tokens are those of `python -m scripts.seed`; the other sessions are of users that no application
-has, and expire. SESIONES_SERVICE_KEY is for POST and PUT.
+has, and expire. SESIONES_SERVICE_KEY, or the file of SESIONES_SERVICE_KEY_FILE, is for POST and
+PUT.
 """
 
 import os
@@ -22,6 +23,7 @@ from locust import FastHttpUser, constant_throughput, events, task
 from scripts.seed import FILE, FIRST_USER, SeedError, Session, read_tokens
 from sesiones import tokens
 from sesiones.sesion import INT_MAX
+from sesiones.settings import Settings, SettingsError
 from tests.harness.ledger import Ledger, numbers
 
 SEEDS_MAX = 10**9  # seed.py's users are these many from FIRST_USER on
@@ -30,6 +32,8 @@ DEVICES = ("laptop", "tablet", "phone", "television")
 seeds: list[Session] = []
 seeds_ledger = Ledger()
 """Of all users: they share the sessions of the file, and none ends one."""
+service_key: dict[str, str] = {}
+"""The header with the service key, if there is one."""
 
 
 def add_options(parser: Any) -> None:
@@ -52,8 +56,24 @@ def read_seeds(environment: Any, **_: Any) -> None:
         seeds_ledger.add(token, {"ID_Usuario": user})
 
 
+def read_service_key(**_: Any) -> None:
+    variables = {"SESIONES_SERVICE_KEY", "SESIONES_SERVICE_KEY_FILE"} & os.environ.keys()
+    try:
+        settings = Settings.read({name: os.environ[name] for name in variables}, {})
+    except SettingsError as error:
+        raise SystemExit(f"locustfile: {error}") from None
+    if settings.service_key:
+        service_key["Authorization"] = f"Bearer {settings.service_key[0]}"
+
+
 events.init_command_line_parser.add_listener(add_options)  # type: ignore[no-untyped-call]
 events.init.add_listener(read_seeds)  # type: ignore[no-untyped-call]
+events.init.add_listener(read_service_key)  # type: ignore[no-untyped-call]
+
+
+def unexpected(status: int) -> str:
+    """What is wrong with that status; Locust's 0 means that there was no response."""
+    return f"status {status}" if status else "no reply"
 
 
 class Client(FastHttpUser):
@@ -68,8 +88,6 @@ class Client(FastHttpUser):
         self.pace = constant_throughput(environment.parsed_options.user_rate)
         self.ledger = Ledger()
         self.ID_Usuario = random.randrange(FIRST_USER + SEEDS_MAX, INT_MAX)
-        key = os.environ.get("SESIONES_SERVICE_KEY", "").partition(",")[0].strip()
-        self.service = {"Authorization": f"Bearer {key}"} if key else {}
 
     def on_start(self) -> None:
         # Not all at the same moment of each period. (Locust makes it gevent's sleep.)
@@ -95,7 +113,7 @@ class Client(FastHttpUser):
             except ValueError:
                 wrong = "200 with a body that is no session" if status == 200 else None
             if wrong is None and status not in (200, 401):
-                wrong = f"status {status}" if status else "no reply"
+                wrong = unexpected(status)
             if wrong is None:
                 response.success()
             else:
@@ -108,7 +126,7 @@ class Client(FastHttpUser):
             "POST",
             "/sesiones",
             json={"ID_Usuario": self.ID_Usuario, "Dispositivo": random.choice(DEVICES)},
-            headers=self.service,
+            headers=service_key,
             catch_response=True,
         ) as response:
             try:
@@ -119,7 +137,7 @@ class Client(FastHttpUser):
                     raise ValueError("another user's")
             except (LookupError, TypeError, ValueError):
                 status = response.status_code
-                why = "201 without the session" if status == 201 else f"status {status}"
+                why = "201 without the session" if status == 201 else unexpected(status)
                 response.failure(why)
                 return None
             response.success()
@@ -179,7 +197,7 @@ class DailyMix(Client):
         token = random.choice(self.live)
         if sesion := self.ask("GET", "/sesiones/self", token):
             sesion["Dispositivo"] = random.choice(DEVICES)
-            self.ask("PUT", "/sesiones", token, json=sesion, headers=self.service)
+            self.ask("PUT", "/sesiones", token, json=sesion, headers=service_key)
 
     @task(4)
     def log_out(self) -> None:
@@ -253,4 +271,4 @@ class Attacker(Client):
             elif response.status_code == 401:
                 response.success()
             else:
-                response.failure(f"status {response.status_code}")
+                response.failure(unexpected(response.status_code))

@@ -29,7 +29,7 @@ import uvloop
 
 from scripts.command_line import positive
 from sesiones import tokens
-from sesiones.sesion import StoreUnavailable
+from sesiones.sesion import LimitReached, StoreUnavailable
 from sesiones.settings import Settings, SettingsError
 from sesiones.store import SessionStore
 from sesiones.store.from_settings import open_store
@@ -100,7 +100,13 @@ def seed(settings: Settings, path: Path, users: int, sessions: int) -> list[Sess
 
     async def create(store: SessionStore, session: Session) -> None:
         user, token = session
-        await store._create(user, DEVICE, token)
+        try:
+            await store._create(user, DEVICE, token)
+        except LimitReached:
+            raise SeedError(
+                f"user {user} has {settings.max_per_user} other sessions, and SESIONES_AT_LIMIT is "
+                "refuse: --clean their file first"
+            ) from None
 
     uvloop.run(_each(settings, create, made, Progress("seeding", len(made))))
     return made

@@ -5,6 +5,7 @@ each operation that reads or ends them all, and for the owner's list and logoutO
 take themselves. REDIS_SERVER names another server than the first on PATH.
 """
 
+import argparse
 import asyncio
 import logging
 import time
@@ -88,5 +89,8 @@ async def _beside(
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     logging.getLogger("sesiones").addHandler(logging.NullHandler())  # which warns of what is slow
     uvloop.run(measure())

@@ -3,6 +3,7 @@ and a value for each event loop. Of Redis they know only its errors."""
 
 import asyncio
 import contextlib
+import os
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
@@ -12,7 +13,8 @@ from collections.abc import (
     Sequence,
 )
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
+from weakref import WeakSet
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
@@ -200,12 +202,18 @@ def cancel(tasks: "Collection[asyncio.Future[Any]]") -> None:
 
 
 class PerLoop(Generic[Value]):
-    """One value for each event loop: made when a loop first asks, closed when that loop ends.
+    """One value for each event loop: made when a loop first asks, closed when that loop ends. A
+    loop that asks again while it ends gets the closed value, because another would stay open.
 
     Sockets, futures and tasks belong to the loop that made them. In another loop they fail, or wait
     for ever. A program that calls ``asyncio.run()`` several times, or in several threads, has
     several loops.
+
+    A process that was forked has none of its parent's values, because both would use the same
+    sockets.
     """
+
+    _all: ClassVar["WeakSet[PerLoop[Any]]"] = WeakSet()
 
     def __init__(
         self, make: Callable[[], Value], close: Callable[[Value], Awaitable[None]]
@@ -213,6 +221,11 @@ class PerLoop(Generic[Value]):
         self._make = make
         self._close = close
         self._values: dict[asyncio.AbstractEventLoop, tuple[Value, object]] = {}
+        self._closed: dict[asyncio.AbstractEventLoop, Value] = {}
+        """The values of loops that are ending."""
+        self._inherited: list[object] = []
+        """Kept, because a socket that is collected would be taken from its parent's selector."""
+        self._all.add(self)
 
     def get(self) -> Value:
         """The running loop's value."""
@@ -220,10 +233,13 @@ class PerLoop(Generic[Value]):
         known = self._values.get(loop)
         if known is not None:
             return known[0]
+        if loop in self._closed:
+            return self._closed[loop]
         value = self._make()
-        for other in list(self._values):
-            if other.is_closed():  # closed without loop.shutdown_asyncgens()
-                self._values.pop(other, None)
+        for others in self._values, self._closed:
+            for other in list(others):
+                if other.is_closed():  # without loop.shutdown_asyncgens(), or after it
+                    others.pop(other, None)
         closer = self._closer(loop, value)
         with contextlib.suppress(StopIteration):
             closer.asend(None).send(None)  # up to its yield, which waits for nothing
@@ -234,13 +250,24 @@ class PerLoop(Generic[Value]):
         self, loop: asyncio.AbstractEventLoop, value: Value
     ) -> AsyncGenerator[None, None]:
         # asyncio.run() closes the loop's unfinished asynchronous generators after it has cancelled
-        # every task. So this runs while the loop still works, and no task needs the value.
+        # every task. So this runs while the loop still works, and no task needs the value. Only
+        # another generator that is closed with this one may still ask for it.
         try:
             yield
         finally:
+            self._closed[loop] = value
             self._values.pop(loop, None)
             await self._close(value)
 
     def existing(self) -> list[Value]:
         """The values of all loops, for reading."""
         return [value for value, _ in list(self._values.values())]
+
+    @classmethod
+    def _forked(cls) -> None:
+        for each in cls._all:
+            each._inherited.append(each._values)
+            each._values = {}
+
+
+os.register_at_fork(after_in_child=PerLoop._forked)

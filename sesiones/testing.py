@@ -129,11 +129,10 @@ def open_session_store(session_clock: Clock) -> Callable[..., SessionStore]:
     ValueError for what the settings refuse."""
     redis = ClockedRedis()
 
-    def open_store(**policy: Any) -> SessionStore:
-        Settings.check(**policy)
-        return SessionStore(
-            lambda: redis, SessionPolicy(**policy), key_prefix="sesiones", timeout_seconds=5
-        )
+    def open_store(**arguments: Any) -> SessionStore:
+        policy = SessionPolicy(**arguments)
+        Settings.check(**arguments)
+        return SessionStore(lambda: redis, policy, key_prefix="sesiones", timeout_seconds=5)
 
     return open_store
 

@@ -3,8 +3,10 @@
 
 import asyncio
 import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 
 import httpx
@@ -38,6 +40,10 @@ WIDEST_POLICY = SessionPolicy(max_seconds=SECONDS_MAX, max_per_user=MAX_PER_USER
 LISTED = [field for field in Sesion._fields if field not in ("ID_Usuario", "Token_Sesion")]
 """The fields of a session in a list."""
 REFUSALS = {401: Refusal.UNAUTHENTICATED, 403: Refusal.FORBIDDEN}
+CONNECTIONS_MAX = 100
+"""Of one event loop. More calls than that wait, until their deadline."""
+IDLE_SECONDS_MAX = 5.0
+"""After so long without a call a connection is closed. httpx would not use it any more."""
 
 
 class SessionClient:
@@ -67,9 +73,9 @@ class SessionClient:
             self._backend["authorization"] = f"Bearer {service_key}"
         self._timeout_seconds = timeout_seconds
         self._tls = httpx.create_ssl_context(trust_env=False)  # slow: once for all loops
-        self._loops = PerLoop(self._open_loop, httpx.AsyncClient.aclose)
+        self._loops = PerLoop(lambda: _Connections(self._open), _Connections.aclose)
 
-    def _open_loop(self) -> httpx.AsyncClient:
+    def _open(self) -> httpx.AsyncClient:
         # _ask() has the deadline. After a pause of the process httpx's own timeouts would discard
         # replies that have arrived.
         no_timeout = httpx.Timeout(None)
@@ -228,8 +234,11 @@ class SessionClient:
         """``members``: of a JSON body. ``refusals``: the statuses of errors that the caller
         handles; any other one raises StoreUnavailable."""
         try:
-            async with Deadline(asyncio.get_running_loop().time() + self._timeout_seconds):
-                response = await self._loops.get().request(
+            async with (
+                Deadline(asyncio.get_running_loop().time() + self._timeout_seconds),
+                self._loops.get().take() as connection,
+            ):
+                response = await connection.request(
                     method, path, headers=headers, json=members, data=form
                 )
         except (httpx.HTTPError, RuntimeError, TimeoutError, TypeError, ValueError) as error:
@@ -238,6 +247,48 @@ class SessionClient:
         if response.status_code not in (200, 201, *refusals):
             raise StoreUnavailable(f"the service answers {response.status_code}")
         return reply
+
+
+class _Connections:
+    """Those of one event loop. Each has an httpx client of its own, which is closed when a call
+    fails or is cancelled. A client that many calls share loses connections when calls are
+    cancelled, and has none left some time (https://github.com/encode/httpcore/issues/1093)."""
+
+    def __init__(self, open_one: Callable[[], httpx.AsyncClient]) -> None:
+        self._open_one = open_one
+        self._open: set[httpx.AsyncClient] = set()
+        self._idle: deque[tuple[httpx.AsyncClient, float]] = deque()
+        """Those without a call, and since when. The last one is the next to be used."""
+        self._places = asyncio.Semaphore(CONNECTIONS_MAX)
+        self._closed = False
+
+    @asynccontextmanager
+    async def take(self) -> AsyncIterator[httpx.AsyncClient]:
+        """One for one call. Raises RuntimeError when they are closed."""
+        async with self._places:
+            if self._closed:
+                raise RuntimeError("closed")
+            connection = self._idle.pop()[0] if self._idle else self._open_one()
+            self._open.add(connection)
+            try:
+                yield connection
+            except BaseException:
+                self._open.discard(connection)
+                await connection.aclose()
+                raise
+            now = time.monotonic()
+            self._idle.append((connection, now))
+            if now - self._idle[0][1] > IDLE_SECONDS_MAX:
+                unused, _ = self._idle.popleft()
+                self._open.discard(unused)
+                await unused.aclose()
+
+    async def aclose(self) -> None:
+        """Close them for good, those with a call in flight too."""
+        self._closed = True
+        self._idle.clear()
+        while self._open:
+            await self._open.pop().aclose()
 
 
 class _Reply:

@@ -268,7 +268,7 @@ async def _resolve(host: str, port: int) -> None:
     lookup.add_done_callback(retrieve_exception)
     try:
         await asyncio.shield(lookup)
-    except (OSError, UnicodeError) as error:
+    except (OSError, RuntimeError, UnicodeError) as error:  # asyncio's lookup needs a thread
         raise RedisConnectionError(f"{host} cannot be resolved: {error}") from None
 
 

@@ -5,6 +5,7 @@ holds. An absent session is a value; only a failure of Redis raises.
 """
 
 import asyncio
+import copy
 import time
 from collections.abc import Callable
 from functools import partial
@@ -156,7 +157,11 @@ class SessionStore:
             if future.done():  # the caller was cancelled
                 return
             if isinstance(answer, Exception):
-                future.set_exception(answer)
+                # Of the whole batch. Raised by several callers, one exception would get a traceback
+                # with the frames of all of them.
+                own = copy.copy(answer)
+                own.__cause__ = answer.__cause__
+                future.set_exception(own)
             else:
                 future.set_result(answer)
 

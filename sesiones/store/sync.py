@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
+from sesiones.sesion import StoreUnavailable
 from sesiones.store import SessionStore
 
 Parameters = ParamSpec("Parameters")
@@ -20,7 +21,8 @@ def _blocking(
     def call(
         self: "SyncSessionStore", /, *arguments: Parameters.args, **named: Parameters.kwargs
     ) -> Result:
-        return self._run(method(self._store, *arguments, **named))
+        loop = self._loop()
+        return self._run(loop, method(self._store, *arguments, **named))
 
     return call
 
@@ -63,8 +65,8 @@ class SyncSessionStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop())
+    def _run(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Result]) -> Result:
+        future = asyncio.run_coroutine_threadsafe(work, loop)
         try:
             return future.result()
         except BaseException:  # Ctrl-C, too
@@ -76,12 +78,14 @@ class SyncSessionStore:
         thread = self._threads.get(process)
         if thread is None:
             # No lock: one that another thread holds during a fork stays locked in the new process.
-            made = _LoopThread()
+            # So several first calls may each start a thread, and all but one are closed again.
+            try:
+                made = _LoopThread()
+            except (OSError, RuntimeError) as error:  # no descriptor or no thread is left
+                raise StoreUnavailable(f"the store's thread does not start: {error}") from error
             thread = self._threads.setdefault(process, made)
-            if thread is made:
-                made.start()
-            else:
-                made.loop.close()
+            if thread is not made:
+                made.close()
         return thread.loop
 
 
@@ -92,9 +96,11 @@ class _LoopThread:
         self.loop = asyncio.new_event_loop()
         self._closed = self.loop.create_future()
         self._thread = threading.Thread(target=self._serve, name="sesiones", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            self.loop.close()
+            raise
 
     def close(self) -> None:
         """The store closes its connections when the loop ends, as with asyncio.run()."""

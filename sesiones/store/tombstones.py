@@ -11,6 +11,7 @@ more than ``TOMBSTONES_MAX`` are the oldest dropped before that.
 """
 
 import logging
+import os
 import random
 import threading
 import time
@@ -25,6 +26,13 @@ TOMBSTONES_MAX = 100_000
 """Of more than that, the oldest are dropped. So many take about 25 MB."""
 REPLAY_BATCH_MAX = 64
 """Sessions that one call ends, so that no call keeps Redis busy for long."""
+
+_lock = threading.RLock()
+"""Of every store of the process. A fork waits for it: one that another thread holds meanwhile would
+stay locked in the new process."""
+os.register_at_fork(
+    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+)
 
 
 def _bucket(key: str) -> str:
@@ -45,7 +53,6 @@ class Tombstones:
         self.generation = 0
         """How often replays have been queued: keys may have changed their owner each time."""
         self._warned_at = -float(TOMBSTONE_TTL_SECONDS)
-        self._lock = threading.Lock()
 
     def __contains__(self, key: str) -> bool:
         return key in self._recent or key in self._pending
@@ -63,7 +70,7 @@ class Tombstones:
 
     def add(self, keys: Iterable[str]) -> None:
         """These sessions have just ended."""
-        with self._lock:
+        with _lock:
             now = time.monotonic()
             for key in keys:
                 self._recent[key] = now
@@ -72,13 +79,13 @@ class Tombstones:
 
     def discard(self, key: str) -> None:
         """The session was made anew."""
-        with self._lock:
+        with _lock:
             self._recent.pop(key, None)
             self._pending.pop(key, None)
 
     def queue_replay(self, buckets: Set[str]) -> None:
         """The keys of these buckets may have another owner, which may lack recent deletions."""
-        with self._lock:
+        with _lock:
             self._expire()
             self.generation += 1
             for key in self._recent:
@@ -90,7 +97,7 @@ class Tombstones:
         """The pending tombstones, in batches of one bucket each. The batches are shuffled, so that
         those of a node that does not answer cannot hold up the others for ever."""
         by_bucket = defaultdict(list)
-        with self._lock:
+        with _lock:
             for key in self._pending:
                 by_bucket[_bucket(key)].append(key)
         batches = [
@@ -103,7 +110,7 @@ class Tombstones:
 
     def acknowledge(self, keys: Iterable[str], generation: int) -> None:
         """The sessions were ended again, by the owner that they had in that generation."""
-        with self._lock:
+        with _lock:
             for key in keys:
                 if self._pending.get(key, generation + 1) <= generation:
                     del self._pending[key]

@@ -66,6 +66,22 @@ async def test_example_of_the_store_works(redis_server: RedisServer, redis: "Red
     assert redis.exists(counter_key(7))
 
 
+def test_example_works_as_it_is_pasted_into_the_prompt_of_asyncio(
+    redis_server: RedisServer, redis: "Redis"
+) -> None:
+    """The prompt that the page names."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "asyncio"],
+        input=EXAMPLES["Store"][0] + "\n",
+        env=os.environ | {"SESIONES_REDIS_URL": redis_server.url},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert "Traceback" not in ended.stderr, ended.stderr
+    assert redis.exists(counter_key(7))
+
+
 async def test_example_of_the_near_cache_works(redis_server: RedisServer, redis: "Redis") -> None:
     example = EXAMPLES["A near-cache"][0].replace("timeout(1)", "timeout(20)")  # a busy machine
     names = await run(example, redis_server.url)

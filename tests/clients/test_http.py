@@ -11,8 +11,10 @@ import pytest
 from redis import Redis
 
 from sesiones import Sesion, StoreUnavailable, tokens
-from sesiones.clients.http import SessionClient
+from sesiones.clients import http
+from sesiones.clients.http import CONNECTIONS_MAX, SessionClient
 from sesiones.sesion import UserSession
+from tests.harness.faults import hung
 from tests.harness.service import Service
 
 pytestmark = pytest.mark.anyio
@@ -185,3 +187,75 @@ async def test_reply_that_trickles_is_cut_at_the_deadline() -> None:
         with pytest.raises(StoreUnavailable):
             await client.find(tokens.make(7))
     await asyncio.sleep(0.1)
+
+
+async def test_calls_that_a_hung_service_leaves_unanswered_take_no_place_of_later_ones(
+    service: Service,
+) -> None:
+    """More of them than a pool of httpx has connections: it would have none left."""
+    async with SessionClient(f"http://127.0.0.1:{service.port}", timeout_seconds=0.5) as client:
+        with hung(service):
+            calls = [client.find(TOKEN) for _ in range(3 * CONNECTIONS_MAX)]
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {StoreUnavailable}
+        async with asyncio.timeout(10):
+            while True:
+                with suppress(StoreUnavailable):
+                    assert await client.find(TOKEN) is None
+                    break
+
+
+async def test_call_that_is_cancelled_at_any_moment_leaves_no_connection() -> None:
+    connected = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connected
+        connected += 1
+        with suppress(ConnectionError):
+            await reader.read()  # until the client closes
+        writer.close()
+        connected -= 1
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, SessionClient(url, timeout_seconds=10) as client:
+        for turns in range(60):
+            call = asyncio.ensure_future(client.find(TOKEN))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            call.cancel()
+            with suppress(asyncio.CancelledError):
+                await call
+        async with asyncio.timeout(5):
+            while connected:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+async def test_connections_of_a_burst_are_closed_by_later_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "IDLE_SECONDS_MAX", 0.0)
+    connected = 0
+    together = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connected
+        connected += 1
+        if connected == 20:
+            together.set()
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                await together.wait()
+                writer.write(refusal)
+        writer.close()
+        connected -= 1
+
+    realm = b'www-authenticate: Bearer realm="sesiones"'
+    refusal = response(401, b"", PROBLEM, realm).replace(b"connection: close\r\n", b"")
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, SessionClient(url, timeout_seconds=10) as client:
+        await asyncio.gather(*(client.find(TOKEN) for _ in range(20)))
+        async with asyncio.timeout(10):
+            while connected > 1:
+                assert await client.find(TOKEN) is None

@@ -1,8 +1,10 @@
 """The store for synchronous code, in threads and in forked processes."""
 
+import asyncio
 import inspect
 import multiprocessing
 import threading
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -59,6 +61,25 @@ def test_exceptions_are_raised_in_the_callers_thread(sync_store: SyncSessionStor
         gone.create(7, "laptop")
 
 
+def test_exception_of_a_call_has_no_frames_of_other_callers() -> None:
+    """The checks of one batch fail together."""
+    together = threading.Barrier(16)
+
+    def call(store: SyncSessionStore) -> list[str]:
+        together.wait(10)
+        with pytest.raises(StoreUnavailable) as raised:
+            store.find(tokens.make(7))
+        together.wait(10)
+        return [frame.name for frame in traceback.extract_tb(raised.value.__traceback__)]
+
+    with (
+        SyncSessionStore(SessionStore.from_url("redis://127.0.0.1:1")) as store,
+        ThreadPoolExecutor(16) as pool,
+    ):
+        for frames in pool.map(call, [store] * 16):
+            assert frames.count("call") <= 2  # of the test and of the store
+
+
 def test_threads_share_one_loop_and_one_connection(
     sync_store: SyncSessionStore, redis: "Redis"
 ) -> None:
@@ -91,6 +112,28 @@ def test_first_calls_at_once_start_one_thread(redis_server: RedisServer, redis: 
             for done in [pool.submit(call, store) for _ in range(8)]:
                 done.result(10)
             assert threads().count("sesiones") == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "error"),
+    [
+        (threading, "_start_new_thread", RuntimeError("can't start new thread")),
+        (asyncio, "new_event_loop", OSError(24, "Too many open files")),
+    ],
+)
+def test_store_works_again_after_its_thread_could_not_start(
+    sync_store: SyncSessionStore, module: object, name: str, error: Exception
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+
+        def fail(*_: object) -> None:
+            raise error
+
+        patch.setattr(module, name, fail)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="does not start"):
+                sync_store.create(7, "laptop")
+    assert sync_store.create(7, "laptop").ID_Usuario == 7
 
 
 def test_close_ends_the_thread_and_the_connection(

@@ -65,3 +65,6 @@ def test_store_in_memory_works_in_any_loop_and_thread(session_store: SessionStor
 def test_policy_is_checked_as_the_settings_are(open_session_store: OpenStore) -> None:
     with pytest.raises(ValueError, match="must be"):
         open_session_store(idle_seconds=0)
+    for name in "idle_second", "cache_seconds":
+        with pytest.raises(TypeError, match=name):
+            open_session_store(**{name: 1})

@@ -58,6 +58,7 @@ def test_bodies_of_the_reference_are_json() -> None:
 
 
 def test_replies_of_the_reference_have_the_length_and_the_title_that_they_say() -> None:
+    length = 0
     for example in examples("http"):
         head, _, body = example.partition("\n\n")
         status = int(head.split()[1])
@@ -65,9 +66,12 @@ def test_replies_of_the_reference_have_the_length_and_the_title_that_they_say() 
         assert "\ncache-control: no-store\n" in head
         if body:
             reply = orjson.loads(body)
-            assert f"\ncontent-length: {len(body.strip().encode())}\n" in head
+            length = len(body.strip().encode())
+            assert f"\ncontent-length: {length}\n" in head
             if status >= 400:
                 assert (reply["status"], reply["title"]) == (status, TITLES[status])
+        elif "\ncontent-type: " in head:  # a HEAD, of what the GET before it has answered
+            assert f"\ncontent-length: {length}\n" in head
 
 
 def test_every_link_leads_somewhere() -> None:

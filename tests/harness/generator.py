@@ -230,13 +230,14 @@ class Generator:
     def _give_up(self, step: Step, waiting: deque[float]) -> None:
         """What has no reply by now waited this long at the least."""
         now = clock()
+        gone = not self._connections
         for connection in list(self._connections.values()):
             if connection.user is not None:
                 step.latencies.append(now - connection.arrival)
                 self._fail(step, connection, "no reply")
         step.latencies.extend(now - arrival for arrival in waiting)
         step.unsent = len(waiting)
-        if waiting and not self._connections:
+        if gone and waiting:
             step.failures["no connection"] += len(waiting)
 
 

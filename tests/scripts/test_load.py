@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 from scripts import report
+from tests.harness.stores import KEY
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +38,14 @@ class Made:
 
     def __init__(self, folder: Path) -> None:
         options = "--seconds", "1", "--rates", *map(str, RATES), "--output", str(folder)
-        self.run = run("load", *options, SESIONES_REDIS_TIMEOUT="5")
+        key = folder / "key"
+        key.write_text(KEY)
+        self.run = run(
+            *("load", *options),
+            SESIONES_REDIS_TIMEOUT="5",
+            SESIONES_SERVICE_KEY_FILE=str(key),
+            SESIONES_REDIS_CA_FILE="of another Redis",
+        )
         assert self.run.returncode == 0, self.run.stdout + self.run.stderr
         self.json = folder / "report.json"
         self.page = (folder / "report.html").read_text()

@@ -98,7 +98,9 @@ def test_wrong_answers_are_failures_in_the_report(
     with proxy(service) as url:
         run = "--headless", "-u", "40", "-r", "40", "-t", "5s", "--user-rate", "10"
         files = "--tokens", str(seeded), "--csv", str(tmp_path / "locust")
-        ended = locust("--host", url, *run, *files, SESIONES_SERVICE_KEY=KEY)
+        key = tmp_path / "key"
+        key.write_text(KEY)
+        ended = locust("--host", url, *run, *files, SESIONES_SERVICE_KEY_FILE=str(key))
     assert ended.returncode == 1, ended.stdout + ended.stderr
     with (tmp_path / "locust_failures.csv").open() as file:
         failures = [line["Error"] for line in csv.DictReader(file)]
@@ -114,6 +116,18 @@ def test_wrong_answers_are_failures_in_the_report(
     assert "ses_" not in ended.stdout + ended.stderr
 
 
+@pytest.mark.slow
+def test_service_that_is_gone_gives_no_reply_to_any_request(seeded: Path, tmp_path: Path) -> None:
+    run = "--headless", "-u", "40", "-r", "40", "-t", "3s", "--user-rate", "10"
+    files = "--tokens", str(seeded), "--csv", str(tmp_path / "locust")
+    ended = locust("--host", "http://127.0.0.1:1", *run, *files)
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    with (tmp_path / "locust_failures.csv").open() as file:
+        failures = list(csv.DictReader(file))
+    assert {failure["Method"] for failure in failures} == {"GET", "POST"}
+    assert all("no reply" in failure["Error"] for failure in failures), failures
+
+
 def test_without_a_token_file_it_names_the_seeder(tmp_path: Path) -> None:
     ended = locust("--headless", "-t", "1s", "--tokens", str(tmp_path / "none"))
     assert ended.returncode == 1
@@ -127,6 +141,14 @@ def test_file_without_tokens_is_one_line(tmp_path: Path) -> None:
     ended = locust("--headless", "-t", "1s", "--tokens", str(empty))
     assert ended.returncode == 1
     assert "there are no tokens" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_bad_service_key_is_one_line(seeded: Path) -> None:
+    run = "--headless", "-t", "1s", "--tokens", str(seeded)
+    ended = locust(*run, SESIONES_SERVICE_KEY="short")
+    assert ended.returncode == 1
+    assert "locustfile: SESIONES_SERVICE_KEY" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

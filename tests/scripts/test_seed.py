@@ -1,6 +1,7 @@
 """scripts/seed.py: what it makes in Redis, its file, and what an interruption leaves."""
 
 import asyncio
+import dataclasses
 import os
 import pty
 import signal
@@ -208,6 +209,14 @@ def test_seed_refuses_another_size_an_open_file_and_too_many_sessions(
         seed.seed(settings, file, users=3, sessions=2)
     with pytest.raises(seed.SeedError, match="SESIONES_MAX_PER_USER"):
         seed.seed(settings, file, users=1, sessions=1001)
+
+
+def test_seed_that_the_limit_refuses_is_one_line(settings: Settings, tmp_path: Path) -> None:
+    """Another file has sessions of the same users."""
+    settings = dataclasses.replace(settings, at_limit="refuse", max_per_user=2)
+    seed.seed(settings, tmp_path / "one", 3, 2)
+    with pytest.raises(seed.SeedError, match="SESIONES_AT_LIMIT is refuse"):
+        seed.seed(settings, tmp_path / "other", 3, 2)
 
 
 @pytest.mark.parametrize(

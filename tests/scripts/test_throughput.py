@@ -222,6 +222,13 @@ def test_a_service_that_dies_while_nothing_is_out_is_a_failure() -> None:
     assert step.answered == 0
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_service_that_hangs_is_not_a_service_that_is_gone() -> None:
+    step = offer(lambda _, token: (60, right(token)), rate=300, seconds=0.5, connections=4)
+    assert step.failures == {"no reply": 4}
+    assert step.unsent > 50
+
+
 def test_closing_does_not_wait_for_the_step() -> None:
     with serving(lambda _, token: (0, right(token))) as (fake, url):
         with Generators(url, SESSIONS, connections=2, processes=1) as generators:

@@ -5,12 +5,12 @@ import asyncio
 import gc
 import logging
 import os
-import subprocess
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 from unittest.mock import Mock
@@ -295,6 +295,60 @@ def test_aclose_ends_the_use_of_its_own_loop_alone(redis_server: RedisServer) ->
     assert asyncio.run(store.create(7, "laptop")).ID_Usuario == 7
 
 
+@pytest.mark.parametrize("run", [asyncio_run, uvloop_run])
+def test_generator_that_is_closed_with_its_loop_is_refused_and_leaves_no_connection(
+    redis_server: RedisServer, redis: Redis, run: Run
+) -> None:
+    """asyncio.run() closes the store's connections together with the generators that are left, in
+    any order."""
+    store = open_store(redis_server.url)
+    outcomes: list[object] = []
+    generators: list[AsyncGenerator[None, None]] = []
+
+    async def session(token: str) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            for _ in range(20):  # until the store is closed
+                await asyncio.sleep(0)
+            try:
+                outcomes.append(await store.end(token, token))
+            except StoreUnavailable:
+                outcomes.append(StoreUnavailable)
+
+    async def leave() -> None:
+        token = (await store.create(7, "laptop")).Token_Sesion
+        generators.append(session(token))
+        await anext(generators[-1])
+
+    before = client_ids(redis)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        for _ in range(4):
+            run(leave())
+    assert outcomes == [StoreUnavailable] * 4
+    assert comes_true(lambda: client_ids(redis) <= before, 2)
+    assert store._loops.existing() == []
+
+
+def test_process_without_a_thread_for_the_lookup_of_a_name_is_unavailable(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As in a function of atexit: threads of executors have ended by then."""
+    store = SessionStore.from_url("redis://localhost:1")
+
+    async def ask() -> None:
+        executor = ThreadPoolExecutor()
+        executor.shutdown()
+        asyncio.get_running_loop().set_default_executor(executor)
+        for call in store.find(tokens.make(7)), store.create(7, "laptop"):
+            with pytest.raises(StoreUnavailable, match="localhost cannot be resolved"):
+                await call
+
+    asyncio.run(ask())
+    assert [r for r in caplog.records if r.exc_info] == []
+
+
 # The client of a service
 
 
@@ -468,25 +522,6 @@ def test_ending_in_one_loop_is_seen_at_once_in_another(
     ending.start()
     asyncio.run(check())
     ending.join()
-
-
-def test_process_that_was_forked_invalidates_answers_of_its_sibling() -> None:
-    """A table that both have from before the fork: the values that they write must differ."""
-    # In a process of its own, because this one has threads.
-    program = """
-import os
-from sesiones.store.near_cache import InvalidationTable
-table = InvalidationTable()
-for _ in range(3):
-    pid = os.fork()
-    if not pid:
-        table.invalidate([b"digest"])
-        os._exit(0)
-    os.waitpid(pid, 0)
-    print(table.stamps[table.index(b"digest")])
-"""
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    assert len({*ran.stdout.split()}) == 3
 
 
 def test_table_that_is_collected_leaves_no_file_descriptor() -> None:
