@@ -107,9 +107,9 @@ class Batcher(Generic[Question, Answer]):
             # Under overload, more is asked than answered: the queue would grow without end.
             overdue, self._waiting = self._waiting[:late], self._waiting[late:]
             self._answer(overdue, [self._overdue()] * late)
-        batch, self._waiting = self._waiting[: self._batch_max], self._waiting[self._batch_max :]
-        if not batch:
+        if not self._waiting or len(self._in_flight) >= self._in_flight_max:
             return
+        batch, self._waiting = self._waiting[: self._batch_max], self._waiting[self._batch_max :]
         call = _Call(batch, int(2 * self._timeout_seconds / TICK_SECONDS) + 2)
         self._in_flight.add(call)
         deadline = max(_due(batch[0]), now + self._timeout_seconds / 2)
