@@ -6,12 +6,16 @@ from sesiones import signals
 
 
 def main() -> int:
-    """Run the command line and return its exit code."""
-    if "serve" in sys.argv[1:2]:
+    """Run the command line and return its exit code. A service ends its process with it at once."""
+    serves = "serve" in sys.argv[1:2]
+    if serves:
         signals.begin()  # before the import below, which takes long
     from sesiones import cli
 
-    return cli.main()
+    code = cli.main()
+    if serves:
+        signals.end(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The signals that stop a serving process, from its first moment on.
+"""The signals that stop a serving process, from its first moment on, and how it ends.
 
 The kernel discards a signal for which the first process of a container (PID 1) has no handler. So
 begin() is called before all other modules are imported, which takes a quarter of a second. For the
@@ -12,7 +12,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -51,3 +51,12 @@ def held() -> Iterator[None]:
 def release() -> None:
     """Unblock the stopping signals."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
+def end(code: int) -> NoReturn:
+    """End this process. The interpreter's own end would wait for names that are being looked up, as
+    long as a name server is silent: libuv joins its threads, and none of them can be cancelled."""
+    import logging
+
+    logging.shutdown()  # writes what waits for standard error
+    os._exit(code)

@@ -1,4 +1,4 @@
-"""Standard output and standard error of the commands.
+"""The standard streams of the commands.
 
 A character that the locale lacks is printed as its escape. Output that cannot be written is an
 error with an exit code of its own, so that exit code 0 means that the output was written.
@@ -35,6 +35,16 @@ def prepare() -> None:
     for stream in sys.stdout, sys.stderr:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def read_line() -> str:
+    """A line of standard input, without the blanks around it; empty where no text can be read."""
+    if sys.stdin is None:  # it is closed
+        return ""
+    try:
+        return sys.stdin.readline().strip()
+    except (OSError, ValueError):  # ValueError: bytes that the locale cannot read
+        return ""
 
 
 def show(text: str) -> None:

@@ -2,13 +2,12 @@
 others ended."""
 
 import json
-import sys
 from argparse import Namespace
 from typing import Any
 
 from sesiones import tokens
 from sesiones.cli.connections import open_patient_store
-from sesiones.cli.console import complain, counted, date, show
+from sesiones.cli.console import complain, counted, date, read_line, show
 from sesiones.cli.doctor import place, warn_if_unused
 from sesiones.cli.exits import CommandError, Exit
 from sesiones.cli.moments import distance
@@ -40,7 +39,7 @@ INACTIVE = "an inactive session fails every check; a PUT has made it inactive, a
 
 async def run(settings: Settings, options: Namespace) -> Exit:
     """Say what is known. Raises StoreUnavailable, and CommandError for a bad argument."""
-    whose = _whose(sys.stdin.readline().strip() if options.whose == "-" else options.whose)
+    whose = _whose(read_line() if options.whose == "-" else options.whose)
     async with open_patient_store(settings) as store:
         live, gone = await store.operators().why(whose, deep=options.deep)
         unused = not live and not gone and await warn_if_unused(store, settings)

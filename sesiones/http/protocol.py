@@ -2,7 +2,7 @@
 
 Malformed requests get the API's own 400; a head has at most 16 KiB and 100 fields (431); a request
 arrives within 5 s (408); a connection that never says anything is closed like an idle one, and one
-whose client does not read is cut; a client that shuts its sending side still gets its answers; a
+whose client hardly reads is cut; a client that shuts its sending side still gets its answers; a
 request to upgrade is answered as if it had not asked; a version that is not HTTP/1.0 or HTTP/1.1 is
 a 400, and a transfer coding other than chunked a 501; when the server stops, a connection ends with
 an answer that says so. What a response says of its connection is in persistence.py.
@@ -41,7 +41,7 @@ and reads and ignores what still comes for half a second: closing on unread byte
 connection and lose the answer (RFC 9112, 9.6).
 
 Relies on uvicorn 0.54's ``HttpToolsProtocol``: the parser's callbacks; ``cycle`` and ``pipeline``,
-newest first; ``flow``, which pauses reading when a request begins to wait; and
+newest first; ``flow``, which pauses reading when a request begins to wait (flow.py); and
 ``timeout_keep_alive_task`` with ``_unset_keepalive_if_required()``.
 """
 
@@ -108,7 +108,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._half_closed = False  # by the client: it still reads
         self._stopping = False  # the server: the next answer is the last one
         self._deadline: ReadFirstTimer | None = None
-        self._stalled: ReadFirstTimer | None = None
         self._last_active = 0.0  # in the loop's time
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -128,8 +127,6 @@ class HttpProtocol(HttpToolsProtocol):
             self._running.disconnected = True
             self._running.message_event.set()
         self._stop_deadline()
-        if self._stalled is not None:
-            self._stalled.cancel()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
@@ -138,15 +135,6 @@ class HttpProtocol(HttpToolsProtocol):
         if self._input is BODY:
             self._refuse(MALFORMED)  # the body was cut short
         return self._is_answering() and not self.cycle.disconnected  # else close
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._stalled = self._timer(SEND_SECONDS, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self._stalled is not None:
-            self._stalled.cancel()
 
     # Input: pieces, and the parser's callbacks
 
@@ -337,7 +325,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _hang_up(self) -> None:
         self.transport.close()  # which waits until the client has read everything
-        self._deadline = self._timer(SEND_SECONDS, self.transport.abort)
+        next_step = self._hang_up if self.flow.write_paused else self.transport.abort
+        self._deadline = self._timer(SEND_SECONDS, next_step)
 
     # Time
 

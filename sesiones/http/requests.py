@@ -4,8 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -53,15 +52,15 @@ def parse_json(body: bytes, unique: Collection[str] = SESSION_FIELDS) -> Members
             raise ValueError("deeper than the parser of every version of Python goes")
         value = json.loads(
             text,
-            object_pairs_hook=partial(_without_repeated, fields=unique),
+            object_pairs_hook=tuple,  # members of an object within it may be repeated
             parse_constant=_no_constant,
             parse_int=_bounded,
         )
+        if isinstance(value, tuple):
+            return _without_repeated(value, unique)
     except ValueError:
         raise Problem(400, "El cuerpo no es JSON válido.") from None
-    if not isinstance(value, dict):
-        raise Problem(400, "El cuerpo debe ser un objeto JSON.")
-    return value
+    raise Problem(400, "El cuerpo debe ser un objeto JSON.")
 
 
 def _is_too_deep(text: str) -> bool:
@@ -92,7 +91,7 @@ def parse_form(text: bytes, unique: Collection[str] = SESSION_FIELDS) -> Members
         raise Problem(400, "El formulario o la consulta no son válidos.") from None
 
 
-def _without_repeated(pairs: list[tuple[str, Any]], fields: Collection[str]) -> dict[str, Any]:
+def _without_repeated(pairs: Sequence[tuple[str, Any]], fields: Collection[str]) -> dict[str, Any]:
     """The members as a dict. Raises ValueError when one of the fields is repeated. Other members
     are ignored, so they may be repeated."""
     members = dict(pairs)

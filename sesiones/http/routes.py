@@ -4,6 +4,7 @@ Starlette's own routes are patterns, tried one after the other. They also match 
 an encoded line feed, and fail to match one that has a line feed inside.
 """
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, NoMatchFound
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sesiones.http.problems import Problem
+from sesiones.http.problems import Problem, unavailable
 from sesiones.http.requests import DECIMAL
 from sesiones.http.traffic import Traffic
 from sesiones.sesion import BOUNDS
@@ -50,14 +51,20 @@ class Service(Starlette):
         self._below_verify = f"{self._verify_path}/"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            send = self._traffic.observed(scope, send)
-            path = raw_path(scope)
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        send = self._traffic.observed(scope, send)
+        path = raw_path(scope)
+        try:
             if path == self._whoami_path and scope["method"] in ("GET", "HEAD"):
-                return await self._whoami(scope, receive, send)
-            if path == self._verify_path or path.startswith(self._below_verify):
-                return await self._verify(scope, receive, send)
-        return await super().__call__(scope, receive, send)
+                await self._whoami(scope, receive, send)
+            elif path == self._verify_path or path.startswith(self._below_verify):
+                await self._verify(scope, receive, send)
+            else:
+                await super().__call__(scope, receive, send)
+        except asyncio.CancelledError:  # the server has waited for Redis as long as a stop may take
+            await unavailable().response()(scope, receive, send)
 
 
 class Routes(BaseRoute):

@@ -97,17 +97,18 @@ def _work(
 ) -> None:
     """A worker process, which ends when the supervisor's end of the heartbeat socket is closed."""
     logs.set_up(settings.log_format, settings.log_level)
+    code = 1
     try:
         server = _Server(_config(settings, slots, table), heartbeat)
         signals.on_stop(server.handle_exit)
         signals.release()
         server.run(list(listeners))
+        code = 0
     except OSError as error:
         logger.error("the worker cannot serve: %s", error)
-        sys.exit(1)
     except Exception:
         logger.exception("the worker cannot serve")
-        sys.exit(1)
+    signals.end(code)
 
 
 def _config(
@@ -135,6 +136,12 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._heartbeat = heartbeat
         self._devnull = os.open(os.devnull, os.O_WRONLY)
+        # Never closed: uvloop would wait for names that are being looked up, like the interpreter
+        # at its end (signals.end()).
+        self._runner = asyncio.Runner(loop_factory=config.get_loop_factory())
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        self._runner.run(self.serve(sockets))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self._heartbeat is not None:

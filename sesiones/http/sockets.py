@@ -15,7 +15,8 @@ from typing import Any
 from sesiones.settings import Settings, SettingsError
 
 SEND_SECONDS = 4.0
-"""How long a client may read nothing of what it is sent, once that is more than buffers hold."""
+"""How long a client may read hardly anything of what it is sent, once that is more than buffers
+hold."""
 LOCK_WAIT_SECONDS = 1.0
 """How long to wait for another process that holds the lock of the unix socket."""
 

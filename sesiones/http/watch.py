@@ -87,7 +87,7 @@ class Watch:
 
     def _run(self) -> None:
         try:
-            # Unlike asyncio's own loop, this one does not wait for the threads that look names up.
+            # The event loop of the service, so that an error reads as the same one of the store.
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(self._watch())
         except asyncio.CancelledError:

@@ -362,6 +362,15 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert (ended.value.code, capsys.readouterr().out) == (Exit.OK, f"{sesiones.__version__}\n")
 
 
+@pytest.mark.parametrize("redirection", ["<&-", "<&1", "< <(printf '\\xff')"])
+def test_standard_input_that_cannot_be_read_is_a_usage_error(
+    server: RedisServer, redirection: str
+) -> None:
+    code, out, errors = run(server, "why -", redirection, PYTHONIOENCODING="utf-8:strict")
+    assert (code, out) == (Exit.USAGE, "")
+    assert errors.startswith("sesiones: why takes an ID_Usuario, a token")
+
+
 def test_closed_standard_descriptor_is_not_given_to_redis(server: RedisServer) -> None:
     program = (
         "import os, sys; from sesiones.cli import console; console.prepare(); "

@@ -27,7 +27,7 @@ def plain(target: bytes, token: bytes, method: bytes = b"GET") -> bytes:
 
 class StubServer:
     """A server in this event loop. Its fast checks get ``answer``, or wait in ``waiting`` while
-    ``hold`` is set; its application, which gets everything else, answers 418."""
+    ``hold`` is set; its application, which gets everything else, answers 418 with ``body``."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -35,6 +35,7 @@ class StubServer:
         self.waiting: list[Callable[[Sesion | Exception | None], None]] = []
         self.answer: Sesion | Exception | None = None
         self.hold = False
+        self.body = b""
         self.metrics = Metrics()
         self.server: Any = None
 
@@ -56,9 +57,9 @@ class StubServer:
             return
         if scope["method"] == "POST":
             await receive()
-        headers = [(b"content-length", b"0")]
+        headers = [(b"content-length", b"%d" % len(self.body))]
         await send({"type": "http.response.start", "status": 418, "headers": headers})
-        await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.body", "body": self.body})
 
     async def accepted(self) -> tuple[asyncio.StreamWriter, FastCheckProtocol]:
         """The only connection: the client's end and the server's."""

@@ -411,7 +411,7 @@ async def test_keep_alive_ends_an_idle_connection_and_no_other() -> None:
 async def test_client_that_does_not_read_is_cut(
     monkeypatch: pytest.MonkeyPatch, target: bytes
 ) -> None:
-    monkeypatch.setattr("sesiones.http.protocol.SEND_SECONDS", 0.2)
+    monkeypatch.setattr("sesiones.http.flow.SEND_SECONDS", 0.2)
     async with stub_server() as served:
         served.answer = SESION
         with socket.socket() as client:
@@ -429,7 +429,7 @@ async def test_client_that_does_not_read_is_cut(
 async def test_client_that_reads_while_the_event_loop_is_held_up_is_not_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sesiones.http.protocol.SEND_SECONDS", 0.3)
+    monkeypatch.setattr("sesiones.http.flow.SEND_SECONDS", 0.3)
     async with stub_server() as served:
         served.answer = SESION
         with socket.create_connection(("127.0.0.1", served.port)) as client:
@@ -448,6 +448,44 @@ async def test_client_that_reads_while_the_event_loop_is_held_up_is_not_cut(
                     client.recv(1 << 20)
             await asyncio.sleep(0.05)
             assert connection in served.server.server_state.connections
+
+
+async def read_slowly(
+    monkeypatch: pytest.MonkeyPatch, bytes_min: int, field: bytes = b""
+) -> tuple[int, int]:
+    """How long a body is, and how much of it comes to a client that reads 64 KiB in 20 ms."""
+    monkeypatch.setattr("sesiones.http.flow.SEND_SECONDS", 0.3)
+    monkeypatch.setattr("sesiones.http.protocol.SEND_SECONDS", 0.3)
+    monkeypatch.setattr("sesiones.http.flow.SEND_BYTES_MIN", bytes_min)
+    loop = asyncio.get_running_loop()
+    async with stub_server(timeout_keep_alive=1) as served:
+        served.body = bytes(8 << 20)
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+            client.connect(("127.0.0.1", served.port))
+            client.sendall(b"GET /other HTTP/1.1\r\n%b%b\r\n" % (HOST, field))
+            client.setblocking(False)
+            received = bytearray()
+            with suppress(ConnectionError):
+                async with asyncio.timeout(20):
+                    while chunk := await loop.sock_recv(client, 1 << 16):
+                        received += chunk
+                        await asyncio.sleep(0.02)
+    return len(served.body), len(received.partition(b"\r\n\r\n")[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("field", [b"", b"Connection: close\r\n"])
+async def test_client_that_reads_slowly_gets_the_whole_answer(
+    monkeypatch: pytest.MonkeyPatch, field: bytes
+) -> None:
+    length, received = await read_slowly(monkeypatch, 1 << 14, field)
+    assert received == length
+
+
+async def test_client_that_hardly_reads_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    length, received = await read_slowly(monkeypatch, 1 << 22)
+    assert received < length
 
 
 async def test_deadline_does_not_count_while_the_service_does_not_read(

@@ -155,7 +155,8 @@ def test_body_that_is_no_json_object_is_a_400(body: bytes) -> None:
     ],
 )
 def test_brackets_that_are_not_nested_deep_are_read(value: bytes) -> None:
-    assert requests.parse_json(b'{"a": ' + value + b"}")["a"] == json.loads(value)
+    read = requests.parse_json(b'{"a": ' + value + b"}")["a"]
+    assert read == json.loads(value, object_pairs_hook=tuple)
 
 
 @given(st.dictionaries(st.text(), JSON))
@@ -361,6 +362,11 @@ def test_exactly_the_bad_fields_are_named(data: st.DataObject) -> None:
 @given(st.dictionaries(st.text().filter(lambda name: name not in OBJECT), JSON))
 def test_unknown_members_are_ignored(extra: dict[str, Any]) -> None:
     assert json.loads(requests.update(OBJECT | extra, form=False).to_json()) == OBJECT
+
+
+def test_members_of_an_unknown_member_may_have_any_name() -> None:
+    extra = b'"extra": [{"ID_Usuario": 1, "ID_Usuario": 2}, {"Dispositivo": {}, "Dispositivo": []}]'
+    assert create(b'{"ID_Usuario": 7, %b, "Dispositivo": "d"}' % extra) == (7, "d")
 
 
 def test_whole_session_is_read_from_a_form() -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import uvicorn
@@ -21,6 +22,7 @@ from sesiones.http.protocol import DRAIN_SECONDS, HttpProtocol
 from sesiones.http.server import _Server
 from sesiones.http.sockets import listen
 from sesiones.settings import Settings
+from tests.harness.api import UNKNOWN
 from tests.harness.faults import hung
 from tests.harness.processes import connects, is_running
 from tests.harness.redis_server import RedisServer
@@ -31,6 +33,7 @@ from tests.harness.serving import (
     kept_alive,
     running,
 )
+from tests.harness.wire import CLOSE, CREATION, LENGTH, check, check_refusal, post
 
 STOPS = [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGTERM)]
 
@@ -116,14 +119,18 @@ def test_stop_answers_a_request_that_comes_on_an_idle_connection(
 
 
 CHECK = b"GET /sesiones/self HTTP/1.1\r\nHost: x\r\n\r\n"
+NO_SETTINGS = Settings()
 
 
 @asynccontextmanager
 async def in_process(
-    http: type[asyncio.Protocol],
+    http: type[asyncio.Protocol], settings: Settings = NO_SETTINGS, grace_seconds: int | None = None
 ) -> AsyncIterator[tuple[_Server, socket.socket]]:
     """A server in this event loop, and its listening socket."""
-    config = uvicorn.Config(create_app(Settings()), http=http, log_config=None)
+    app = create_app(settings, open_without_key=True)
+    config = uvicorn.Config(
+        app, http=http, log_config=None, timeout_graceful_shutdown=grace_seconds
+    )
     config.load()
     server = _Server(config)
     server.lifespan = config.lifespan_class(config)
@@ -177,6 +184,53 @@ async def test_late_event_loop_closes_no_connection_with_a_request_on_it(
             answer = received(connection)
             assert answer.startswith(b"HTTP/1.1 401 ")
             assert b"connection: close\r\n" in answer
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("http", [FastCheckProtocol, HttpProtocol])
+async def test_stop_answers_a_503_where_redis_does_not_answer_in_time(
+    http: type[asyncio.Protocol], caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, ExitStack() as stack:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        settings = Settings(redis_url=url, redis_timeout=60)
+        async with in_process(http, settings, grace_seconds=1) as (server, listener):
+            requests = [
+                check(UNKNOWN.encode()),
+                check(UNKNOWN.encode(), CLOSE),
+                check(UNKNOWN.encode(), line=b"GET /sesiones HTTP/1.1"),
+                post(LENGTH, body=CREATION),
+            ]
+            connections = [
+                stack.enter_context(socket.create_connection(listener.getsockname()))
+                for _ in requests
+            ]
+            for connection, request in zip(connections, requests, strict=True):
+                connection.sendall(request)
+            await asyncio.sleep(0.1)
+            await server.shutdown([listener])
+            for connection in connections:
+                check_refusal(received(connection), 503)
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_silent_name_server_does_not_delay_a_stop(tmp_path: Path, workers: str) -> None:
+    # The C library reads this file before it asks a name server, and waits for its writer.
+    aliases = tmp_path / "aliases"
+    os.mkfifo(aliases)
+    variables = {"SESIONES_REDIS_URL": "redis://name:6379", "HOSTALIASES": str(aliases)}
+    with running("--port", "0", "--workers", workers, **variables) as (process, line):
+        match = re.search(r"(\d+)\)$", line)
+        assert match, line
+        connection = http.client.HTTPConnection("127.0.0.1", int(match[1]), timeout=20)
+        with closing(connection):
+            connection.request("GET", "/readyz")
+            assert connection.getresponse().status == 503
+        begun = time.monotonic()
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+        assert time.monotonic() - begun < 4
 
 
 def test_worker_that_is_terminated_is_replaced_at_once(
