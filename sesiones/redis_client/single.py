@@ -174,6 +174,8 @@ class Server:
         )
         try:
             await self._verify(connection)
+            if connection.transport.is_closing():
+                raise RedisConnectionError("closed as soon as it was open")
         except BaseException:
             connection.fail("refused")
             raise
@@ -216,8 +218,10 @@ class Server:
     def _lost(self, connection: PipelinedConnection) -> None:
         # The listener is called while last_answered_sent_at() still counts this connection.
         # Otherwise the tombstones that it has to queue could expire first, by the answers of the
-        # connection that has replaced this one.
-        self._listener(BUCKETS)
+        # connection that has replaced this one. A connection that never answered has ended no
+        # session: each attempt at a server that accepts and closes would replay all tombstones.
+        if connection.answered:
+            self._listener(BUCKETS)
         self._open_connections.discard(connection)
         if self._subscriber is not None and connection is self._connection:
             self._subscriber.drop()
