@@ -254,6 +254,11 @@ class PipelinedConnection(asyncio.Protocol):
         if not future.done():
             future.set_result(reply)
 
+    def eof_received(self) -> None:
+        # No reply can come any more. The transport would first write what is unsent, to a server
+        # that may never read it; until then it would be closing, and connection_lost() not called.
+        self.fail("connection lost")
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.fail("connection lost")
         self.on_lost()

@@ -252,7 +252,10 @@ async def _connect(pool: ConnectionPool) -> AbstractConnection:
     except RedisTimeoutError as error:
         seconds = opened.socket_connect_timeout
         raise RedisTimeoutError(f"no connection in {seconds:g} s") from error
-    if opened._writer is None or opened._writer.transport.is_closing():
+    reader, writer = opened._reader, opened._writer
+    # asyncio tells the end of input once only, and may have told it to redis-py's reader.
+    if reader is None or writer is None or writer.transport.is_closing() or reader.at_eof():
+        await opened.disconnect(nowait=True)
         raise RedisConnectionError("closed as soon as it was open")
     return opened
 

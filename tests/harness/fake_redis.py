@@ -150,7 +150,7 @@ def opened(wire: Wire, host: str = "fake", port: int = 1) -> Any:
         host=host,
         port=port,
         _writer=SimpleNamespace(transport=wire),
-        _reader=None,
+        _reader=SimpleNamespace(at_eof=lambda: False),
         _parser=_PARSER,
     )
 
