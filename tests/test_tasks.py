@@ -22,7 +22,7 @@ async def test_run_that_is_asked_for_as_one_ends_is_done() -> None:
     flight.start()
     for _ in range(5):
         await asyncio.sleep(0)
-    assert (len(runs), flight.running) == (2, False)
+    assert (len(runs), flight.idle) == (2, True)
     await flight.aclose()
 
 

@@ -8,9 +8,11 @@ does not declare, and must not do half of its work on either node.
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from redis.asyncio import ConnectionPool
@@ -123,8 +125,9 @@ class Cluster:
         """The IDs of all nodes. A replica may be the only node left to ask for the map."""
         self._refreshing = SingleFlight(self._refresh)
         self._refreshed_at = -REFRESH_SECONDS_MIN
-        self._map_read_at = time.monotonic()
-        """When the map was requested: its masters were the slots' owners then."""
+        self._map_read_at = math.inf
+        """When the map was requested: its masters were the slots' owners then. Infinite before the
+        first map and at the end, when no session can be ended through this."""
         self._refresh_timer: asyncio.TimerHandle | None = None
         self._listener: Listener = lambda _: None
         self._subscribe: Callable[[_Node], None] | None = None
@@ -208,7 +211,11 @@ class Cluster:
         else:
             await self._refreshing()
         masters = sorted({master for master in self._masters if master})
-        return {f"{host}:{port}": self._server((host, port)).execute for host, port in masters}
+        # By its address: the object of a node that is no longer used may be dropped at any time.
+        return {f"{host}:{port}": partial(self._execute_on, (host, port)) for host, port in masters}
+
+    async def _execute_on(self, address: Address, *arguments: Argument, **options: Any) -> Any:
+        return await self._server(address).execute(*arguments, **options)
 
     def _server(self, address: Address) -> _Node:
         server = self._servers.get(address)
@@ -291,9 +298,8 @@ class Cluster:
 
     def last_answered_sent_at(self, bucket: str) -> float:
         server = self._servers.get(self.node_of(bucket) or ("", 0))
-        if server is None:
-            return self._map_read_at
-        return min(self._map_read_at, server.last_answered_sent_at(bucket))
+        answered = time.monotonic() if server is None else server.last_answered_sent_at(bucket)
+        return min(self._map_read_at, answered)
 
     async def sentinels(self) -> dict[str, Execute]:
         return {}
@@ -306,8 +312,11 @@ class Cluster:
         self._refreshing.close()
         if self._refresh_timer is not None:
             self._refresh_timer.cancel()
-        for server in self._servers.values():
-            await server.aclose()
+        # A master that has had no command is closed, too, so that none opens a connection later.
+        for address in {*self._servers, *filter(None, self._masters)}:
+            await self._server(address).aclose()
+        await asyncio.sleep(0)  # until the listener was told of the connections
+        self._map_read_at = math.inf
 
 
 def masters_of(reply: Any, asked: str) -> tuple[list[Address | None], dict[Address, str]]:

@@ -228,8 +228,8 @@ class Server:
 
     @property
     def idle(self) -> bool:
-        """Whether no command is in flight, and no connection is being opened."""
-        return not self._opening.running and all(each.idle for each in self._open_connections)
+        """Whether no command is in flight, and none waits for a connection to be opened."""
+        return self._opening.idle and all(each.idle for each in self._open_connections)
 
     def reset(self) -> None:
         for connection in [*self._open_connections]:

@@ -332,6 +332,7 @@ class Network:
                     for index, ((first, last), node) in enumerate(
                         zip(bounds, self.nodes, strict=True)
                     )
+                    if first <= last
                 ]
         return RuntimeError(f"ERR unknown {command}")
 
