@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
@@ -10,10 +9,8 @@ from functools import partial
 from typing import Any
 
 from redis.asyncio import ConnectionPool
-from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from sesiones.redis_client.connection import (
     Argument,
@@ -22,6 +19,7 @@ from sesiones.redis_client.connection import (
     server_name,
     set_server,
 )
+from sesiones.redis_client.opening import open_connection
 from sesiones.redis_client.subscription import NO_LEASE, Lease, OnLease, OnMessage, Subscriber
 from sesiones.tasks import (
     MALFORMED_REPLY_ERRORS,
@@ -29,7 +27,6 @@ from sesiones.tasks import (
     background,
     cancel,
     majority,
-    retrieve_exception,
 )
 from sesiones.tokens import BUCKETS
 
@@ -75,7 +72,7 @@ class Server:
         self._listener: Listener = lambda _: None
         self._opening = SingleFlight(self._open)
         self._subscriber: Subscriber | None = None
-        self._connect = partial(_connect, pool)
+        self._connect = partial(open_connection, pool)
         """Opens another connection to the server of the newest one."""
 
     async def execute(
@@ -170,7 +167,7 @@ class Server:
     async def _open_from(self, pool: ConnectionPool) -> PipelinedConnection:
         self.name = server_name(pool.make_connection())  # type: ignore[no-untyped-call]
         connection = PipelinedConnection(
-            await _connect(pool), self._timeout_seconds, self.idle_ping
+            await open_connection(pool), self._timeout_seconds, self.idle_ping
         )
         try:
             await self._verify(connection)
@@ -188,7 +185,7 @@ class Server:
                 replaced.fail("replaced by another connection")
         self._open_connections.add(connection)
         self._connection = connection
-        self._connect = partial(_connect, pool)
+        self._connect = partial(open_connection, pool)
         if self._subscriber is not None:
             self._subscriber.follow(connection, self._connect, self._verify)
         return connection
@@ -240,39 +237,6 @@ class Server:
     async def aclose(self) -> None:
         self._opening.close()
         self.reset()
-
-
-async def _connect(pool: ConnectionPool) -> AbstractConnection:
-    """A new connection of redis-py's."""
-    opened: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
-    if host := getattr(opened, "host", None):
-        await _resolve(host, opened.port)  # type: ignore[attr-defined]
-    try:
-        await opened.connect()  # type: ignore[no-untyped-call]
-    except RedisTimeoutError as error:
-        seconds = opened.socket_connect_timeout
-        raise RedisTimeoutError(f"no connection in {seconds:g} s") from error
-    reader, writer = opened._reader, opened._writer
-    # asyncio tells the end of input once only, and may have told it to redis-py's reader.
-    if reader is None or writer is None or writer.transport.is_closing() or reader.at_eof():
-        await opened.disconnect(nowait=True)
-        raise RedisConnectionError("closed as soon as it was open")
-    return opened
-
-
-async def _resolve(host: str, port: int) -> None:
-    """Look the name up, however long that takes. Raises RedisConnectionError.
-
-    redis-py looks it up again, but within its timeout, and cancels a lookup that takes longer. When
-    such a lookup fails, uvloop logs "exception was never retrieved".
-    """
-    loop = asyncio.get_running_loop()
-    lookup = background(loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-    lookup.add_done_callback(retrieve_exception)
-    try:
-        await asyncio.shield(lookup)
-    except (OSError, UnicodeError) as error:
-        raise RedisConnectionError(f"{host} cannot be resolved: {error}") from None
 
 
 class Sentinel(Server):
@@ -377,11 +341,16 @@ class SentinelMaster(Server):
         return named.most_common(1)[0][0]
 
     async def _follow(self, connection: PipelinedConnection) -> None:
-        """Drop the connection as soon as a majority names another master."""
-        while not connection.transport.is_closing():
-            await asyncio.sleep(FOLLOW_SECONDS)
-            if await self._most_name(lambda address: address != connection.address):
-                connection.fail(str(ReplacedError()))
+        """Drop the connection as soon as a majority names another master; and when this is
+        cancelled with all other tasks of a loop that may go on."""
+        try:
+            while not connection.transport.is_closing():
+                await asyncio.sleep(FOLLOW_SECONDS)
+                if await self._most_name(lambda address: address != connection.address):
+                    connection.fail(str(ReplacedError()))
+        finally:
+            if not connection.retired:
+                connection.fail("no longer followed")
 
     def _stop_following(self) -> None:
         if self._following is not None:

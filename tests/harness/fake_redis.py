@@ -21,7 +21,7 @@ from redis.asyncio.connection import Connection
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from sesiones.redis_client import cluster, single
+from sesiones.redis_client import cluster, opening, single
 from sesiones.redis_client import connection as connections
 from tests.harness.virtual_loop import CLOCK, virtual
 
@@ -286,7 +286,7 @@ class Network:
         async def resolve(*_: object) -> None:
             pass
 
-        monkeypatch.setattr(single, "_resolve", resolve)
+        monkeypatch.setattr(opening, "_resolve", resolve)
 
     def pool(self, host: str = "node", port: int = 1, **_: object) -> "_Pool":
         return _Pool(self._servers[host, port])

@@ -263,6 +263,22 @@ def failed_over(watch: "Redis", master: int) -> bool:
     return False
 
 
+def test_replaced_master_is_left_after_every_task_of_the_loop_was_cancelled() -> None:
+    """A program may cancel all of its tasks and go on."""
+
+    async def follow(network: Network, commands: SentinelMaster) -> None:
+        assert await commands.execute("ECHO", 1, "{a}") == b"1"
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.sleep(FOLLOW_SECONDS)
+        network.master = 1
+        await asyncio.sleep(2 * FOLLOW_SECONDS)
+        assert await commands.execute("ECHO", 2, "{a}") == b"2"
+        assert network.nodes[1].accepted == 1
+
+    simulated(follow, "sentinel_master")()
+
+
 # What answers is no Sentinel.
 
 
