@@ -3,6 +3,7 @@ and a value for each event loop. Of Redis they know only its errors."""
 
 import asyncio
 import contextlib
+import os
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
@@ -191,7 +192,9 @@ class PerLoop(Generic[Value]):
     ) -> None:
         self._make = make
         self._close = close
-        self._values: dict[asyncio.AbstractEventLoop, tuple[Value, object]] = {}
+        self._values: dict[asyncio.AbstractEventLoop, tuple[Value, int, object]] = {}
+        """Beside each value, the number of the process: a fork copies the loops of all threads, but
+        they do not run in the new process."""
 
     def get(self) -> Value:
         """The running loop's value."""
@@ -206,7 +209,7 @@ class PerLoop(Generic[Value]):
         closer = self._closer(loop, value)
         with contextlib.suppress(StopIteration):
             closer.asend(None).send(None)  # up to its yield, which waits for nothing
-        self._values[loop] = value, closer
+        self._values[loop] = value, os.getpid(), closer
         return value
 
     async def _closer(
@@ -221,5 +224,6 @@ class PerLoop(Generic[Value]):
             await self._close(value)
 
     def existing(self) -> list[Value]:
-        """The values of all loops, for reading."""
-        return [value for value, _ in list(self._values.values())]
+        """The values of all loops of this process, for reading."""
+        own = os.getpid()
+        return [value for value, process, _ in list(self._values.values()) if process == own]

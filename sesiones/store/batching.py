@@ -38,10 +38,10 @@ class Batcher(Generic[Question, Answer]):
     not fail the others of its batch.
 
     An answer may be an exception. What ``ask`` raises is the answer to the whole batch;
-    ``overdue()`` is the answer to a question that could not go out within ``timeout_seconds``. A
-    callback that raises does not affect the others. ``observe`` is told when the questions answered
-    together were asked, and their answers. ``on_idle`` is called once no question has been left for
-    up to two ticks.
+    ``overdue()`` is the answer to a question that could not go out within ``timeout_seconds``, or
+    whose call was cancelled. A callback that raises does not affect the others. ``observe`` is told
+    when the questions answered together were asked, and their answers. ``on_idle`` is called once
+    no question has been left for up to two ticks.
     """
 
     def __init__(
@@ -134,6 +134,9 @@ class Batcher(Generic[Question, Answer]):
             answers = await self._ask([question for question, *_ in batch], deadline)
         except Exception as error:
             answers = [error] * len(batch)
+        except asyncio.CancelledError:  # with all other tasks of the loop, which may go on
+            self._answer(batch, [self._overdue()] * len(batch))
+            raise
         self._answer(batch, answers)
 
     def _answer(

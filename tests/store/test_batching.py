@@ -138,6 +138,22 @@ async def test_error_of_a_call_reaches_its_callers_alone() -> None:
 
 
 @virtual
+async def test_questions_are_answered_when_every_task_of_the_loop_is_cancelled() -> None:
+    """A program may cancel all of its tasks and go on. A callback has no task of its own."""
+    asked = Asked(batch_max=2)
+    asked.submit(1, 2, 3)
+    await asked.settle()
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await asked.settle()
+    assert asked.answers == [OVERDUE] * 3
+    asked.open.set()
+    asked.submit(4)
+    await asked.settle()
+    assert asked.answers[3:] == [4]
+
+
+@virtual
 async def test_overdue_question_does_not_wait_for_another_call() -> None:
     """The call before it may fail or not."""
     for error in None, StoreUnavailable("x"):
