@@ -161,25 +161,14 @@ class Cluster:
             except (NoScriptError, UnconfirmedError):
                 raise
             except (RedisError, OSError, asyncio.CancelledError) as error:
-                # Any failure, including a cancelled caller, can mean that the slot map is stale.
-                # Refresh it in the background.
-                self._refreshing.start()
-                if isinstance(error, MovedError):
-                    asking = None
-                    server.renew_lease()
-                    if error.host != "?":  # the refreshed map will have an address that MOVED lacks
-                        self._masters[slot] = error.host or address[0], error.port
-                elif isinstance(error, AskError) and reads:
+                if isinstance(error, AskError) and reads:
+                    self._refreshing.start()
                     asking = error.host or address[0], error.port
-                elif isinstance(error, SLOT_ERRORS) or "non local key" in str(error):
-                    raise SlotMovedError(str(error)) from error
                 else:
-                    if isinstance(error, (RedisConnectionError, OSError)) and not isinstance(
-                        error, SilentError
-                    ):
-                        with contextlib.suppress(RedisError, OSError):
-                            await self._refreshing()  # so that the caller's next try succeeds
-                    raise
+                    await self._learn_from(error, slot, address)
+                    if not isinstance(error, MovedError):
+                        raise
+                    asking = None
             redirections += 1
             if redirections > 1:
                 await asyncio.sleep(REDIRECTED_SECONDS)
@@ -189,9 +178,15 @@ class Cluster:
     ) -> Any:
         slots = {key_slot(key.encode()) for key in keys}
         address = await self._master(min(slots))
-        reply = await self._server(address).execute_on_master(
-            *arguments, safe_to_repeat=safe_to_repeat
-        )
+        try:
+            reply = await self._server(address).execute_on_master(
+                *arguments, safe_to_repeat=safe_to_repeat
+            )
+        except (RedisError, OSError, asyncio.CancelledError) as error:
+            await self._learn_from(error, min(slots), address)
+            if isinstance(error, MovedError):
+                raise SlotMovedError(str(error)) from error
+            raise
 
         async def agrees(other: Address) -> bool:
             view, _ = masters_of(await self._server(other).execute("CLUSTER", "SLOTS"), other[0])
@@ -200,8 +195,26 @@ class Cluster:
         # A majority of all masters, this one included: as many as it takes to elect another.
         others = {master for master in self._masters if master} - {address}
         if not await majority([agrees(other) for other in others], yes=1):
+            self._refreshing.start()
             raise ClusterDownError("the node is not known to be the slot's master")
         return reply
+
+    async def _learn_from(self, error: BaseException, slot: int, address: Address) -> None:
+        """Refresh the map in the background: any failure of a command, including a cancelled
+        caller, can mean that it is stale. MOVED corrects it at once. Raise SlotMovedError for the
+        other errors about a slot."""
+        self._refreshing.start()
+        if isinstance(error, MovedError):
+            self._server(address).renew_lease()
+            if error.host != "?":  # the refreshed map will have an address that MOVED lacks
+                self._masters[slot] = error.host or address[0], error.port
+        elif isinstance(error, SLOT_ERRORS) or "non local key" in str(error):
+            raise SlotMovedError(str(error)) from error
+        elif isinstance(error, (RedisConnectionError, OSError)) and not isinstance(
+            error, SilentError
+        ):
+            with contextlib.suppress(RedisError, OSError):
+                await self._refreshing()  # so that the caller's next try succeeds
 
     async def masters(self) -> dict[str, Execute]:
         # A known map is good enough, and is refreshed for the next time: waiting for a node that
