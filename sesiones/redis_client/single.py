@@ -109,11 +109,11 @@ class Server:
         connection, reply, role = await self._execute_twice(
             arguments, ("ROLE",), safe_to_repeat=safe_to_repeat
         )
-        is_master = isinstance(role, list) and role[:1] == [b"master"]
-        if not is_master or not await self._is_named(connection):
+        if not (isinstance(role, list) and role[:1] == [b"master"]):
             connection.fail("not the master's")
-            raise RedisConnectionError("the server is not known to be the master")
-        return reply
+        elif await self._is_named(connection):
+            return reply
+        raise RedisConnectionError("the server is not known to be the master")
 
     async def masters(self) -> dict[str, Execute]:
         return {"redis": self.execute}
@@ -155,7 +155,8 @@ class Server:
         return connection
 
     async def _is_named(self, connection: PipelinedConnection) -> bool:
-        """Whether Sentinel, too, says that the connection's server is the master."""
+        """Whether Sentinel, too, says that the connection's server is the master. Drops the
+        connection when another one is."""
         return True
 
     async def _verify(self, connection: PipelinedConnection) -> None:
@@ -357,7 +358,12 @@ class SentinelMaster(Server):
             self._following.cancel()
 
     async def _is_named(self, connection: PipelinedConnection) -> bool:
-        return await self._most_name(lambda address: address == connection.address)
+        if await self._most_name(lambda address: address == connection.address):
+            return True
+        # Where too few Sentinels answer, the connection stays: other commands are in flight on it.
+        if await self._most_name(lambda address: address != connection.address):
+            connection.fail(str(ReplacedError()))
+        return False
 
     async def _most_name(self, matches: Callable[[Address], bool]) -> bool:
         """Whether a majority of the Sentinels names a master whose address matches."""
