@@ -349,9 +349,10 @@ class SentinelMaster(Server):
                 await asyncio.sleep(FOLLOW_SECONDS)
                 if await self._most_name(lambda address: address != connection.address):
                     connection.fail(str(ReplacedError()))
-        finally:
+        except asyncio.CancelledError:
             if not connection.retired:
                 connection.fail("no longer followed")
+            raise
 
     def _stop_following(self) -> None:
         if self._following is not None:
