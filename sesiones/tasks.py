@@ -132,15 +132,21 @@ class SingleFlight(Generic[Result]):
     def __init__(self, work: Callable[[], Coroutine[Any, Any, Result]]) -> None:
         self._work = work
         self._task: asyncio.Task[Result] | None = None
+        self._callers = 0
         self._closed = False
 
     @property
-    def running(self) -> bool:
+    def idle(self) -> bool:
+        """Whether nothing runs, and every caller has its result."""
+        return not self._running and not self._callers
+
+    @property
+    def _running(self) -> bool:
         return self._task is not None and not self._task.done()
 
     def start(self) -> None:
         """Begin a run, unless the work is running."""
-        if not self.running and not self._closed:
+        if not self._running and not self._closed:
             self._task = background(self._work())
             self._task.add_done_callback(self._done)
 
@@ -148,7 +154,11 @@ class SingleFlight(Generic[Result]):
         self.start()
         task = self._task
         if task is not None:
-            await asyncio.wait({task})
+            self._callers += 1
+            try:
+                await asyncio.wait({task})
+            finally:
+                self._callers -= 1
         if task is None or task.cancelled():
             raise RedisConnectionError("closed")
         return task.result()

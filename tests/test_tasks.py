@@ -1,6 +1,7 @@
 """The helpers for asyncio."""
 
 import asyncio
+import os
 
 import pytest
 
@@ -22,7 +23,7 @@ async def test_run_that_is_asked_for_as_one_ends_is_done() -> None:
     flight.start()
     for _ in range(5):
         await asyncio.sleep(0)
-    assert (len(runs), flight.running) == (2, False)
+    assert (len(runs), flight.idle) == (2, True)
     await flight.aclose()
 
 
@@ -54,3 +55,26 @@ def test_values_are_closed_when_their_loop_ends_after_its_tasks() -> None:
     asyncio.run(main())
     assert len(set(closed)) == 2
     assert values.existing() == []
+
+
+def test_values_of_the_loops_of_another_process_do_not_exist() -> None:
+    """They stay as they were at the fork: those of a store would keep its tombstones for good."""
+    told, tell = os.pipe()
+
+    async def main() -> None:
+        values: PerLoop[object] = PerLoop(object, close)
+        value = values.get()
+        child = os.fork()
+        if child == 0:
+            os.write(tell, b"%d" % len(values.existing()))
+            os._exit(0)
+        os.waitpid(child, 0)  # noqa: ASYNC222
+        assert values.existing() == [value]
+
+    async def close(_: object) -> None:
+        pass
+
+    asyncio.run(main())
+    assert os.read(told, 1) == b"0"
+    os.close(told)
+    os.close(tell)

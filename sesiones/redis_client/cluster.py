@@ -8,9 +8,11 @@ does not declare, and must not do half of its work on either node.
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from redis.asyncio import ConnectionPool
@@ -123,8 +125,9 @@ class Cluster:
         """The IDs of all nodes. A replica may be the only node left to ask for the map."""
         self._refreshing = SingleFlight(self._refresh)
         self._refreshed_at = -REFRESH_SECONDS_MIN
-        self._map_read_at = time.monotonic()
-        """When the map was requested: its masters were the slots' owners then."""
+        self._map_read_at = math.inf
+        """When the map was requested: its masters were the slots' owners then. Infinite before the
+        first map and at the end, when no session can be ended through this."""
         self._refresh_timer: asyncio.TimerHandle | None = None
         self._listener: Listener = lambda _: None
         self._subscribe: Callable[[_Node], None] | None = None
@@ -167,25 +170,14 @@ class Cluster:
             except (NoScriptError, UnconfirmedError):
                 raise
             except (RedisError, OSError, asyncio.CancelledError) as error:
-                # Any failure, including a cancelled caller, can mean that the slot map is stale.
-                # Refresh it in the background.
-                self._refreshing.start()
-                if isinstance(error, MovedError):
-                    asking = None
-                    server.renew_lease()
-                    if error.host != "?":  # the refreshed map will have an address that MOVED lacks
-                        self._masters[slot] = error.host or address[0], error.port
-                elif isinstance(error, AskError) and reads:
+                if isinstance(error, AskError) and reads:
+                    self._refreshing.start()
                     asking = error.host or address[0], error.port
-                elif isinstance(error, SLOT_ERRORS) or "non local key" in str(error):
-                    raise SlotMovedError(str(error)) from error
                 else:
-                    if isinstance(error, (RedisConnectionError, OSError)) and not isinstance(
-                        error, SilentError
-                    ):
-                        with contextlib.suppress(RedisError, OSError):
-                            await self._refreshing()  # so that the caller's next try succeeds
-                    raise
+                    await self._learn_from(error, slot, address)
+                    if not isinstance(error, MovedError):
+                        raise
+                    asking = None
             sent = None
             redirections += 1
             if redirections > 1:
@@ -196,9 +188,15 @@ class Cluster:
     ) -> Any:
         slots = {key_slot(key.encode()) for key in keys}
         address = await self._master(min(slots))
-        reply = await self._server(address).execute_on_master(
-            *arguments, safe_to_repeat=safe_to_repeat
-        )
+        try:
+            reply = await self._server(address).execute_on_master(
+                *arguments, safe_to_repeat=safe_to_repeat
+            )
+        except (RedisError, OSError, asyncio.CancelledError) as error:
+            await self._learn_from(error, min(slots), address)
+            if isinstance(error, MovedError):
+                raise SlotMovedError(str(error)) from error
+            raise
 
         async def agrees(other: Address) -> bool:
             view, _ = masters_of(await self._server(other).execute("CLUSTER", "SLOTS"), other[0])
@@ -207,8 +205,26 @@ class Cluster:
         # A majority of all masters, this one included: as many as it takes to elect another.
         others = {master for master in self._masters if master} - {address}
         if not await majority([agrees(other) for other in others], yes=1):
+            self._refreshing.start()
             raise ClusterDownError("the node is not known to be the slot's master")
         return reply
+
+    async def _learn_from(self, error: BaseException, slot: int, address: Address) -> None:
+        """Refresh the map in the background: any failure of a command, including a cancelled
+        caller, can mean that it is stale. MOVED corrects it at once. Raise SlotMovedError for the
+        other errors about a slot."""
+        self._refreshing.start()
+        if isinstance(error, MovedError):
+            self._server(address).renew_lease()
+            if error.host != "?":  # the refreshed map will have an address that MOVED lacks
+                self._masters[slot] = error.host or address[0], error.port
+        elif isinstance(error, SLOT_ERRORS) or "non local key" in str(error):
+            raise SlotMovedError(str(error)) from error
+        elif isinstance(error, (RedisConnectionError, OSError)) and not isinstance(
+            error, SilentError
+        ):
+            with contextlib.suppress(RedisError, OSError):
+                await self._refreshing()  # so that the caller's next try succeeds
 
     async def masters(self) -> dict[str, Execute]:
         # A known map is good enough, and is refreshed for the next time: waiting for a node that
@@ -218,7 +234,11 @@ class Cluster:
         else:
             await self._refreshing()
         masters = sorted({master for master in self._masters if master})
-        return {f"{host}:{port}": self._server((host, port)).execute for host, port in masters}
+        # By its address: the object of a node that is no longer used may be dropped at any time.
+        return {f"{host}:{port}": partial(self._execute_on, (host, port)) for host, port in masters}
+
+    async def _execute_on(self, address: Address, *arguments: Argument, **options: Any) -> Any:
+        return await self._server(address).execute(*arguments, **options)
 
     def _server(self, address: Address) -> _Node:
         server = self._servers.get(address)
@@ -301,9 +321,8 @@ class Cluster:
 
     def last_answered_sent_at(self, bucket: str) -> float:
         server = self._servers.get(self.node_of(bucket) or ("", 0))
-        if server is None:
-            return self._map_read_at
-        return min(self._map_read_at, server.last_answered_sent_at(bucket))
+        answered = time.monotonic() if server is None else server.last_answered_sent_at(bucket)
+        return min(self._map_read_at, answered)
 
     async def sentinels(self) -> dict[str, Execute]:
         return {}
@@ -316,8 +335,11 @@ class Cluster:
         self._refreshing.close()
         if self._refresh_timer is not None:
             self._refresh_timer.cancel()
-        for server in self._servers.values():
-            await server.aclose()
+        # A master that has had no command is closed, too, so that none opens a connection later.
+        for address in {*self._servers, *filter(None, self._masters)}:
+            await self._server(address).aclose()
+        await asyncio.sleep(0)  # until the listener was told of the connections
+        self._map_read_at = math.inf
 
 
 def masters_of(reply: Any, asked: str) -> tuple[list[Address | None], dict[Address, str]]:

@@ -103,7 +103,7 @@ class _InFlight(NamedTuple):
 
 
 class PipelinedConnection(asyncio.Protocol):
-    """One open connection, until it is lost. ``on_lost`` is called then, if it has ever answered.
+    """One open connection, until it is lost. ``on_lost`` is called then.
 
     Errors are set on the futures of the commands, and not raised.
     """
@@ -130,7 +130,8 @@ class PipelinedConnection(asyncio.Protocol):
         self.last_answered_sent_at = self._received_at = time.monotonic()
         """When the newest command that has been answered was sent. Until the first answer: when the
         connection was opened."""
-        self._answered = False
+        self.answered = False
+        """Whether the server has answered any command."""
         self._timeout_seconds = timeout_seconds
         self._idle_ping = idle_ping
         self._loop = asyncio.get_running_loop()
@@ -239,7 +240,7 @@ class PipelinedConnection(asyncio.Protocol):
     def _deliver(self, reply: Any) -> None:
         """Raises IndexError for a reply that no command is waiting for."""
         future, self.last_answered_sent_at, _, on_reply = self._in_flight.popleft()
-        self._answered = True
+        self.answered = True
         if isinstance(reply, Exception):
             if not future.done():
                 future.set_exception(reply)
@@ -256,10 +257,14 @@ class PipelinedConnection(asyncio.Protocol):
         if not future.done():
             future.set_result(reply)
 
+    def eof_received(self) -> None:
+        # No reply can come any more. The transport would first write what is unsent, to a server
+        # that may never read it; until then it would be closing, and connection_lost() not called.
+        self.fail("connection lost")
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.fail("connection lost")
-        if self._answered:
-            self.on_lost()
+        self.on_lost()
 
     def fail(self, reason: str, kind: type[RedisConnectionError] = RedisConnectionError) -> None:
         """Drop the connection. Everything in flight fails with an error of this kind."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
@@ -10,10 +9,8 @@ from functools import partial
 from typing import Any
 
 from redis.asyncio import ConnectionPool
-from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from sesiones.redis_client.connection import (
     Argument,
@@ -22,6 +19,7 @@ from sesiones.redis_client.connection import (
     server_name,
     set_server,
 )
+from sesiones.redis_client.opening import open_connection
 from sesiones.redis_client.subscription import NO_LEASE, Lease, OnLease, OnMessage, Subscriber
 from sesiones.tasks import (
     MALFORMED_REPLY_ERRORS,
@@ -29,7 +27,6 @@ from sesiones.tasks import (
     background,
     cancel,
     majority,
-    retrieve_exception,
 )
 from sesiones.tokens import BUCKETS
 
@@ -75,7 +72,7 @@ class Server:
         self._listener: Listener = lambda _: None
         self._opening = SingleFlight(self._open)
         self._subscriber: Subscriber | None = None
-        self._connect = partial(_connect, pool)
+        self._connect = partial(open_connection, pool)
         """Opens another connection to the server of the newest one."""
 
     def connection(self, keys: Sequence[str] = ()) -> PipelinedConnection | None:
@@ -119,11 +116,11 @@ class Server:
         connection, reply, role = await self._execute_twice(
             arguments, ("ROLE",), safe_to_repeat=safe_to_repeat
         )
-        is_master = isinstance(role, list) and role[:1] == [b"master"]
-        if not is_master or not await self._is_named(connection):
+        if not (isinstance(role, list) and role[:1] == [b"master"]):
             connection.fail("not the master's")
-            raise RedisConnectionError("the server is not known to be the master")
-        return reply
+        elif await self._is_named(connection):
+            return reply
+        raise RedisConnectionError("the server is not known to be the master")
 
     async def masters(self) -> dict[str, Execute]:
         return {"redis": self.execute}
@@ -162,7 +159,8 @@ class Server:
         return self.connection() or await self._opening()
 
     async def _is_named(self, connection: PipelinedConnection) -> bool:
-        """Whether Sentinel, too, says that the connection's server is the master."""
+        """Whether Sentinel, too, says that the connection's server is the master. Drops the
+        connection when another one is."""
         return True
 
     async def _verify(self, connection: PipelinedConnection) -> None:
@@ -174,10 +172,12 @@ class Server:
     async def _open_from(self, pool: ConnectionPool) -> PipelinedConnection:
         self.name = server_name(pool.make_connection())  # type: ignore[no-untyped-call]
         connection = PipelinedConnection(
-            await _connect(pool), self._timeout_seconds, self.idle_ping
+            await open_connection(pool), self._timeout_seconds, self.idle_ping
         )
         try:
             await self._verify(connection)
+            if connection.transport.is_closing():
+                raise RedisConnectionError("closed as soon as it was open")
         except BaseException:
             connection.fail("refused")
             raise
@@ -190,7 +190,7 @@ class Server:
                 replaced.fail("replaced by another connection")
         self._open_connections.add(connection)
         self._connection = connection
-        self._connect = partial(_connect, pool)
+        self._connect = partial(open_connection, pool)
         if self._subscriber is not None:
             self._subscriber.follow(connection, self._connect, self._verify)
         return connection
@@ -220,16 +220,18 @@ class Server:
     def _lost(self, connection: PipelinedConnection) -> None:
         # The listener is called while last_answered_sent_at() still counts this connection.
         # Otherwise the tombstones that it has to queue could expire first, by the answers of the
-        # connection that has replaced this one.
-        self._listener(BUCKETS)
+        # connection that has replaced this one. A connection that never answered has ended no
+        # session: each attempt at a server that accepts and closes would replay all tombstones.
+        if connection.answered:
+            self._listener(BUCKETS)
         self._open_connections.discard(connection)
         if self._subscriber is not None and connection is self._connection:
             self._subscriber.drop()
 
     @property
     def idle(self) -> bool:
-        """Whether no command is in flight, and no connection is being opened."""
-        return not self._opening.running and all(each.idle for each in self._open_connections)
+        """Whether no command is in flight, and none waits for a connection to be opened."""
+        return self._opening.idle and all(each.idle for each in self._open_connections)
 
     def reset(self) -> None:
         for connection in [*self._open_connections]:
@@ -240,36 +242,6 @@ class Server:
     async def aclose(self) -> None:
         self._opening.close()
         self.reset()
-
-
-async def _connect(pool: ConnectionPool) -> AbstractConnection:
-    """A new connection of redis-py's."""
-    opened: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
-    if host := getattr(opened, "host", None):
-        await _resolve(host, opened.port)  # type: ignore[attr-defined]
-    try:
-        await opened.connect()  # type: ignore[no-untyped-call]
-    except RedisTimeoutError as error:
-        seconds = opened.socket_connect_timeout
-        raise RedisTimeoutError(f"no connection in {seconds:g} s") from error
-    if opened._writer is None or opened._writer.transport.is_closing():
-        raise RedisConnectionError("closed as soon as it was open")
-    return opened
-
-
-async def _resolve(host: str, port: int) -> None:
-    """Look the name up, however long that takes. Raises RedisConnectionError.
-
-    redis-py looks it up again, but within its timeout, and cancels a lookup that takes longer. When
-    such a lookup fails, uvloop logs "exception was never retrieved".
-    """
-    loop = asyncio.get_running_loop()
-    lookup = background(loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-    lookup.add_done_callback(retrieve_exception)
-    try:
-        await asyncio.shield(lookup)
-    except (OSError, RuntimeError, UnicodeError) as error:  # asyncio's lookup needs a thread
-        raise RedisConnectionError(f"{host} cannot be resolved: {error}") from None
 
 
 class Sentinel(Server):
@@ -374,18 +346,29 @@ class SentinelMaster(Server):
         return named.most_common(1)[0][0]
 
     async def _follow(self, connection: PipelinedConnection) -> None:
-        """Drop the connection as soon as a majority names another master."""
-        while not connection.transport.is_closing():
-            await asyncio.sleep(FOLLOW_SECONDS)
-            if await self._most_name(lambda address: address != connection.address):
-                connection.fail(str(ReplacedError()))
+        """Drop the connection as soon as a majority names another master; and when this is
+        cancelled with all other tasks of a loop that may go on."""
+        try:
+            while not connection.transport.is_closing():
+                await asyncio.sleep(FOLLOW_SECONDS)
+                if await self._most_name(lambda address: address != connection.address):
+                    connection.fail(str(ReplacedError()))
+        except asyncio.CancelledError:
+            if not connection.retired:
+                connection.fail("no longer followed")
+            raise
 
     def _stop_following(self) -> None:
         if self._following is not None:
             self._following.cancel()
 
     async def _is_named(self, connection: PipelinedConnection) -> bool:
-        return await self._most_name(lambda address: address == connection.address)
+        if await self._most_name(lambda address: address == connection.address):
+            return True
+        # Where too few Sentinels answer, the connection stays: other commands are in flight on it.
+        if await self._most_name(lambda address: address != connection.address):
+            connection.fail(str(ReplacedError()))
+        return False
 
     async def _most_name(self, matches: Callable[[Address], bool]) -> bool:
         """Whether a majority of the Sentinels names a master whose address matches."""

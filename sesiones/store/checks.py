@@ -264,7 +264,7 @@ class CheckQueue:
         if the deadline passed first: a session has ended all the same, and needs its tombstone."""
         for entry in replies[-1]:
             digest = entry[0].decode()
-            (key,) = (key for key in keys if key.endswith(digest))
+            (key,) = {key for key in keys if key.endswith(digest)}  # a batch may ask for it twice
             self._events.ended("unindexed", base_of(key), [entry])
 
     def _active(self, batch: list[str], sesiones: list[Sesion | None]) -> list[Sesion | None]:

@@ -42,6 +42,14 @@ class Replay:
             self._running.start()
 
     async def _run(self) -> None:
+        try:
+            await self._end_pending()
+        except asyncio.CancelledError:
+            # With all other tasks of the loop, which may go on.
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, self.start)
+            raise
+
+    async def _end_pending(self) -> None:
         while batches := self._tombstones.batches():
             back = 0
             for start in range(0, len(batches), CALLS_AT_ONCE):

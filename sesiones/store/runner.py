@@ -169,7 +169,9 @@ class ScriptRunner:
         except (SlotMovedError, WritesSilent):
             raise
         except MALFORMED_REPLY_ERRORS as error:
-            raise StoreUnavailable(MALFORMED_REPLY) from error
+            malformed = RedisError(MALFORMED_REPLY)
+            malformed.__cause__ = error  # from which described() has the server
+            raise self._failure(malformed) from error
         except (RedisError, OSError, TimeoutError) as error:
             raise self._failure(error) from error
         if self._outages.redis.failing and not script.read_only:

@@ -21,7 +21,7 @@ from redis.asyncio.connection import Connection
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from sesiones.redis_client import cluster, single
+from sesiones.redis_client import cluster, opening, single
 from sesiones.redis_client import connection as connections
 from tests.harness.virtual_loop import CLOCK, virtual
 
@@ -150,7 +150,7 @@ def opened(wire: Wire, host: str = "fake", port: int = 1) -> Any:
         host=host,
         port=port,
         _writer=SimpleNamespace(transport=wire),
-        _reader=None,
+        _reader=SimpleNamespace(at_eof=lambda: False),
         _parser=_PARSER,
     )
 
@@ -286,7 +286,7 @@ class Network:
         async def resolve(*_: object) -> None:
             pass
 
-        monkeypatch.setattr(single, "_resolve", resolve)
+        monkeypatch.setattr(opening, "_resolve", resolve)
 
     def pool(self, host: str = "node", port: int = 1, **_: object) -> "_Pool":
         return _Pool(self._servers[host, port])
@@ -332,6 +332,7 @@ class Network:
                     for index, ((first, last), node) in enumerate(
                         zip(bounds, self.nodes, strict=True)
                     )
+                    if first <= last
                 ]
         return RuntimeError(f"ERR unknown {command}")
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from redis import Redis
+from redis.asyncio import Connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
@@ -110,6 +111,45 @@ async def test_server_that_hangs_up_at_once_is_a_redis_error(greeting: bytes) ->
         for _ in range(20):
             with pytest.raises(RedisError):
                 await commands.execute("PING")
+        await commands.aclose()
+
+
+async def test_server_that_hangs_up_while_the_loop_is_busy_is_an_error_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The end of input comes before the connection is ours: asyncio does not tell it again."""
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write_eof()
+        await reader.read()
+
+    async def open_slowly(self: Connection) -> None:
+        await really_open(self)  # type: ignore[no-untyped-call]
+        assert self._reader is not None
+        await self._reader.read()
+
+    really_open = Connection.connect
+    monkeypatch.setattr(Connection, "connect", open_slowly)
+    async with serving(hang_up) as address:
+        commands = connect(f"redis://{address}", 0.5)
+        with pytest.raises(RedisConnectionError, match="as soon as"):
+            await commands.execute("PING")
+        await commands.aclose()
+
+
+async def test_command_that_is_half_sent_fails_when_the_server_ends_its_side() -> None:
+    """The server reads no more, so the rest of the command stays here for good."""
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        commands = connect(f"redis://127.0.0.1:{listener.getsockname()[1]}", 0.5)
+        waiting = asyncio.create_task(commands.execute("ECHO", "x" * 20_000_000))
+        server = await asyncio.to_thread(lambda: listener.accept()[0])
+        with server:
+            await asyncio.to_thread(server.recv, 1)
+            server.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(5):
+                with pytest.raises(RedisConnectionError):
+                    await waiting
         await commands.aclose()
 
 

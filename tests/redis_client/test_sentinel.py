@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from sesiones.redis_client import connect, single
 from sesiones.redis_client.single import FOLLOW_SECONDS, SentinelMaster
@@ -261,6 +261,45 @@ def failed_over(watch: "Redis", master: int) -> bool:
     with contextlib.suppress(ResponseError):  # NOGOODSLAVE, INPROG
         run(watch, "SENTINEL", "FAILOVER", "mymaster")
     return False
+
+
+def test_replaced_master_is_left_after_every_task_of_the_loop_was_cancelled() -> None:
+    """A program may cancel all of its tasks and go on."""
+
+    async def follow(network: Network, commands: SentinelMaster) -> None:
+        assert await commands.execute("ECHO", 1, "{a}") == b"1"
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.sleep(FOLLOW_SECONDS)
+        network.master = 1
+        await asyncio.sleep(2 * FOLLOW_SECONDS)
+        assert await commands.execute("ECHO", 2, "{a}") == b"2"
+        assert network.nodes[1].accepted == 1
+
+    simulated(follow, "sentinel_master")()
+
+
+@pytest.mark.parametrize("other_is_named", [False, True])
+def test_answer_of_an_unconfirmed_master_drops_a_replaced_connection_alone(
+    other_is_named: bool,
+) -> None:
+    """Each list of sessions asks for that. Where too few Sentinels answer, checks and writes, which
+    do not ask, go on over the connection."""
+
+    async def ask(network: Network, commands: SentinelMaster) -> None:
+        assert await commands.execute("ECHO", 1, "{a}") == b"1"
+        if other_is_named:
+            network.master = 1
+        else:
+            for sentinel in network.sentinels[1:]:
+                sentinel.stop()
+        with pytest.raises(RedisError):
+            await commands.execute_on_master("ECHO", 2, "{a}")
+        assert network.nodes[0].wires[-1].is_closing() == other_is_named
+        assert await commands.execute("ECHO", 3, "{a}") == b"3"
+        assert network.nodes[1].accepted == other_is_named
+
+    simulated(ask, "sentinel_master")()
 
 
 # What answers is no Sentinel.

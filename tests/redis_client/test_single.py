@@ -1,6 +1,7 @@
 """The server's connections, on a simulated network: what is late, silent, lost or too much."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -9,7 +10,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from sesiones import tokens
 from sesiones.redis_client.connection import IDLE_PING_SECONDS, SilentError
 from sesiones.redis_client.single import Server, UnconfirmedError
-from tests.harness.fake_redis import TIMEOUT_SECONDS, Network, packed, simulated
+from tests.harness.fake_redis import (
+    LATENCY_SECONDS,
+    TIMEOUT_SECONDS,
+    Network,
+    Wire,
+    packed,
+    simulated,
+)
 
 
 def now() -> float:
@@ -169,6 +177,33 @@ async def test_only_the_loss_of_a_connection_that_has_answered_is_told(
     assert await commands.execute("PING") == b"PONG"
     await asyncio.sleep(0.01)
     assert told == [tokens.BUCKETS]
+
+
+@pytest.mark.parametrize("kind", ["server", "sentinel_master", "cluster"])
+@pytest.mark.parametrize("lost_after_seconds", [0.0, 0.5 * LATENCY_SECONDS, 1.5 * LATENCY_SECONDS])
+def test_connection_lost_before_its_first_answer_is_forgotten(
+    kind: str, lost_after_seconds: float
+) -> None:
+    """Otherwise it would hold back the expiry of every tombstone for good. The loss comes before
+    the first command, before its reply, or while the Sentinels are asked about the server."""
+
+    async def lose_each_connection(network: Network, commands: Any) -> None:
+        accept = network.nodes[0].accept
+
+        def accept_and_lose() -> Wire:
+            wire = accept()
+            asyncio.get_running_loop().call_later(lost_after_seconds, wire.lose)
+            return wire
+
+        network.nodes[0].accept = accept_and_lose  # type: ignore[method-assign]
+        for _ in range(3):
+            with contextlib.suppress(RedisConnectionError):
+                await commands.execute("ECHO", 1, "{b}", keys=["{b}"])  # of the first node
+            await asyncio.sleep(TIMEOUT_SECONDS)
+        server = commands._servers["node", 1] if kind == "cluster" else commands
+        assert server.last_answered_sent_at("eQ") == now()
+
+    simulated(lose_each_connection, kind)()
 
 
 @simulated

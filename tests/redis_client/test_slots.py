@@ -330,6 +330,20 @@ async def test_expired_session_stays_indexed_while_its_key_may_be_on_another_nod
         assert cluster.clients[target].zscore(index, member) is None
 
 
+async def test_list_finds_a_slot_that_has_moved(cluster: RedisCluster) -> None:
+    """No check, which would have corrected the map, comes before a list for the backend."""
+    user = 2000
+    source = cluster.owner(slot_of(user))
+    target = next(port for port in cluster.servers if port != source)
+    async with open_store(cluster.url) as store:
+        sesion = await store.create(user, "laptop")
+        for old, new in (source, target), (target, source):
+            await asyncio.to_thread(cluster.move_slot, slot_of(user), old, new)
+            (listed,) = await store.sessions(user)
+            assert listed.ID_Sesion == sesion.ID_Sesion
+        assert await store.end_user(user) == 1
+
+
 async def test_node_that_is_added_serves_the_slot_that_is_moved_to_it(
     cluster: RedisCluster,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sesiones.redis_client import cluster, connection, single, subscription
+from sesiones.redis_client import cluster, connection, opening, single, subscription
 from sesiones.store import batching, checks, near_cache, runner, timings, tombstones
 from sesiones.tasks import background, retrieve_exception
 from tests.harness.virtual_loop import CLOCK, VirtualLoop
@@ -164,5 +164,5 @@ def _simulated(world: World) -> Iterator[None]:
             patch.setattr(module, "time", CLOCK)
         for module in single, cluster:
             patch.setattr(module, "ConnectionPool", pool)
-        patch.setattr(single, "_resolve", resolve)
+        patch.setattr(opening, "_resolve", resolve)
         yield

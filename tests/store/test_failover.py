@@ -247,6 +247,26 @@ async def test_replay_waits_while_writes_are_refused(own: "Redis") -> None:
         assert await other.find(live.Token_Sesion) is not None
 
 
+async def test_replay_goes_on_after_every_task_of_the_loop_was_cancelled(own: "Redis") -> None:
+    """A program may cancel all of its tasks and go on."""
+    others = asyncio.all_tasks()
+    async with stores_at(url_of(own), touch_seconds=0) as (node, other):
+        ended = await node.create(7, "laptop")
+        past = Past(own)
+        assert await node.end(ended.Token_Sesion, ended.Token_Sesion) == 1
+        past.bring_back()
+        own.config_set("min-replicas-to-write", 1)
+        past.disconnect()
+        await asyncio.sleep(0.1)
+        replaying = asyncio.all_tasks() - others
+        assert replaying
+        for task in replaying:
+            task.cancel()
+        await asyncio.sleep(0)
+        own.config_set("min-replicas-to-write", 0)
+        await goes(other, ended)
+
+
 async def test_aclose_leaves_no_task(own: "Redis") -> None:
     tasks = asyncio.all_tasks()
     node = open_store(url_of(own), timeout_seconds=5)

@@ -45,9 +45,11 @@ LOSSES = pytest.mark.parametrize("lost", LOST)
 
 
 @LOSSES
+@pytest.mark.parametrize("times", [1, 3])
 async def test_slide_ends_an_unindexed_session(
-    redis: Redis, store: SessionStore, caplog: pytest.LogCaptureFixture, lost: str
+    redis: Redis, store: SessionStore, caplog: pytest.LogCaptureFixture, lost: str, times: int
 ) -> None:
+    """``times``: how often one batch asks for the session."""
     caplog.set_level(logging.INFO)
     sesion = age(redis, await store.create(7, "d"), 100)
     others = [age(redis, await store.create(user, "d"), 100) for user in (NEIGHBOUR, 8)]
@@ -55,9 +57,9 @@ async def test_slide_ends_an_unindexed_session(
     LOST[lost](redis, sesion)
     before, stored = index(redis, 7), redis.dump(key)
     found = await asyncio.gather(
-        *(store.find(each.Token_Sesion) for each in (others[0], sesion, others[1]))
+        *(store.find(each.Token_Sesion) for each in (others[0], *[sesion] * times, others[1]))
     )
-    assert [seen and seen.ID_Usuario for seen in found] == [NEIGHBOUR, None, 8]
+    assert [seen and seen.ID_Usuario for seen in found] == [NEIGHBOUR, *[None] * times, 8]
     assert not redis.exists(key)
     assert index(redis, 7) == before
     name = tokens.fingerprint(sesion.Token_Sesion)

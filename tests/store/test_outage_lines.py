@@ -14,7 +14,9 @@ from redis import Redis
 from sesiones import tokens
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import SessionStore
+from tests.harness.fake_redis import serving
 from tests.harness.faults import hung
+from tests.harness.metrics import counted
 from tests.harness.ports import free_port
 from tests.harness.redis_server import RedisCluster, RedisServer
 from tests.harness.stores import open_store
@@ -83,6 +85,22 @@ async def test_server_that_never_answers_is_named_with_the_limit(
         url = f"redis://user:{PASSWORD}@127.0.0.1:{port}/0"
         line = await outage_line(caplog, open_store(url, timeout_seconds=0.2), ASKS["check"])
     assert re.search(rf"127\.0\.0\.1:{port}: no (answer|reply|connection) in 0\.\d+ s", line)
+
+
+@pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS)
+@pytest.mark.parametrize("reply", [b":1\r\n", b"*0\r\n"])
+async def test_malformed_reply_names_its_server(
+    caplog: pytest.LogCaptureFixture, ask: Ask, reply: bytes
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65536):
+            writer.write(reply)
+
+    async with serving(answer) as address:
+        store = open_store(f"redis://{address}")
+        line = await outage_line(caplog, store, ask)
+    assert line.endswith(f": {address}: a reply that no script of ours gives")
+    assert counted(store.metrics)["sesiones_redis_errors_total['refused']"] == 1
 
 
 async def test_refusal_names_the_server_that_refused(
