@@ -19,6 +19,7 @@ from sesiones.redis_client.connection import (
     Argument,
     OnReply,
     PipelinedConnection,
+    Sent,
     server_name,
     set_server,
 )
@@ -90,18 +91,18 @@ class Server:
         replicas: int = 0,
         safe_to_repeat: bool = False,
         on_reply: OnReply | None = None,
-        sent: "asyncio.Future[Any] | None" = None,
+        sent: Sent | None = None,
     ) -> Any:
         try:
             if sent is not None:
-                return await sent
+                return await sent.reply
             connection = await self._connected()
-            sent = connection.send(arguments, on_reply, safe_to_repeat=safe_to_repeat)
+            replied = connection.send(arguments, on_reply, safe_to_repeat=safe_to_repeat)
             if not replicas:
-                return await sent
+                return await replied
             confirmed = connection.confirmed(replicas)
             try:
-                reply, count = await sent, await confirmed
+                reply, count = await replied, await confirmed
             finally:
                 confirmed.cancel()
             if not isinstance(count, int) or count < replicas:
