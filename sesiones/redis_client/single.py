@@ -1,7 +1,6 @@
 """One server, and the master that Sentinel names."""
 
 import asyncio
-import contextlib
 import socket
 import time
 from collections import Counter
@@ -212,7 +211,7 @@ class Server:
 
     def open(self) -> None:
         """Open a connection in the background, unless there is one."""
-        if self._connection is None or not self._connection.usable:
+        if self.connection() is None:
             self._opening.start()
 
     def on_owner_change(self, listener: Listener) -> None:
@@ -251,8 +250,7 @@ async def _connect(pool: ConnectionPool) -> AbstractConnection:
     try:
         await opened.connect()  # type: ignore[no-untyped-call]
     except RedisTimeoutError as error:
-        seconds = opened.socket_connect_timeout
-        raise RedisTimeoutError(f"no connection in {seconds:g} s") from error
+        raise RedisTimeoutError(f"no connection in {opened.socket_connect_timeout:g} s") from error
     if opened._writer is None or opened._writer.transport.is_closing():
         raise RedisConnectionError("closed as soon as it was open")
     return opened
@@ -369,9 +367,8 @@ class SentinelMaster(Server):
         finally:
             cancel(asked)
         if not named:
-            raise RedisConnectionError(
-                f"no Sentinel names the master {self._name} ({'; '.join(sorted(reasons))})"
-            )
+            why = "; ".join(sorted(reasons))
+            raise RedisConnectionError(f"no Sentinel names the master {self._name} ({why})")
         return named.most_common(1)[0][0]
 
     async def _follow(self, connection: PipelinedConnection) -> None:
@@ -400,5 +397,4 @@ class SentinelMaster(Server):
         self._stop_following()
         await super().aclose()
         for sentinel in self._sentinels:
-            with contextlib.suppress(RedisError):
-                await sentinel.aclose()
+            await sentinel.aclose()
