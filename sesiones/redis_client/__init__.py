@@ -1,7 +1,6 @@
 """Commands on Redis, by URL: one server, the master that Sentinel names, or a Cluster. This layer
 knows no session."""
 
-import asyncio
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
@@ -11,7 +10,7 @@ from redis.backoff import NoBackoff
 
 from sesiones import redis_url
 from sesiones.redis_client.cluster import Cluster
-from sesiones.redis_client.connection import Argument, OnReply, PipelinedConnection
+from sesiones.redis_client.connection import Argument, OnReply, PipelinedConnection, Sent
 from sesiones.redis_client.single import Execute, Listener, SentinelMaster, Server
 from sesiones.redis_client.subscription import Lease, OnLease, OnMessage
 
@@ -37,7 +36,7 @@ class Commands(Protocol):
         replicas: int = 0,
         safe_to_repeat: bool = False,
         on_reply: OnReply | None = None,
-        sent: "asyncio.Future[Any] | None" = None,
+        sent: Sent | None = None,
     ) -> Any:
         """One command's reply. Raises redis.exceptions.RedisError or OSError; TypeError or
         UnicodeEncodeError for an argument that cannot be sent.
@@ -53,8 +52,8 @@ class Commands(Protocol):
         raises. It is called as soon as the reply has been read, before any later reply, and even if
         the caller was cancelled meanwhile or the replicas do not confirm.
 
-        ``sent``: the future of the same command, if it was sent on connection(): it is waited for
-        instead of sending the command first.
+        ``sent``: the same command, if it was sent on connection(): its reply is waited for instead
+        of sending the command first.
         """
 
     def connection(self, keys: Sequence[str]) -> PipelinedConnection | None:

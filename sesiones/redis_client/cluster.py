@@ -33,6 +33,7 @@ from sesiones.redis_client.connection import (
     Argument,
     OnReply,
     PipelinedConnection,
+    Sent,
     SilentError,
     described,
 )
@@ -149,13 +150,14 @@ class Cluster:
         replicas: int = 0,
         safe_to_repeat: bool = False,
         on_reply: OnReply | None = None,
-        sent: "asyncio.Future[Any] | None" = None,
+        sent: Sent | None = None,
     ) -> Any:
         slot = key_slot(keys[0].encode()) if keys else 0
         asking: Address | None = None  # where the last answer, an ASK, leads
         redirections = 0
         while True:
-            address = asking or await self._master(slot)
+            # What was sent concerns the node that it was sent to, wherever the slot is by now.
+            address = sent.connection.address if sent else asking or await self._master(slot)
             server = self._server(address)
             try:
                 if asking:

@@ -102,6 +102,13 @@ class _InFlight(NamedTuple):
     on_reply: OnReply | None
 
 
+class Sent(NamedTuple):
+    """A command that was sent."""
+
+    connection: "PipelinedConnection"
+    reply: "asyncio.Future[Any]"
+
+
 class PipelinedConnection(asyncio.Protocol):
     """One open connection, until it is lost. ``on_lost`` is called then.
 
@@ -120,7 +127,10 @@ class PipelinedConnection(asyncio.Protocol):
         self._writer = connection._writer  # kept: it closes the transport when collected
         connection._reader = connection._writer = None
         self.transport: asyncio.WriteTransport = self._writer.transport
-        self.address = getattr(connection, "host", None), getattr(connection, "port", None)
+        self.address: tuple[Any, Any] = (
+            getattr(connection, "host", None),
+            getattr(connection, "port", None),
+        )
         self.name = server_name(connection)
         self.on_lost: Callable[[], None] = lambda: None
         self.silent = False

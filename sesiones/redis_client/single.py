@@ -1,7 +1,6 @@
 """One server, and the master that Sentinel names."""
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
@@ -16,6 +15,7 @@ from sesiones.redis_client.connection import (
     Argument,
     OnReply,
     PipelinedConnection,
+    Sent,
     server_name,
     set_server,
 )
@@ -87,18 +87,18 @@ class Server:
         replicas: int = 0,
         safe_to_repeat: bool = False,
         on_reply: OnReply | None = None,
-        sent: "asyncio.Future[Any] | None" = None,
+        sent: Sent | None = None,
     ) -> Any:
         try:
             if sent is not None:
-                return await sent
+                return await sent.reply
             connection = await self._connected()
-            sent = connection.send(arguments, on_reply, safe_to_repeat=safe_to_repeat)
+            replied = connection.send(arguments, on_reply, safe_to_repeat=safe_to_repeat)
             if not replicas:
-                return await sent
+                return await replied
             confirmed = connection.confirmed(replicas)
             try:
-                reply, count = await sent, await confirmed
+                reply, count = await replied, await confirmed
             finally:
                 confirmed.cancel()
             if not isinstance(count, int) or count < replicas:
@@ -211,7 +211,7 @@ class Server:
 
     def open(self) -> None:
         """Open a connection in the background, unless there is one."""
-        if self._connection is None or not self._connection.usable:
+        if self.connection() is None:
             self._opening.start()
 
     def on_owner_change(self, listener: Listener) -> None:
@@ -340,9 +340,8 @@ class SentinelMaster(Server):
         finally:
             cancel(asked)
         if not named:
-            raise RedisConnectionError(
-                f"no Sentinel names the master {self._name} ({'; '.join(sorted(reasons))})"
-            )
+            why = "; ".join(sorted(reasons))
+            raise RedisConnectionError(f"no Sentinel names the master {self._name} ({why})")
         return named.most_common(1)[0][0]
 
     async def _follow(self, connection: PipelinedConnection) -> None:
@@ -382,5 +381,4 @@ class SentinelMaster(Server):
         self._stop_following()
         await super().aclose()
         for sentinel in self._sentinels:
-            with contextlib.suppress(RedisError):
-                await sentinel.aclose()
+            await sentinel.aclose()

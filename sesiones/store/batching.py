@@ -34,6 +34,8 @@ class _Call(Generic[Question, Answer]):
 
     batch: list[_Waiting[Question, Answer]]
     ticks_left: int
+    over: asyncio.Event | None = None
+    """What aclose() waits for."""
 
 
 def _due(waiting: _Waiting[Any, Any]) -> float:
@@ -51,8 +53,9 @@ class Batcher(Generic[Question, Answer]):
 
     An answer may be an exception. ``overdue()`` is the answer to a question that could not go out
     within ``timeout_seconds``. A callback that raises does not affect the others. ``observe`` is
-    told when the questions answered together were asked, and their answers. ``on_idle`` is called
-    once no question has been left for up to two ticks.
+    told when the questions answered together were asked, and their answers. ``on_sent`` and
+    ``on_over`` are called once for each call with the number of its questions, ``on_over`` also if
+    it is given up. ``on_idle`` is called once no question has been left for up to two ticks.
 
     A call that has no answer in twice the time is given up: its questions are overdue.
     """
@@ -66,19 +69,21 @@ class Batcher(Generic[Question, Answer]):
         in_flight_max: int,
         overdue: Callable[[], Exception],
         observe: Callable[[list[float], Sequence[Answer | Exception]], None],
+        on_sent: Callable[[int], None] = lambda _: None,
+        on_over: Callable[[int], None] = lambda _: None,
         on_idle: Callable[[], None] = lambda: None,
     ) -> None:
         self._ask = ask
         self._overdue = overdue
         self._observe = observe
+        self._on_sent = on_sent
+        self._on_over = on_over
         self._on_idle = on_idle
         self._batch_max = batch_max
         self._in_flight_max = in_flight_max
         self._timeout_seconds = timeout_seconds
         self._waiting: list[_Waiting[Question, Answer]] = []
         self._in_flight: set[_Call[Question, Answer]] = set()
-        self._none_in_flight: asyncio.Event | None = None
-        """What aclose() waits for."""
         self._scheduled = False
         self._ticking = False
         self._tick_due = 0.0
@@ -108,10 +113,11 @@ class Batcher(Generic[Question, Answer]):
             overdue, self._waiting = self._waiting[:late], self._waiting[late:]
             self._answer(overdue, [self._overdue()] * late)
         if not self._waiting or len(self._in_flight) >= self._in_flight_max:
-            return
+            return  # _tick() has scheduled this once more
         batch, self._waiting = self._waiting[: self._batch_max], self._waiting[self._batch_max :]
         call = _Call(batch, int(2 * self._timeout_seconds / TICK_SECONDS) + 2)
         self._in_flight.add(call)
+        self._on_sent(len(batch))
         deadline = max(_due(batch[0]), now + self._timeout_seconds / 2)
         self._ask(
             [question for question, *_ in batch], deadline, partial(self._answered, loop, call)
@@ -159,13 +165,14 @@ class Batcher(Generic[Question, Answer]):
         if call not in self._in_flight:
             return
         self._in_flight.remove(call)
+        self._on_over(len(call.batch))
         try:
             self._answer(call.batch, answers)
         finally:
             if self._waiting and not self._scheduled:
                 self._schedule(loop)
-            if not self._in_flight and self._none_in_flight is not None:
-                self._none_in_flight.set()
+            if call.over is not None:
+                call.over.set()
 
     def _answer(
         self, batch: list[_Waiting[Question, Answer]], answers: Sequence[Answer | Exception]
@@ -183,6 +190,7 @@ class Batcher(Generic[Question, Answer]):
         waiting, self._waiting = self._waiting, []
         if waiting:
             self._answer(waiting, [error] * len(waiting))
-        if self._in_flight:
-            self._none_in_flight = asyncio.Event()
-            await self._none_in_flight.wait()
+        for call in [*self._in_flight]:
+            if call in self._in_flight:
+                call.over = call.over or asyncio.Event()
+                await call.over.wait()

@@ -12,6 +12,7 @@ from sesiones.metrics import Metrics
 from sesiones.policy import SessionPolicy
 from sesiones.redis_client import Argument, Execute
 from sesiones.redis_client.cluster import SlotMovedError
+from sesiones.redis_client.connection import Sent
 from sesiones.sesion import Sesion, StoreUnavailable
 from sesiones.store.batching import Batcher
 from sesiones.store.events import SessionEvents
@@ -85,6 +86,8 @@ class CheckQueue:
                 in_flight_max=self._runner.main.in_flight_max,
                 overdue=lambda: StoreUnavailable("it has waited its whole time"),
                 observe=self._observe,
+                on_sent=self._metrics.batch_sent,
+                on_over=self._metrics.batch_over,
                 on_idle=partial(self._drop_batcher, node, slide),
             )
         return batcher
@@ -106,21 +109,16 @@ class CheckQueue:
     ) -> None:
         """Ask without a task, because that would cost as much as the rest of a lone check. A task
         goes on where the call cannot be sent at once, or fails."""
-        self._metrics.batch_sent(len(batch))
+        keys = [self._keys.session(token) for token in batch]
+        read = self._cache.begin(batch, keys) if self._cache is not None else None
 
-        def go_on(sent: asyncio.Future[Any] | None) -> None:
-            task = background(self._slide_or_peek(slide, batch, deadline, sent))
-            task.add_done_callback(finish)
-
-        def finish(task: asyncio.Task[Answers]) -> None:
-            self._metrics.batch_over(len(batch))
-            answered(_answers_of(task, len(batch)))
+        def go_on(sent: Sent | None) -> None:
+            task = background(self._slide_or_peek(slide, batch, deadline, sent, read))
+            task.add_done_callback(lambda done: answered(_answers_of(done, len(batch))))
 
         if time.monotonic() < self._writes_silent_until:
             go_on(None)
             return
-        keys = [self._keys.session(token) for token in batch]
-        read = self._cache.begin(batch, keys) if self._cache is not None else None
         call = None
 
         def on_reply(replies: Any) -> Any:
@@ -128,7 +126,6 @@ class CheckQueue:
             if call is not None and call.fell_back:
                 return replies
             answers = self._active(batch, self._slid(batch, keys, replies, read))
-            self._metrics.batch_over(len(batch))
             answered(answers)
             return None
 
@@ -148,12 +145,17 @@ class CheckQueue:
         slide: bool,
         batch: list[str],
         deadline: float,
-        sent: asyncio.Future[Any] | None = None,
+        sent: Sent | None = None,
+        read: Read | None = None,
     ) -> Answers:
-        """``sent``: see ScriptRunner.run()."""
-        if time.monotonic() >= self._writes_silent_until:
+        """``sent``: see ScriptRunner.run(). ``read``: what NearCache.begin() returned before it."""
+        # A call that was sent is followed up even while writes are silent: its error may say that a
+        # slot has moved, or that a master was demoted.
+        if sent is not None or time.monotonic() >= self._writes_silent_until:
             try:
-                sesiones = await self._fetch(CHECK, batch, deadline, slide=slide, sent=sent)
+                sesiones = await self._fetch(
+                    CHECK, batch, deadline, slide=slide, sent=sent, read=read
+                )
                 return self._active(batch, sesiones)
             except SlotMovedError:
                 return await self._find_while_slots_move(slide, batch, deadline)
@@ -202,7 +204,8 @@ class CheckQueue:
         *,
         slide: bool = False,
         on_master: bool = False,
-        sent: asyncio.Future[Any] | None = None,
+        sent: Sent | None = None,
+        read: Read | None = None,
     ) -> list[Sesion | None]:
         """The sessions, active or not."""
         keys = [self._keys.session(token) for token in batch]
@@ -211,10 +214,9 @@ class CheckQueue:
             self._record_ended(keys, replies)
             return replies
 
-        # A degraded read may come from another connection than the lease is for. What was sent was
-        # sent before this.
-        cache = self._cache if script is CHECK and sent is None else None
-        read = cache.begin(batch, keys) if cache is not None else None
+        # A degraded read may come from another connection than the lease is for.
+        if read is None and script is CHECK and self._cache is not None:
+            read = self._cache.begin(batch, keys)
         commands = self._runner.main
         execute: Execute = commands.execute
         if on_master:

@@ -16,7 +16,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from sesiones.metrics import REDIS_ERRORS, Metrics
 from sesiones.redis_client import Argument, Commands, Execute, OnReply
 from sesiones.redis_client.cluster import SlotMovedError
-from sesiones.redis_client.connection import SilentError, described
+from sesiones.redis_client.connection import Sent, SilentError, described
 from sesiones.redis_client.single import UnconfirmedError
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import scripts
@@ -138,7 +138,7 @@ class ScriptRunner:
         deadline: float | None = None,
         on_reply: OnReply | None = None,
         actor: str = "",
-        sent: "asyncio.Future[Any] | None" = None,
+        sent: Sent | None = None,
     ) -> Any:
         """The script's reply, or what ``on_reply`` makes of it, by the deadline in the loop's time,
         or within ``timeout_seconds``. A second try follows at once, because Redis may have closed
@@ -149,7 +149,7 @@ class ScriptRunner:
         when the server has sent nothing for half of the time. Every other script waits until the
         keys are on one node, and uses all of its time.
 
-        ``sent``: the future of the first try, if send() has made that.
+        ``sent``: the first try, if send() has made that.
         """
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + self.timeout_seconds
@@ -185,12 +185,12 @@ class ScriptRunner:
         *arguments: Argument,
         deadline: float,
         on_reply: OnReply,
-        fall_back: Callable[["asyncio.Future[Any]"], object],
+        fall_back: Callable[[Sent], object],
     ) -> FallbackFuture | None:
         """The first try of run() for a script that is safe to repeat, without a task. When it
-        fails, or has no reply by the deadline, ``fall_back`` is called with the future, for run()
-        to go on. Returns None where run() would have to find the node or to open a connection
-        first: nothing was sent then."""
+        fails, or has no reply by the deadline, ``fall_back`` is called with what run() takes as
+        ``sent``, to go on. Returns None where run() would have to find the node or to open a
+        connection first: nothing was sent then."""
         connection = self.main.connection(keys)
         if connection is None:
             return None
@@ -199,12 +199,13 @@ class ScriptRunner:
 
         def on_tagged_reply(reply: Any) -> Any:
             own = untagged(tag, reply)
-            self._metrics.redis_replied(time.monotonic() - begun)
-            if self._outages.redis.failing:
-                self._outages.redis.succeeded()
+            if not future.done():  # else run() has given it up
+                self._metrics.redis_replied(time.monotonic() - begun)
+                if self._outages.redis.failing:
+                    self._outages.redis.succeeded()
             return on_reply(own)
 
-        future = FallbackFuture(deadline, fall_back)
+        future = FallbackFuture(deadline, lambda reply: fall_back(Sent(connection, reply)))
         connection.send(words, on_tagged_reply, safe_to_repeat=True, future=future)
         return future
 
@@ -213,7 +214,7 @@ class ScriptRunner:
         script: Script,
         evaluate: Callable[..., Awaitable[Any]],
         tries: int,
-        sent: "asyncio.Future[Any] | None",
+        sent: Sent | None,
     ) -> Any:
         """A call whose keys are being moved has not been carried out, and does not count as a
         try."""
@@ -222,7 +223,7 @@ class ScriptRunner:
             first, sent = sent, None
             try:
                 reply = await evaluate(sent=first)
-                if first is None:  # send() counts the reply that it has asked for
+                if first is None or first.reply.exception():  # else send() has counted it
                     self._metrics.redis_replied(time.monotonic() - begun)
                 return reply
             except SlotMovedError:

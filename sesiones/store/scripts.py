@@ -5,7 +5,6 @@ another user's session. Therefore each call sends a tag of its own as its last a
 script returns it beside its reply. A reply with another tag is never used.
 """
 
-import asyncio
 import hashlib
 import itertools
 import re
@@ -15,6 +14,7 @@ from typing import Any
 from redis.exceptions import NoScriptError, RedisError
 
 from sesiones.redis_client import Argument, Execute, OnReply
+from sesiones.redis_client.connection import Sent
 
 _tags = itertools.count(1)
 
@@ -123,8 +123,8 @@ SERVICE_SCRIPTS = (
 def command(
     script: Script, keys: list[str], arguments: tuple[Argument, ...], why_seconds: int, actor: str
 ) -> tuple[bytes, tuple[Argument, ...]]:
-    """The command that runs the script, and its tag. No two calls of this process, on any
-    connection, have the same. ``why_seconds`` and ``actor`` are `keep` and `actor` of
+    """A tag, and the command that runs the script with it. No two commands of this process have the
+    same tag, on any connection. ``why_seconds`` and ``actor`` are `keep` and `actor` of
     lua/session.lua."""
     tag = b"%d" % next(_tags)
     named = ("EVAL", script.source) if script.read_only else ("EVALSHA", script.sha)
@@ -141,7 +141,7 @@ async def evaluate(
     why_seconds: int = 0,
     actor: str = "",
     on_reply: OnReply | None = None,
-    sent: "asyncio.Future[Any] | None" = None,
+    sent: Sent | None = None,
 ) -> Any:
     """Run the script once. Return its reply, or what ``on_reply`` makes of it; see
     Commands.execute(), also for ``sent``. Raises what ``execute`` and ``on_reply`` raise,

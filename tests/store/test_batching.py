@@ -2,6 +2,7 @@
 that no caller harms another."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -58,6 +59,20 @@ class Asked:
         """Let the event loop do what it can without waiting for a timer."""
         for _ in range(10):
             await asyncio.sleep(0)
+
+
+def batcher_on(
+    ask: Callable[[list[int], float, Answered[int]], object], **options: Any
+) -> Batcher[int, int]:
+    return Batcher(
+        ask,
+        1.0,
+        batch_max=1,
+        in_flight_max=2,
+        overdue=lambda: OVERDUE,
+        observe=lambda *_: None,
+        **options,
+    )
 
 
 def fail(_: object) -> None:
@@ -205,14 +220,7 @@ async def test_callback_that_raises_harms_no_other(caplog: pytest.LogCaptureFixt
 async def test_second_answer_to_a_call_has_no_effect() -> None:
     answered: list[Answered[int]] = []
     answers: list[object] = []
-    batcher: Batcher[int, int] = Batcher(
-        lambda questions, deadline, answer: answered.append(answer),
-        1.0,
-        batch_max=10,
-        in_flight_max=1,
-        overdue=lambda: OVERDUE,
-        observe=lambda *_: None,
-    )
+    batcher = batcher_on(lambda _, __, answer: answered.append(answer))
     batcher.submit(1, answers.append)
     await asyncio.sleep(0.01)
     batcher.submit(2, answers.append)
@@ -238,3 +246,71 @@ async def test_aclose_answers_what_waits_and_waits_for_calls_in_flight() -> None
     asked.open.set()
     await closing
     assert asked.answers == [OVERDUE, 1, 2]
+
+
+@virtual
+async def test_calls_closed_twice_at_once_are_waited_for_twice() -> None:
+    asked = Asked()
+    asked.submit(1)
+    await asked.settle()
+    closing = [asyncio.create_task(asked.batcher.aclose(OVERDUE)) for _ in range(2)]
+    await asked.settle()
+    asked.open.set()
+    async with asyncio.timeout(1):
+        await asyncio.gather(*closing)
+    assert asked.answers == [1]
+
+
+@virtual
+async def test_aclose_waits_for_no_question_that_comes_after_it() -> None:
+    """Callers may ask again for as long as they get no answer, so that one is always in flight."""
+    loop = asyncio.get_running_loop()
+    batcher = batcher_on(lambda _, __, answered: loop.call_later(0.2, answered, [0]))
+
+    def ask_again(_: object) -> None:
+        batcher.submit(0, ask_again)
+
+    batcher.submit(0, ask_again)
+    await asyncio.sleep(0.1)
+    batcher.submit(0, ask_again)
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(0.3):
+        await batcher.aclose(OVERDUE)
+
+
+@virtual
+async def test_no_more_calls_are_in_flight_than_may_be() -> None:
+    """The questions come in the turn of the event loop in which it looks for a pause."""
+    asked = Asked(batch_max=1, in_flight_max=2)
+    loop = asyncio.get_running_loop()
+    asked.submit(0)
+    loop.call_at(loop.time() + batching.TICK_SECONDS - 5e-10, asked.submit, 1, 2, 3)
+    await asyncio.sleep(1.5 * batching.TICK_SECONDS)
+    assert asked.batches == [[0], [1]]
+
+
+@virtual
+async def test_each_call_begins_and_ends_once_whatever_becomes_of_it() -> None:
+    sizes: list[int] = []
+    answered: list[Answered[int]] = []
+    answers: list[object] = []
+    batcher = batcher_on(
+        lambda _, __, answer: answered.append(answer),
+        on_sent=sizes.append,
+        on_over=lambda size: sizes.append(-size),
+    )
+
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    batcher.submit(1, interrupt)
+    batcher.submit(2, answers.append)
+    await asyncio.sleep(0.01)
+    assert sizes == [1, 1]
+    with pytest.raises(KeyboardInterrupt):
+        answered[0]([10])
+    answered[0]([10])
+    await asyncio.sleep(3)  # the second call is given up
+    answered[1]([20])
+    assert sizes == [1, 1, -1, -1]
+    assert answers == [OVERDUE]
