@@ -67,7 +67,8 @@ def now(redis: Redis) -> int:
 
 
 def keys(redis: Redis) -> list[str]:
-    return [key.decode() for key in redis.scan_iter() if isinstance(key, bytes)]
+    # A set, because SCAN may return a key twice while Redis resizes its table of keys.
+    return sorted({key.decode() for key in redis.scan_iter() if isinstance(key, bytes)})
 
 
 def state(redis: Redis) -> dict[str, Any]:
