@@ -426,6 +426,7 @@ async def test_client_that_does_not_read_is_cut(
                     await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 async def test_client_that_reads_while_the_event_loop_is_held_up_is_not_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -72,6 +72,7 @@ def check_index(cluster: RedisCluster, user: int) -> None:
     assert sorted(members) == sorted(key.rsplit(":", 1)[1] for key in sessions)
 
 
+@pytest.mark.slow
 async def test_slots_that_move_under_load_cost_no_answer(cluster: RedisCluster) -> None:
     """Users use their sessions while their slots move from node to node, key by key. Each knows
     what it has done; nothing fails, and nothing is answered wrongly."""
