@@ -18,7 +18,7 @@ from sesiones.redis_client.subscription import Lease
 from sesiones.sesion import StoreUnavailable
 from sesiones.store import SessionStore, batching, checks, near_cache, runner
 from tests.harness.fake_redis import TIMEOUT_SECONDS, FakeServer, Network
-from tests.harness.virtual_loop import CLOCK, run
+from tests.harness.virtual_loop import CLOCK, virtual
 
 USERS = range(1, 5)
 TOKENS = {user: tokens.make(user) for user in USERS}
@@ -121,12 +121,5 @@ def on_scene(
             await scene.store.aclose()
             await asyncio.sleep(0)
 
-    def run_test() -> None:
-        run(work)
-
-    run_test.__name__, run_test.__doc__, run_test.__module__ = (
-        test.__name__,
-        test.__doc__,
-        test.__module__,
-    )
-    return run_test
+    work.__name__, work.__doc__, work.__module__ = test.__name__, test.__doc__, test.__module__
+    return virtual(work)
